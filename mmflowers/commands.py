@@ -1,0 +1,106 @@
+"""The manners all commands share: errors, exit codes, signals, progress. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from mmflowers.errors import InputError, Problem
+
+EXIT_BUG, EXIT_BAD_INPUT = 1, 2
+
+T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that keeps the description's line breaks and complains in the house's one-line form."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        _say(Problem(message, f"{self.prog} --help"))
+        sys.exit(EXIT_BAD_INPUT)
+
+
+class Stopped(BaseException):
+    """A signal asked the command to stop. Not an Exception, so that ``except Exception`` lets it through."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+
+
+def run(main: Callable[[], object]) -> NoReturn:
+    """Run a command's ``main`` and leave the process as every command of this project does.
+
+    Exit codes: 0 done, 1 a bug (with its traceback), 2 bad input (``error: what · hint: what to do``, one line for
+    each problem), 130 and 143 after SIGINT and SIGTERM.
+    """
+
+    def stop(signum: int, frame: object) -> NoReturn:
+        raise Stopped(signum)
+
+    signal.signal(signal.SIGTERM, stop)
+    code = 0
+    try:
+        main()
+    except InputError as error:
+        for problem in error.problems:
+            _say(problem)
+        code = EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+        print("stopped", file=sys.stderr)
+    except Stopped as stopped:
+        code = 128 + stopped.signum
+        print("stopped", file=sys.stderr)
+    except BrokenPipeError:  # `… | head` went away: nobody is left to read what we would say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception:
+        traceback.print_exc()
+        code = EXIT_BUG
+    sys.exit(code)
+
+
+def progress(items: Iterable[T], *, total: int, what: str, every_seconds: float = 10.0) -> Iterator[T]:
+    """Yield ``items`` and show on stderr how far it is: a bar on a terminal, a plain line now and then in a log."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, total=total, desc=what, unit="", dynamic_ncols=True, leave=False)
+        return
+    last = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        if time.monotonic() - last >= every_seconds:
+            last = time.monotonic()
+            print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
+
+
+def existing_folder(text: str) -> Path:
+    """An argparse type: a folder that must be there."""
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a folder")
+    return path
+
+
+def existing_file(text: str) -> Path:
+    """An argparse type: a file that must be there."""
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text} is not a file")
+    return path
+
+
+def _say(problem: Problem) -> None:
+    print(f"error: {problem}", file=sys.stderr)

@@ -1,0 +1,39 @@
+"""What goes wrong because of what came in: said in one line each, all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with the input, and what the user can do about it."""
+
+    what: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what} · hint: {self.hint}" if self.hint else self.what
+
+
+class InputError(Exception):
+    """Bad input, as opposed to a bug: a command prints every problem in one line each and exits with 2.
+
+    Args:
+        what: What is wrong and where, without a trailing full stop.
+        hint: What to do about it.
+        problems: Instead of ``what`` and ``hint``: several problems found together.
+    """
+
+    def __init__(self, what: str = "", hint: str = "", *, problems: Iterable[Problem] = ()) -> None:
+        self.problems = [*([Problem(what, hint)] if what else []), *problems]
+        if not self.problems:
+            raise ValueError("an InputError needs at least one problem")
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def __reduce__(self):  # exceptions with keyword-only arguments do not travel between processes by themselves
+        return (_rebuild, (self.problems,))
+
+
+def _rebuild(problems: list[Problem]) -> InputError:
+    return InputError(problems=problems)

@@ -1,0 +1,1 @@
+"""Photos → dataset folder: sources → inspection → duplicates → splitting → writing. Never imports torch."""
