@@ -1,0 +1,1 @@
+"""Dataset folder → samples. ``folder`` reads one without torch; ``flowers`` is the dataset MMEngine builds."""

@@ -1,0 +1,159 @@
+"""Reads a dataset folder as ``tools/prepare_flowers.py`` writes it, and says everything that is wrong with it at once.
+
+No torch here: the plain PyTorch exercise, the commands and the checks share this reader.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from mmflowers.errors import InputError, Problem
+
+MANY = 3  # of one kind of problem so many are named, the rest is counted
+
+PREPARE = "python tools/prepare_flowers.py writes a dataset folder"
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetFolder:
+    """A dataset folder that was found to be in order.
+
+    Attributes:
+        root: The folder.
+        classes: Names in the order of their labels.
+        samples: For each split the ``(path, label)`` pairs in the order of its list; paths are POSIX, relative to root.
+    """
+
+    root: Path
+    classes: list[str]
+    samples: dict[str, list[tuple[str, int]]]
+
+
+def read_dataset_folder(data_root: str | Path, splits: Sequence[str] = ("train", "val")) -> DatasetFolder:
+    """Read ``classes.txt`` and the lists of ``splits``, and check them against each other and the files.
+
+    Raises:
+        InputError: With every problem found: no folder, no list, malformed lines, labels outside of the classes or
+            against the class folder, missing files, absolute paths, a photo listed twice or in two splits.
+    """
+    root = Path(data_root)
+    if not root.is_dir():
+        raise InputError(f"no dataset folder at {root}", PREPARE)
+    missing = [name for name in ("classes.txt", *(f"{split}.txt" for split in splits)) if not (root / name).is_file()]
+    if missing:
+        raise InputError(f"{root} has no {', '.join(missing)}", PREPARE)
+
+    problems: list[Problem] = []
+    classes = _read_classes(root, problems)
+    samples = {split: _read_list(root, split, classes, problems) for split in splits}
+    _check_overlap(root, samples, problems)
+    if problems:
+        raise InputError(problems=problems)
+    return DatasetFolder(root, classes, samples)
+
+
+def _lines(path: Path, problems: list[Problem]) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (UnicodeDecodeError, OSError) as error:
+        problems.append(Problem(f"{path} can't be read: {error}", "lists are UTF-8 text"))
+        return []
+
+
+def _read_classes(root: Path, problems: list[Problem]) -> list[str]:
+    path = root / "classes.txt"
+    classes = [line.strip() for line in _lines(path, problems)]
+    while classes and not classes[-1]:
+        classes.pop()
+    if not classes:
+        problems.append(Problem(f"{path} names no class", "one name a line, line number = label, from 0"))
+    blank = [number for number, name in enumerate(classes, 1) if not name]
+    if blank:
+        problems.append(Problem(f"{path} has empty lines: {_some(blank)}", "one name a line, line number = label"))
+    twice = [name for name, count in Counter(filter(None, classes)).items() if count > 1]
+    if twice:
+        problems.append(Problem(f"{path} names a class twice: {_some(twice)}", "every class once"))
+    return classes
+
+
+def _read_list(root: Path, split: str, classes: list[str], problems: list[Problem]) -> list[tuple[str, int]]:
+    path = root / f"{split}.txt"
+    samples: list[tuple[str, int]] = []
+    malformed, absolute, labels, gone, strangers = [], [], [], [], []
+    for number, line in enumerate(_lines(path, problems), 1):
+        if not line.strip():
+            continue
+        name, _, label = line.strip().rpartition(" ")
+        if not name or not label.isdecimal():
+            malformed.append(f"line {number}")
+        elif name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts or name[1:3] == ":/":
+            absolute.append(f"line {number}: {name}")
+        elif int(label) >= len(classes):
+            labels.append(f"line {number}: {label}")
+        else:
+            samples.append((name, int(label)))
+    on_disk = _files_below({(root / name).parent for name, _ in samples})
+    for name, label in samples:
+        folder = PurePosixPath(name).parent.name
+        if os.fspath(root / name) not in on_disk:
+            gone.append(name)
+        elif folder in classes and folder != classes[label]:
+            strangers.append(f"{name} has label {label} ({classes[label]})")
+
+    form = f"a line is `{split}/daisy/x.jpg 0`: path relative to the folder, with forward slashes, and label"
+    for found, what, hint in (
+        (malformed, "malformed lines", form),
+        (absolute, "paths that are absolute, leave the folder or have backslashes", form),
+        (labels, f"labels outside of the {len(classes)} classes", "labels count from 0 as classes.txt does"),
+        (gone, "files that are not there", PREPARE),
+        (strangers, "labels against the class folder", "is classes.txt in the order the labels were made with?"),
+    ):
+        if found:
+            problems.append(Problem(f"{path}: {len(found)} {what} ({_some(found)})", hint))
+    if not samples and not (malformed or absolute or labels):
+        problems.append(Problem(f"{path} lists no photo", PREPARE))
+    missing = sorted(set(range(len(classes))) - {label for _, label in samples})
+    if samples and missing and not problems:
+        names = [classes[label] for label in missing]
+        problems.append(Problem(f"{path} has no photo of {_some(names)}", "every class needs photos in every split"))
+    return samples
+
+
+def _files_below(folders: set[Path]) -> set[str]:
+    """Every entry of ``folders`` as a path; a listing a folder is far cheaper than a stat a photo."""
+    found: set[str] = set()
+    for folder in folders:
+        try:
+            with os.scandir(folder) as entries:
+                found.update(entry.path for entry in entries)
+        except OSError:
+            continue
+    return found
+
+
+def _check_overlap(root: Path, samples: dict[str, list[tuple[str, int]]], problems: list[Problem]) -> None:
+    """A photo twice in one list counts twice; the same file (or the same name, moved) in two splits is a leak."""
+    seen: dict[str, str] = {}
+    for split, pairs in samples.items():
+        counts = Counter(name for name, _ in pairs)
+        twice = [name for name, count in counts.items() if count > 1]
+        if twice:
+            problems.append(Problem(f"{root / f'{split}.txt'} lists {_some(twice)} twice", "every photo once"))
+        shared = []
+        for name in counts:
+            # train/daisy/x.jpg and val/daisy/x.jpg are one photo: a splitter that ran twice leaves such pairs.
+            identity = name.removeprefix(f"{split}/")
+            if seen.setdefault(identity, split) != split:
+                shared.append(f"{identity} in {seen[identity]} and {split}")
+        if shared:
+            what = f"{root}: {len(shared)} photos are in two splits ({_some(shared)})"
+            problems.append(Problem(what, "a leak: prepare the dataset folder again"))
+
+
+def _some(items: Sequence[object]) -> str:
+    named = ", ".join(str(item) for item in items[:MANY])
+    return named + (f" and {len(items) - MANY} more" if len(items) > MANY else "")
