@@ -56,7 +56,10 @@ class Record(SourceFile):
         verdict: "kept" (bytes as they are), "converted" (written anew as plain upright RGB) or "dropped".
         reason: Why it isn't simply kept; several reasons are joined by "; ".
         duplicate_of: The path of the record that stands for it, where it is a copy.
-        phash: 64-bit perceptual hash, None where there is no image.
+        phash: 64-bit perceptual hash, None where there is no image or the image is flat (one colour has no hash).
+        thumbnail: 16 × 16 grey values (256 bytes, row by row) that confirm what ``phash`` suggests; empty without one.
+        extension: Of the file in the dataset, with its dot; the source's own unless that says another format.
+        written_sha256: Hex digest of the file in the dataset: ``sha256`` itself where the bytes are kept.
         group: Identity of its duplicate group, None where it has no copy and no near pair.
         target: Its path in the dataset folder, ``train/daisy/x.jpg``; None where it is dropped.
     """
@@ -69,5 +72,8 @@ class Record(SourceFile):
     reason: str = ""
     duplicate_of: str = ""
     phash: int | None = None
+    thumbnail: bytes = b""
+    extension: str = ""
+    written_sha256: str = ""
     group: int | None = None
     target: str | None = None
