@@ -1,0 +1,400 @@
+"""Exercise 2: fine-tune a ResNet-18 on a folder of flowers, in plain PyTorch and torchvision.
+
+    python tools/train_torch.py                        # the whole exercise: 25 epochs on flower_dataset/
+    python tools/train_torch.py --resume               # go on after an interruption
+    python tools/train_torch.py --amp --batch-size 64  # bfloat16 and a larger batch: faster, not the exercise's recipe
+
+Read it from top to bottom: constants, command line, transforms, data, model, one epoch, files, checks, training.
+The dataset folder and its split are those of Exercise 1 (tools/prepare_flowers.py), so the accuracies compare.
+
+The work dir gets best_model.pth (the state_dict of the epoch with the best validation accuracy) and classes.txt beside
+it, history.txt and history.csv (a row an epoch, accuracies in percent), last.pth (what --resume needs). On the CPU a
+resumed run ends with the same bits as one never interrupted, given the same number of workers and of threads.
+A work dir that holds a run already is left alone unless --resume or --force is given.
+"""
+# ruff: noqa: E402  torch is imported below the command line, so that --help and a mistyped flag are answered at once
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import hashlib
+import io
+import math
+import os
+import random
+import socket
+import sys
+import time
+from functools import partial
+from http.client import HTTPException
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+from mmflowers.commands import Parser, progress, run
+from mmflowers.datasets.folder import DatasetFolder, read_dataset_folder
+from mmflowers.errors import InputError, Problem
+
+# The recipe
+EPOCHS = 25
+BATCH_SIZE = 32
+LEARNING_RATE = 0.001
+MOMENTUM = 0.9
+STEP_EPOCHS, STEP_FACTOR = 7, 0.1  # the learning rate falls tenfold after 7, 14 and 21 epochs
+
+# The images
+CROP, RESIZE = 224, 256  # pixels: what the network sees; the shorter side before validation's centre crop
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB in 0..1, as the pretrained layers expect
+JITTER = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.02}  # little hue: colour tells flowers apart
+ROTATION = 15  # degrees, either way
+AFFINE = {
+    "degrees": 0,
+    "translate": (0.1, 0.1),
+    "scale": (0.9, 1.1),
+    "shear": 5,
+}  # shares of the side; shear in degrees
+
+WEIGHTS = "resnet18-f37072fd.pth"  # torchvision's ResNet18_Weights.IMAGENET1K_V1
+NETWORK_TIMEOUT = 20  # seconds of silence
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("flower_dataset"), metavar="DIR", help="dataset folder")
+    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/torch_resnet18"), metavar="DIR")
+    weights_help = "local file with torchvision's key names; none = from scratch (default: download torchvision's)"
+    parser.add_argument("--weights", metavar="FILE|none", help=weights_help)
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"default {EPOCHS}")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"default {BATCH_SIZE}")
+    parser.add_argument("--lr", type=float, default=LEARNING_RATE, help=f"default {LEARNING_RATE}")
+    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast and channels-last memory")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that load photos")
+    parser.add_argument(
+        "--start-method", choices=("default", "spawn", "fork"), default="default", help="of the workers"
+    )
+    rerun = parser.add_mutually_exclusive_group()
+    rerun.add_argument("--resume", action="store_true", help="go on from last.pth of the work dir")
+    rerun.add_argument("--force", action="store_true", help="replace the run that the work dir holds")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments()
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import models
+from torchvision import transforms as T
+
+# ---------------------------------------------------------------------------------------------------- transforms
+
+SMOOTH = T.InterpolationMode.BILINEAR
+TRAIN_TRANSFORMS = [
+    T.RandomResizedCrop(CROP),
+    T.RandomHorizontalFlip(),
+    T.ColorJitter(**JITTER),
+    T.RandomRotation(ROTATION, interpolation=SMOOTH),
+    T.RandomAffine(**AFFINE, interpolation=SMOOTH),
+    T.ToTensor(),
+    T.Normalize(MEAN, STD),
+]
+VAL_TRANSFORMS = [T.Resize(RESIZE), T.CenterCrop(CROP), T.ToTensor(), T.Normalize(MEAN, STD)]
+
+# ---------------------------------------------------------------------------------------------------------- data
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode a photo as RGB; raises InputError where it can't be decoded to its last pixel."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error …
+        raise InputError(
+            f"{path} can't be decoded: {error}", "tools/prepare_flowers.py leaves such files out"
+        ) from None
+
+
+class Flowers(Dataset):
+    """The photos of one list of the dataset folder: (3 x 224 x 224 float32 tensor, label) pairs."""
+
+    def __init__(self, root: Path, samples: list[tuple[str, int]], steps: list) -> None:
+        self.root, self.samples, self.transform = root, samples, T.Compose(steps)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        name, label = self.samples[index]
+        return self.transform(read_image(self.root / name)), label
+
+
+def seed_everything(seed: int) -> None:
+    """Seed this process; a DataLoader draws its order, and the seeds of its workers' three generators, from torch's."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+# --------------------------------------------------------------------------------------------------------- model
+
+
+def load(path: Path) -> dict:
+    """Load a dict that torch.save wrote. Only tensors and plain values: a full pickle could run any command."""
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # UnpicklingError, RuntimeError, EOFError, OSError: each kind of damage has its own
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{path} can't be loaded safely: {reason}", "a .pth file of plain tensors is needed") from None
+
+
+def imagenet_weights() -> dict:
+    """Return torchvision's own weights: from its cache, else downloaded into it and verified."""
+    path = Path(torch.hub.get_dir(), "checkpoints", WEIGHTS)
+    if path.is_file():
+        return load(path)
+    print(f"downloading {WEIGHTS} (45 MB) to {path.parent}", file=sys.stderr)
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)
+    try:
+        enum = models.ResNet18_Weights.IMAGENET1K_V1
+        return enum.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+    except (OSError, HTTPException, RuntimeError) as error:  # no answer, broken off, wrong hash
+        hint = f"put {WEIGHTS} into {path.parent}, or name a copy with --weights FILE (--weights none: from scratch)"
+        raise InputError(f"{WEIGHTS} can't be downloaded: {error}", hint) from None
+    finally:
+        socket.setdefaulttimeout(None)
+
+
+def resnet18(weights: str | None) -> nn.Module:
+    """Build ImageNet's ResNet-18 with torchvision's weights (None), untrained ("none"), or with those of a file.
+
+    Raises:
+        InputError: Where they aren't a ResNet-18 in torchvision's key names, each difference named.
+    """
+    model = models.resnet18()
+    if weights == "none":
+        return model
+    state_dict = load(Path(weights).expanduser()) if weights else imagenet_weights()
+
+    def shapes(tensors: dict) -> dict:  # of what has to match: not the last layer, nor the counters that old files lack
+        named = {str(name): tuple(getattr(tensor, "shape", ["no tensor"])) for name, tensor in tensors.items()}
+        return {n: shape for n, shape in named.items() if not n.startswith("fc.") and "num_batches_tracked" not in n}
+
+    given, needed = shapes(state_dict), shapes(model.state_dict())
+    wrong = [f"{name} is missing" for name in needed.keys() - given.keys()]
+    wrong += [f"{name} is not expected" for name in given.keys() - needed.keys()]
+    both = given.keys() & needed.keys()
+    wrong += [f"{name} is {given[name]}, not {needed[name]}" for name in both if given[name] != needed[name]]
+    if wrong:
+        what = f"{weights or WEIGHTS} is no ResNet-18 in torchvision's key names: {', '.join(sorted(wrong))}"
+        raise InputError(what, f"{WEIGHTS} is one")
+    model.load_state_dict({name: state_dict[name] for name in given}, strict=False)
+    return model
+
+
+# ----------------------------------------------------------------------------------------------------- one epoch
+
+criterion = nn.CrossEntropyLoss()  # the mean over a batch
+
+
+def one_epoch(model: nn.Module, loader: DataLoader, optimizer, device, amp: bool, what: str) -> tuple[float, int]:
+    """Go through all photos once, learning from them if there is an optimizer.
+
+    Returns:
+        The mean loss of a photo and the number of photos told right.
+    """
+    training = optimizer is not None
+    model.train(training)  # in training BatchNorm uses the batch's statistics, in evaluation those it has gathered
+    layout = torch.channels_last if amp else torch.preserve_format
+    loss_sum, correct = 0.0, 0
+    for images, labels in progress(loader, total=len(loader), what=what):
+        images = images.to(device, non_blocking=True, memory_format=layout)
+        labels = labels.to(device, non_blocking=True)
+        with torch.set_grad_enabled(training):
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                outputs = model(images)
+                loss = criterion(outputs, labels)
+            if training:
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise InputError(f"{what}: the loss became {value}", "try a smaller --lr; this epoch is not saved")
+        loss_sum += value * len(labels)  # weighted, as the last batch is smaller
+        correct += (outputs.argmax(1) == labels).sum().item()
+    return loss_sum / len(loader.dataset), correct
+
+
+# --------------------------------------------------------------------------------------------------------- files
+
+
+def write(path: Path, content: str | dict) -> None:
+    """Put text, or a dict of tensors, into a file in such a way that at any moment the old or the new one is whole."""
+    buffer = io.BytesIO(content.encode() if isinstance(content, str) else b"")
+    if not isinstance(content, str):
+        torch.save(content, buffer)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(buffer.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        hint = "make room or name another --work-dir; --resume goes on after the last whole epoch"
+        raise InputError(f"{path} can't be written: {error.strerror}", hint) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_history(work_dir: Path, history: list[dict], best: str) -> None:
+    table = io.StringIO()
+    rows = csv.DictWriter(table, history[0], lineterminator="\n")
+    rows.writeheader()
+    rows.writerows(history)
+    write(work_dir / "history.csv", table.getvalue())
+    row = "{epoch:5}  {lr:7.2g}  {train_loss:10.4f}  {train_acc:7.2f} %  {val_loss:8.4f}  {val_acc:5.2f} %"
+    lines = [f"{'epoch':>5}  {'lr':>7}  train_loss  train_acc  val_loss  val_acc", *(row.format(**h) for h in history)]
+    write(work_dir / "history.txt", "\n".join([*lines, best, ""]))
+
+
+# ------------------------------------------------------------------------------------------ checks before training
+
+
+def read_and_decode(data: Path) -> DatasetFolder:
+    """Read the dataset folder and decode each photo once: a broken one is known now, not in the middle of an epoch."""
+    folder = read_dataset_folder(data)
+    names = [name for samples in folder.samples.values() for name, _ in samples]
+
+    def problems_of(name: str) -> list[Problem]:
+        try:
+            read_image(data / name)
+        except InputError as error:
+            return error.problems
+        return []
+
+    with ThreadPool(os.cpu_count()) as pool:  # threads do: Pillow lets go of Python's lock while it decodes
+        decoded = progress(pool.imap(problems_of, names, chunksize=8), total=len(names), what="checking photos")
+        if problems := [problem for found in decoded for problem in found]:
+            raise InputError(problems=problems)
+    return folder
+
+
+def pick_device(name: str) -> torch.device:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, is_there in there.items() if is_there)
+    if not there[name]:
+        raise InputError(f"--device {name}: PyTorch finds none here", "--device auto takes what there is")
+    return torch.device(name)
+
+
+def open_work_dir(work_dir: Path, resume: bool, force: bool) -> dict | None:
+    """Return the state to go on from, None for a fresh start."""
+    names = [name for name in ("last.pth", "best_model.pth") if (work_dir / name).is_file()]
+    if resume and len(names) < 2:
+        raise InputError(f"{work_dir} has no last.pth and best_model.pth to resume from", "start without --resume")
+    if names and not (resume or force):
+        hint = "--resume goes on with it, --force replaces it, --work-dir names another place"
+        raise InputError(f"{work_dir} holds a run already", hint)
+    return load(work_dir / "last.pth") if resume else None
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+
+def main(args: argparse.Namespace) -> None:
+    problems: list[Problem] = []  # all that can be known to be wrong is said before training, at once
+
+    def attempt(step, *arguments):
+        try:
+            return step(*arguments)
+        except InputError as error:
+            problems.extend(error.problems)
+
+    for flag, value, least in (
+        ("epochs", args.epochs, 1),
+        ("batch-size", args.batch_size, 1),
+        ("workers", args.workers, 0),
+    ):
+        if value < least:
+            problems.append(Problem(f"--{flag} {value} is too small", f"{least} or more"))
+    if not 0 < args.lr < math.inf:
+        problems.append(Problem(f"--lr {args.lr} is no learning rate", f"the exercise's is {LEARNING_RATE}"))
+    seed_everything(1000 * args.seed)
+    folder = attempt(read_and_decode, args.data)
+    device = attempt(pick_device, args.device)
+    state = attempt(open_work_dir, args.work_dir, args.resume, args.force)
+    model = attempt(resnet18, "none" if args.resume else args.weights)  # a resumed run brings its own tensors
+    if problems:
+        raise InputError(problems=problems)
+    digest = hashlib.sha256(repr((folder.classes, folder.samples)).encode()).hexdigest()[:16]
+    settings = {"dataset": digest, "batch_size": args.batch_size, "lr": args.lr, "seed": args.seed, "amp": args.amp}
+    if state and state.get("settings") != settings:
+        what = f"{args.work_dir / 'last.pth'} is of another run: {state.get('settings')}, now {settings}"
+        raise InputError(what, "resume with the settings and the dataset of its start, or begin anew with --force")
+
+    model.fc = nn.Linear(model.fc.in_features, len(folder.classes))  # instead of ImageNet's 1,000 classes
+    model.to(device, memory_format=torch.channels_last if args.amp else torch.preserve_format)
+    optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=MOMENTUM)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=STEP_EPOCHS, gamma=STEP_FACTOR)
+    history, best_correct, best = [], -1, ""
+    if state:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        history, best_correct, best = state["history"], state["best_correct"], state["best"]
+
+    loading = {"batch_size": args.batch_size, "num_workers": args.workers, "pin_memory": device.type == "cuda"}
+    if args.workers and args.start_method != "default":
+        loading["multiprocessing_context"] = args.start_method
+    train_set = Flowers(args.data, folder.samples["train"], TRAIN_TRANSFORMS)
+    val_set = Flowers(args.data, folder.samples["val"], VAL_TRANSFORMS)
+    train_loader = DataLoader(train_set, shuffle=True, **loading)  # new workers each epoch: they take the epoch's seed
+    val_loader = DataLoader(val_set, persistent_workers=args.workers > 0, **loading)
+    counts = f"{len(train_set)} photos to train, {len(val_set)} to validate, {len(folder.classes)} classes"
+    print(f"{counts} · {device} · weights: {'last.pth' if state else args.weights or WEIGHTS}", file=sys.stderr)
+
+    if args.force:
+        for name in ("last.pth", "best_model.pth", "history.csv", "history.txt"):
+            (args.work_dir / name).unlink(missing_ok=True)
+    write(args.work_dir / "classes.txt", "".join(f"{name}\n" for name in folder.classes))
+
+    for epoch in range(len(history) + 1, args.epochs + 1):
+        started = time.perf_counter()
+        # All that is random in an epoch follows from this number, so --resume needs no generator's state.
+        seed_everything(1000 * args.seed + epoch)
+        what, lr = f"epoch {epoch}/{args.epochs}", optimizer.param_groups[0]["lr"]
+        train_loss, train_correct = one_epoch(model, train_loader, optimizer, device, args.amp, f"{what} train")
+        val_loss, val_correct = one_epoch(model, val_loader, None, device, args.amp, f"{what} val")
+        scheduler.step()
+
+        train_acc, val_acc = 100 * train_correct / len(train_set), 100 * val_correct / len(val_set)  # percent
+        results = {"train_loss": train_loss, "train_acc": train_acc, "val_loss": val_loss, "val_acc": val_acc}
+        history.append({"epoch": epoch, "lr": lr, **results})
+        if val_correct > best_correct:
+            best_correct = val_correct
+            best = f"best val top-1 {val_acc:.2f} % ({val_correct}/{len(val_set)}) at epoch {epoch}"
+            write(args.work_dir / "best_model.pth", {name: tensor.cpu() for name, tensor in model.state_dict().items()})
+        write_history(args.work_dir, history, best)
+        state = {"settings": settings, "history": history, "best_correct": best_correct, "best": best}
+        state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+        write(args.work_dir / "last.pth", state)  # after the others: if the epoch breaks off, --resume repeats it
+        numbers = f"train loss {train_loss:.4f} acc {train_acc:.2f} %  val loss {val_loss:.4f} acc {val_acc:.2f} %"
+        print(f"{what}  lr {lr:.2g}  {numbers}  {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
+
+    print(best)
+    print(f"weights {args.work_dir / 'best_model.pth'}")
+    print(f"history {args.work_dir / 'history.csv'}")
+
+
+if __name__ == "__main__":
+    run(partial(main, ARGUMENTS))
