@@ -1,0 +1,402 @@
+"""What every file of the source is: read once, hashed, fully decoded, judged, and written while it is at hand."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import io
+import json
+import os
+import stat
+from collections.abc import Iterator
+from functools import partial
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mmflowers.commands import progress
+from mmflowers.errors import InputError
+from mmflowers.preparation.records import Record, Source
+from mmflowers.preparation.workers import Workers
+
+MAX_PIXELS = 100_000_000  # 300 MB decoded: more is a decompression bomb or no photo to train on; judged by the header
+MIN_SIDE = 16  # pixels
+MAX_BYTES = 1 << 30  # a larger file is hashed, but never read into memory as a whole
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # nothing else is tried, whatever plugins Pillow has
+EXTENSIONS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+}  # of the formats whose bytes can be kept: all that OpenCV and Pillow read alike
+JPEG_MAGIC, PNG_MAGIC = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+ORIENTATION = 0x0112  # EXIF tag; 1 is upright, and other values than these are as good as none
+ROTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # not ImageOps.exif_transpose: that writes the EXIF anew as well, and fails on a corrupt one
+
+HASH_SIDE = 32  # pixels of the reduced image the hash is made of, as in imagehash.phash
+THUMBNAIL_SIDE = 16
+FLAT = 2.0  # standard deviation in grey levels: below it the hash is that of noise
+# The 8 lowest frequencies of a 32-point DCT-II. With it the hash equals imagehash.phash of the same 32 × 32 image (a
+# test says so), without the third of a second that its import of scipy costs at the start of every process.
+_DCT = np.cos(np.pi / (2 * HASH_SIDE) * np.outer(np.arange(8), 2 * np.arange(HASH_SIDE) + 1))
+
+
+class Inspection(NamedTuple):
+    """What an inspection finds out about one file; the fields are those of ``Record``."""
+
+    size: int = 0
+    mtime_ns: int = 0
+    sha256: str = ""
+    width: int = 0
+    height: int = 0
+    verdict: str = "dropped"
+    reason: str = ""
+    extension: str = ""
+    written_sha256: str = ""
+    phash: int | None = None
+    thumbnail: bytes = b""
+
+
+class Journal:
+    """The findings of a run that may be interrupted, a JSON line each; the next run takes over those that still hold.
+
+    Args:
+        path: Of the file.
+        settings: What the findings depend on; a journal made under other settings is thrown away.
+    """
+
+    def __init__(self, path: Path, settings: dict) -> None:
+        header = json.dumps(settings, sort_keys=True)
+        self._lines: dict[str, bytes] = {}  # raw lines: parsed in the workers, and a third of the memory
+        if path.exists():
+            with path.open("rb") as file:
+                if file.readline().decode("utf-8", "replace").rstrip("\n") == header:
+                    for line in file:
+                        try:
+                            self._lines[json.loads(line)[0]] = line
+                        except (ValueError, LookupError, TypeError):
+                            continue  # torn by the interruption
+        fresh = not self._lines
+        self._file = path.open("wb" if fresh else "ab")
+        self._file.write(header.encode() + b"\n" if fresh else b"\n")  # ends a torn line
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def take(self, path: str) -> bytes | None:
+        return self._lines.pop(path, None)
+
+    def add(self, path: str, found: Inspection) -> None:
+        row = [path, *found[:-1], base64.b85encode(found.thumbnail).decode()]
+        self._file.write(json.dumps(row).encode() + b"\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def inspect(
+    source: Source,
+    *,
+    workers: int,
+    content: Path | None = None,
+    keep_copies: bool = True,
+    resize: int | None = None,
+    journal: Journal | None = None,
+    context: BaseContext | None = None,
+) -> list[Record]:
+    """Inspect every file of the source and judge it by itself (copies are another step's matter).
+
+    Args:
+        source: Never written to.
+        workers: Number of processes.
+        content: Folder that gets what the dataset needs, each file named by its own sha256; None: nothing is written.
+        keep_copies: Whether files whose bytes are kept go there too (not needed where they will be linked).
+        resize: Short side in pixels that larger images are scaled down to; None: as they are.
+        journal: Takes over and takes down findings.
+        context: The multiprocessing context.
+
+    Returns:
+        A record for every file, in the source's order.
+
+    Raises:
+        InputError: if ``content`` can't be written.
+    """
+    records = [_record(file) for file in source.files]
+    jobs = [index for index, record in enumerate(records) if record.verdict != "dropped"]
+    task = partial(_task, root=str(source.root), content=content, keep_copies=keep_copies, resize=resize)
+    work = ((records[index].path, journal.take(records[index].path) if journal else None) for index in jobs)
+    crashed = partial(_crashed, root=str(source.root))
+    with Workers(task, work, workers=workers, crashed=crashed, context=context) as results:
+        for number, found in progress(results, total=len(jobs), what="inspecting"):
+            record = records[jobs[number]]
+            for name in Inspection._fields:
+                if name != "mtime_ns":
+                    setattr(record, name, getattr(found, name))
+            if journal:
+                journal.add(record.path, found)
+    return records
+
+
+def hash_files(source: Source, *, workers: int) -> Iterator[tuple[str, str]]:
+    """Yield ``(path, sha256)`` of the files to inspect, unreadable ones with an empty digest, in no certain order."""
+    paths = [record.path for record in map(_record, source.files) if record.verdict != "dropped"]
+    task = partial(_hash_task, root=str(source.root))
+    with Workers(task, paths, workers=workers, crashed=task) as results:
+        for index, digest in progress(results, total=len(paths), what="comparing"):
+            yield paths[index], digest
+
+
+def inspect_file(path: str, *, content: Path | None = None, keep_copies: bool = True, resize: int | None = None):
+    """Inspect one file and put what the dataset needs of it into ``content``; see ``inspect``.
+
+    Returns:
+        The ``Inspection``. Whatever is wrong with the file is a verdict, never an exception.
+    """
+    try:
+        data, size, mtime_ns, digest = _read(path)
+    except OSError as error:
+        return Inspection(reason=f"unreadable ({error.strerror or type(error).__name__})")
+    known = Inspection(size=size, mtime_ns=mtime_ns, sha256=digest)
+    if not size:
+        return known._replace(reason="empty")
+    if data is None:
+        return known._replace(reason="absurdly large file")
+    found, converted = examine(data, Path(path).suffix, resize=resize)
+    found = found._replace(size=size, mtime_ns=mtime_ns, sha256=digest)
+    if found.verdict == "dropped":
+        return found
+    found = found._replace(written_sha256=hashlib.sha256(converted).hexdigest() if converted else digest)
+    if content and (converted or keep_copies):
+        _write(content / found.written_sha256, converted or data)
+    return found
+
+
+def examine(data: bytes, extension: str, *, resize: int | None = None) -> tuple[Inspection, bytes | None]:
+    """Judge the bytes of a file.
+
+    Args:
+        data: The whole file, not empty.
+        extension: Of its name, with the dot, in any case.
+        resize: See ``inspect``.
+
+    Returns:
+        The findings without size and digests, and the bytes of the converted image (None unless converted).
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except MemoryError:
+        raise
+    except Exception:  # whatever a decoder makes of hostile bytes
+        return Inspection(reason="damaged" if data.startswith((JPEG_MAGIC, PNG_MAGIC)) else "not an image"), None
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        return Inspection(width=width, height=height, reason="absurdly large"), None
+    if min(width, height) < MIN_SIDE:
+        return Inspection(width=width, height=height, reason="absurdly tiny"), None
+    try:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format in ("GIF", "WEBP", "PNG"):
+            return Inspection(width=width, height=height, reason="animated"), None
+        changes = _changes(image, data, frames)
+        shrink = resize is not None and min(width, height) > resize
+        if not changes and not shrink and image.format == "JPEG" and image.mode == "RGB":
+            # Decoding to grey walks through every coefficient of the file, chroma included, so it finds whatever a
+            # decoding to RGB finds; it only leaves out the colour conversion, a third of the time.
+            image.draft("L", None)
+        image.load()
+        upright, format_ = image, image.format
+        if changes:
+            upright = _plain(image)
+            format_ = "JPEG" if image.format in ("JPEG", "MPO") else "PNG"
+        width, height = upright.size
+        phash, thumbnail = perceptual_hash(upright)
+        converted = None
+        if shrink:
+            changes.append("resized")
+            scale = resize / min(width, height)
+            size = (round(width * scale), round(height * scale))
+            upright = upright.resize(size, Image.Resampling.LANCZOS)
+            format_ = "JPEG"
+        if changes:
+            converted = _encode(upright, format_)
+    except MemoryError:
+        raise
+    except Exception as error:  # as above
+        return Inspection(width=width, height=height, reason=_damage(error)), None
+    reasons = changes
+    known = extension.lower() in EXTENSIONS[format_]
+    if not known and not converted:
+        reasons = [f"{format_} named {extension or 'without extension'}"]
+    found = Inspection(
+        width=width,
+        height=height,
+        verdict="converted" if converted else "kept",
+        reason="; ".join(reasons),
+        extension=extension if known else EXTENSIONS[format_][0],
+        phash=phash,
+        thumbnail=thumbnail,
+    )
+    return found, converted
+
+
+def perceptual_hash(image: Image.Image) -> tuple[int | None, bytes]:
+    """Hash what an image looks like, so that a rescaled or recompressed copy is a few bits away.
+
+    The 64 bits of imagehash.phash (signs of the 8 × 8 lowest DCT coefficients against their median), made of an image
+    that is first reduced by a whole factor: a twentieth of the cost of resampling all its pixels with Lanczos.
+
+    Returns:
+        The hash, and 16 × 16 grey values as bytes; (None, b"") for a flat image.
+    """
+    factor = max(1, min(image.size) // (2 * HASH_SIDE))
+    small = image.reduce(factor) if factor > 1 else image
+    small = small.convert("L").resize((HASH_SIDE, HASH_SIDE), Image.Resampling.LANCZOS)
+    grey = np.asarray(small, dtype=np.float64)
+    if grey.std() < FLAT:
+        return None, b""
+    low = _DCT @ grey @ _DCT.T
+    bits = np.packbits(low > np.median(low))
+    return int.from_bytes(bits.tobytes(), "big"), small.reduce(HASH_SIDE // THUMBNAIL_SIDE).tobytes()
+
+
+def _record(file) -> Record:
+    refusal = file.refusal or (None if file.class_name else "outside every class folder")
+    record = Record(file.path, file.class_name, file.split, refusal)
+    if refusal:
+        record.verdict, record.reason = "dropped", refusal
+    return record
+
+
+def _task(job: tuple[str, bytes | None], *, root: str, content: Path | None, keep_copies: bool, resize: int | None):
+    name, line = job
+    path = os.path.join(root, name)  # noqa: PTH118  pathlib costs as much as hashing here
+    return (line and _recall(path, line, content, keep_copies)) or inspect_file(
+        path, content=content, keep_copies=keep_copies, resize=resize
+    )
+
+
+def _recall(path: str, line: bytes, content: Path | None, keep_copies: bool) -> Inspection | None:
+    """Take a finding over from the journal if neither the file nor what was written for it has changed since."""
+    try:
+        _, *fields, thumbnail = json.loads(line)
+        found = Inspection(*fields, thumbnail=base64.b85decode(thumbnail))
+        now = Path(path).stat()
+        if (now.st_size, now.st_mtime_ns) != (found.size, found.mtime_ns):
+            return None
+        needed = found.verdict == "converted" or (found.verdict == "kept" and keep_copies)
+        if content and needed and _read(content / found.written_sha256)[3] != found.written_sha256:
+            return None
+    except (OSError, ValueError, TypeError):
+        return None
+    return found
+
+
+def _crashed(job: tuple[str, bytes | None], *, root: str) -> Inspection:
+    path = os.path.join(root, job[0])  # noqa: PTH118
+    _, size, mtime_ns, digest = _read(path, keep=False)
+    return Inspection(size=size, mtime_ns=mtime_ns, sha256=digest, reason="crashes the decoder")
+
+
+def _hash_task(name: str, *, root: str) -> str:
+    try:
+        return _read(os.path.join(root, name), keep=False)[3]  # noqa: PTH118
+    except OSError:
+        return ""
+
+
+def _read(path: str | Path, *, keep: bool = True) -> tuple[bytes | None, int, int, str]:
+    """Read a file once: its bytes (None if not wanted or too large), size, mtime in ns and sha256."""
+    # O_NONBLOCK: opening a FIFO must not wait for a writer.
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        if keep and status.st_size <= MAX_BYTES:
+            data = file.read()
+            return data, len(data), status.st_mtime_ns, hashlib.sha256(data).hexdigest()
+        digest, size = hashlib.sha256(), 0
+        while block := file.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+        return None, size, status.st_mtime_ns, digest.hexdigest()
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        with path.open("wb") as file:
+            file.write(data)
+    except OSError as error:
+        hint = "free some space, or choose another --out"
+        raise InputError(f"can't write to {path.parent}: {error.strerror}", hint) from None
+
+
+def _changes(image: Image.Image, data: bytes, frames: int) -> list[str]:
+    """Say why the bytes can't stay: readers would see different pixels, or not be able to read them at all."""
+    changes = []
+    if image.format not in EXTENSIONS:
+        changes.append(f"{image.format}, first of {frames} images" if frames > 1 else image.format)
+    if _rotation(image) is not None:
+        changes.append("EXIF-rotated")
+    deep = image.format == "PNG" and data[24:25] == b"\x10"
+    if deep or image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        changes.append("16-bit")
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        changes.append("transparent")
+    elif image.mode not in ("RGB", "L"):
+        changes.append({"P": "palette", "1": "black and white"}.get(image.mode, image.mode))
+    return changes
+
+
+def _rotation(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return ROTATIONS.get(image.getexif().get(ORIENTATION))
+    except Exception:  # corrupt EXIF says nothing about the orientation
+        return None
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Give the image upright, as 8-bit RGB, transparent parts over white."""
+    rotation = _rotation(image)  # asked again: Pillow turns a TIFF by itself while loading it
+    if rotation is not None:
+        image = image.transpose(rotation)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image, dtype=np.float64)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            # No range that readers agree on: the image's own goes from black to white.
+            low, high = float(np.nanmin(values)), float(np.nanmax(values))
+            values = (np.nan_to_num(values, nan=low) - low) * (65535 / ((high - low) or 1))
+        image = Image.fromarray(np.round(values / 257).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _encode(image: Image.Image, format_: str) -> bytes:
+    out = io.BytesIO()
+    image.info = {}  # no profile, no EXIF (it is upright now), no transparency
+    if format_ == "JPEG":
+        image.save(out, "JPEG", quality=95, subsampling=0)
+    else:
+        image.save(out, "PNG")
+    return out.getvalue()
+
+
+def _damage(error: Exception) -> str:
+    message = str(error)
+    truncated = isinstance(error, EOFError) or "truncated" in message.lower()
+    return "truncated" if truncated else f"damaged ({message})" if message and "0x" not in message else "damaged"
