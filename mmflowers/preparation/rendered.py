@@ -45,7 +45,7 @@ class Surface(NamedTuple):
     colours: np.ndarray
 
 
-# ---------------------------------------------------------------------------------------------------------------- public
+# -------------------------------------------------------------------------------------------------------------- public
 
 
 def render_flower(kind: str, rng: Generator | int, size: tuple[int, int]) -> Image.Image:
@@ -156,7 +156,7 @@ def _render_file(job: tuple[str, str, int, int, int]) -> Path:
     return path
 
 
-# --------------------------------------------------------------------------------------------------------------- colours
+# ------------------------------------------------------------------------------------------------------------- colours
 
 # (weight, RGB). Roses and tulips share one palette; the yellows of the others overlap with it and with each other.
 _GARDEN = (
@@ -206,13 +206,13 @@ def _rgb(colour) -> tuple[int, int, int]:
     return r, g, b
 
 
-# -------------------------------------------------------------------------------------------------------------- surfaces
+# ------------------------------------------------------------------------------------------------------------ surfaces
 
 
 def _surface(vertices: np.ndarray, colours: np.ndarray) -> Surface:
     """Cut n grids of vertices (n, rows + 1, cols + 1, 3), with colours (n, rows, cols, 3), into quads."""
     quads = np.stack([vertices[:, :-1, :-1], vertices[:, 1:, :-1], vertices[:, 1:, 1:], vertices[:, :-1, 1:]], axis=3)
-    return Surface(quads.reshape(-1, 4, 3), np.broadcast_to(colours, quads.shape[:3] + (3,)).reshape(-1, 3))
+    return Surface(quads.reshape(-1, 4, 3), np.broadcast_to(colours, (*quads.shape[:3], 3)).reshape(-1, 3))
 
 
 def _join(surfaces: list[Surface]) -> Surface:
@@ -232,13 +232,12 @@ def _straps(
     lift=0.0,
     bend=0.0,
     cup=0.0,
-    wave: np.ndarray | float = 0.0,
 ) -> np.ndarray:
     """Petals that leave a ring outwards: vertices (n, rows + 1, cols + 1, 3) for n angles around the axis.
 
-    ``rise`` is the elevation at the base and ``curl`` what is added to it up to the tip, both in radians; ``bend`` turns
-    the petal sideways, ``cup`` raises its edges, ``wave`` (n, rows + 1) makes its middle uneven. ``outline`` (rows + 1)
-    is half its width along the petal, as a share of ``width``.
+    ``rise`` is the elevation at the base and ``curl`` what is added to it up to the tip, both in radians; ``bend``
+    turns the petal sideways, ``cup`` raises its edges. ``outline`` (rows + 1) is half its width along the petal, as a
+    share of ``width``.
     """
 
     def column(x) -> np.ndarray:
@@ -253,7 +252,7 @@ def _straps(
     radius = (column(inner) + along)[:, :, None]
     turned = (column(angle) + column(bend) * u**2)[:, :, None]
     half = (column(width) * outline)[:, :, None] * v
-    z = (column(lift) + up + wave)[:, :, None] + column(cup)[:, :, None] * np.abs(half) * np.abs(v)
+    z = (column(lift) + up)[:, :, None] + column(cup)[:, :, None] * np.abs(half) * np.abs(v)
     cos, sin = np.cos(turned), np.sin(turned)
     return np.stack([radius * cos - half * sin, radius * sin + half * cos, z], axis=-1)
 
@@ -261,7 +260,8 @@ def _straps(
 def _shells(angle: np.ndarray, radius: np.ndarray, z: np.ndarray, half_angle: np.ndarray, flare: np.ndarray, cols: int):
     """Petals that wrap around the axis: vertices (n, rows + 1, cols + 1, 3).
 
-    ``radius``, ``z`` and ``half_angle`` are (n, rows + 1) along the petal; ``flare`` (n) widens the radius to the sides.
+    ``radius``, ``z`` and ``half_angle`` are (n, rows + 1) along the petal; ``flare`` (n) widens the radius to the
+    sides.
     """
     v = np.linspace(-1, 1, cols + 1)
     around = angle[:, None, None] + half_angle[:, :, None] * v
@@ -334,7 +334,7 @@ def _calyx(rng: Generator, green, *, count: int, radius: float, length: float, w
     return _surface(vertices, _petal_colours(rng, (count, 4, 2), green, _mix(green, (150, 180, 90), 0.3), jitter=0.1))
 
 
-# --------------------------------------------------------------------------------------------------------------- flowers
+# ------------------------------------------------------------------------------------------------------------- flowers
 # Each returns its surface with the outermost petals at about radius 1, and the place on the axis where the stem begins.
 # ``detail``, 0.3 to 1, thins out what a small flower wouldn't show: most of the time goes into painting quads.
 
@@ -369,7 +369,7 @@ def _daisy(rng: Generator, colour: Colour, green: Colour, detail: float) -> tupl
             cols=3,
         )
         colours = _petal_colours(rng, (n, len(u) - 1, 3), base, colour, at=rng.uniform(0.15, 0.5), veins=0.035)
-        colours[:, :2] *= 0.86
+        colours *= np.linspace(0.82, 1.04, len(u) - 1)[:, None, None]
         surfaces.append(_surface(vertices, colours))
     yellow = rng.choice([[232, 180, 30], [220, 150, 24], [190, 170, 50], [92, 58, 34]], p=[0.5, 0.25, 0.15, 0.1])
     dome = disc * rng.uniform(0.1, 0.7)
@@ -515,7 +515,7 @@ def _rose(rng: Generator, colour: Colour, green: Colour, detail: float) -> tuple
     if bud:
         count = int(rng.integers(7, 12))
     t = (np.arange(count) + 0.6) / count  # 0 innermost, 1 outermost
-    rows, cols = 4 + round(5 * detail), 5 + round(5 * detail)
+    rows, cols = 4 + round(4 * detail), 4 + round(5 * detail)
     u = np.linspace(0, 1, rows + 1)[None, :]
     spread = rng.uniform(0.25, 0.5) if bud else rng.uniform(0.75, 1.2)
     height = rng.uniform(0.75, 1.05)
@@ -527,7 +527,7 @@ def _rose(rng: Generator, colour: Colour, green: Colour, detail: float) -> tuple
     )
     tall = (height * (1 - (0.05 if bud else 0.42) * t**1.5))[:, None] * rng.normal(1, 0.05, (count, 1))
     roll = (0.4 * spread * t**2)[:, None]
-    z = tall * (np.sin(u * (1.45 + roll)) / 1.0) - (0.12 * t)[:, None]
+    z = tall * np.sin(u * (1.45 + roll)) - (0.12 * t)[:, None]
     half = (np.radians(np.interp(t, [0, 0.4, 1], [150, 85, 52])) * rng.normal(1, 0.1, count))[:, None]
     half_angle = half * (0.55 + 0.45 * np.minimum(u * 2, 1)) * np.clip(1.0 - 0.9 * u**6, 0, 1) ** 0.6
     angle = np.arange(count) * GOLDEN_ANGLE + rng.normal(0, 0.18, count)
@@ -550,7 +550,7 @@ def _rose(rng: Generator, colour: Colour, green: Colour, detail: float) -> tuple
 
 
 def _tulip(rng: Generator, colour: Colour, green: Colour, detail: float) -> tuple[Surface, float]:
-    rows, cols = 5 + round(11 * detail), 4 + round(6 * detail)
+    rows, cols = 5 + round(10 * detail), 4 + round(6 * detail)
     u = np.linspace(0, 1, rows + 1)[None, :]
     open_ = rng.choice([rng.uniform(0.35, 0.75), rng.uniform(0.75, 1.1), rng.uniform(1.1, 1.75)], p=[0.45, 0.35, 0.2])
     count = 6 if rng.random() < 0.85 else int(rng.integers(9, 14))  # some are double
@@ -577,7 +577,7 @@ def _tulip(rng: Generator, colour: Colour, green: Colour, detail: float) -> tupl
     edge = np.clip(((np.arange(rows) + 0.5) / rows)[None, :, None] ** 3 * 0.6 + v**3 * 0.6, 0, 1) * np.ones(
         (count, 1, 1)
     )
-    colours = colours * (1 - edge[..., None]) + edge[..., None] * tip * rng.normal(1, 0.03, colours.shape[:-1] + (1,))
+    colours = colours * (1 - edge[..., None]) + edge[..., None] * tip * rng.normal(1, 0.03, (*colours.shape[:-1], 1))
     surfaces = [_surface(vertices, colours)]
     if open_ > 0.8:  # what is inside: a dark eye, six stamens, the pistil
         eye = rng.choice([[40, 30, 40], [230, 210, 90], [90, 100, 50]])
@@ -618,7 +618,7 @@ _HABITS = {
 }
 
 
-# ----------------------------------------------------------------------------------------------------------------- scene
+# --------------------------------------------------------------------------------------------------------------- scene
 
 
 class _Scene:
@@ -639,15 +639,15 @@ class _Scene:
     def paint(self, kind: str) -> None:
         rng = self.rng
         arrangement = rng.choice(["one", "few", "bunch"], p=[0.55, 0.3, 0.15])
+        if rng.random() < 0.6:
+            self._foliage(int(rng.integers(2, 9)), _HABITS[kind].leaf)
         if rng.random() < 0.45:  # companions behind, mostly of the same kind as in a bed, sometimes of another
             for _ in range(int(rng.integers(1, 6))):
                 other = kind if rng.random() < 0.7 else str(rng.choice(KINDS))
                 self._flower(other, self._anywhere(0.1), self.short * rng.uniform(0.06, 0.2), most_detail=0.4)
             self._defocus(rng.uniform(2.5, 6))
-        if rng.random() < 0.6:
-            self._foliage(int(rng.integers(2, 9)), _HABITS[kind].leaf)
-            if rng.random() < 0.5:
-                self._defocus(rng.uniform(1, 3))
+        elif rng.random() < 0.4:
+            self._defocus(rng.uniform(1, 4))
         if arrangement == "one":
             places = [(self._anywhere(0.34), self.short * rng.uniform(0.2, 0.5))]
         elif arrangement == "few":
@@ -676,7 +676,7 @@ class _Scene:
         if kind not in self.colours or rng.random() < 0.25:  # most beds are of one colour
             self.colours[kind] = _pick(rng, habit.palette)
         colour = _mix(self.colours[kind], rng.uniform(0, 255, 3), 0.04)
-        form, stem_from = habit.form(rng, colour, self.green, min(most_detail, max(0.3, radius / 140)))
+        form, stem_from = habit.form(rng, colour, self.green, min(most_detail, max(0.3, radius / 160)))
         tilt = float(np.clip(abs(rng.normal(*habit.tilt)), 0, 1.75))
         roll = self.lean + rng.normal(0, 0.35) + (rng.uniform(-math.pi, math.pi) if tilt < 0.35 else 0)
         pose = _turn_z(roll) @ _turn_x(tilt) @ _turn_z(rng.uniform(-math.pi, math.pi))
@@ -715,7 +715,7 @@ class _Scene:
         width = max(2, radius * habit.stem * rng.uniform(0.8, 1.2))
         colour = _mix(self.green, (150, 90, 70), rng.choice([0, 0.1, 0.35]))
         for offset, scale, tone in ((0.0, 1.0, 0.6), (-0.12, 0.66, 0.85), (-0.2, 0.25, 1.08)):
-            line = [tuple(point) for point in (curve + (offset * width, 0)).tolist()]
+            line = [tuple(point) for point in (curve + np.array([offset * width, 0])).tolist()]
             self.draw.line(line, fill=_rgb(colour * tone), width=max(1, round(width * scale)), joint="curve")
         for _ in range(int(rng.integers(0, 4))):
             at = curve[int(rng.integers(4, 13))]
@@ -788,7 +788,7 @@ def _turn_z(angle: float) -> np.ndarray:
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 
 
-# ----------------------------------------------------------------------------------------------------------- backgrounds
+# --------------------------------------------------------------------------------------------------------- backgrounds
 
 
 def _background(rng: Generator, width: int, height: int, green: Colour) -> Image.Image:
@@ -890,12 +890,12 @@ def _meadow(rng: Generator, width: int, height: int, green: Colour) -> Image.Ima
     x, y = rng.uniform(-0.05, 1.05, count) * w, rng.uniform(0, 1.25, count) * h
     length, slant = h * rng.uniform(0.15, 0.5, count), rng.normal(0, 0.35, count)
     half = np.maximum(w * rng.uniform(0.003, 0.011, count), 0.6)
-    tone = rng.uniform(0.5, 1.5, count)
-    warm = rng.uniform(0, 0.45, count)
-    for i in np.argsort(y):
-        tip = (x[i] + math.sin(slant[i]) * length[i], y[i] - math.cos(slant[i]) * length[i])
-        colour = _rgb(_mix(green, (176, 176, 84), warm[i]) * tone[i])
-        draw.polygon([x[i] - half[i], y[i], *tip, x[i] + half[i], y[i]], fill=colour)
+    tone = rng.uniform(0.5, 1.5, (count, 1))
+    colours = np.clip(_mix(green, (176, 176, 84), rng.uniform(0, 0.45, count)) * tone, 0, 255).astype(int)
+    blades = np.stack([x - half, y, x + np.sin(slant) * length, y - np.cos(slant) * length, x + half, y], axis=1)
+    order = np.argsort(y)  # the far ones, whose foot is higher in the picture, first
+    for blade, colour in zip(blades[order].tolist(), colours[order].tolist(), strict=True):
+        draw.polygon(blade, fill=tuple(colour))
     if rng.random() < 0.6:
         accent = _pick(rng, _GARDEN + _DAISY + _DANDELION)
         for _ in range(int(rng.integers(3, 30))):
@@ -908,7 +908,7 @@ def _meadow(rng: Generator, width: int, height: int, green: Colour) -> Image.Ima
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------- camera
+# -------------------------------------------------------------------------------------------------------------- camera
 
 
 def _photograph(rng: Generator, image: Image.Image) -> Image.Image:
@@ -932,6 +932,8 @@ def _photograph(rng: Generator, image: Image.Image) -> Image.Image:
     pixels = np.asarray(image) * shade[..., None]
     # bytes are ten times cheaper to draw than normal deviates, and nobody sees the difference in a sensor's noise
     noise = np.float32(min(rng.gamma(1.5, 2.0), 14.0) / 74)  # 74: standard deviation of a byte
-    grain = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    pixels += (grain * np.float32(0.6) + grain[:, ::-1, :1] - np.float32(1.6 * 127.5)) * noise
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    colour_grain = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    grey_grain = rng.integers(0, 256, (height, width, 1), dtype=np.uint8)
+    pixels += colour_grain * (noise * np.float32(0.5))
+    pixels += grey_grain * noise - noise * np.float32(1.5 * 127.5)
+    return Image.fromarray(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8))
