@@ -1,0 +1,208 @@
+"""Which photo goes into which split, and under which name."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from fractions import Fraction
+from math import ceil
+
+from mmflowers.errors import InputError, Problem
+from mmflowers.preparation.inspection import EXTENSIONS
+from mmflowers.preparation.records import SPLITS, Record
+
+IMAGE_EXTENSIONS = {*(name for names in EXTENSIONS.values() for name in names), ".gif", ".tif", ".tiff", ".mpo"}
+MAX_NAME_BYTES = 200  # of UTF-8; file systems take 255, and a suffix must still fit
+
+
+def sizes(count: int, *, val: Fraction, test: Fraction = Fraction(0)) -> dict[str, int]:
+    """Say how many of ``count`` photos go into each split: ``int((1 - val - test) * count)`` into train, exactly.
+
+    Fractions, since ``int((1 - 0.2 - 0.1) * 10)`` is 6 in floating point.
+    """
+    train, tested = int((1 - val - test) * count), int(test * count)
+    return {"train": train, "val": count - train - tested, "test": tested}
+
+
+def split(records: Iterable[Record], *, val: Fraction, test: Fraction = Fraction(0), seed: int = 0) -> list[str]:
+    """Give every record that isn't dropped its ``split``, stratified by class; a duplicate group never spans two.
+
+    The draw depends on the seed, the class names and the contents of the files alone: not on file names, their order
+    or the number of workers. Groups are placed first, single photos fill up the exact sizes.
+
+    Returns:
+        Lines about classes whose sizes couldn't be met because a group of alike photos is too large to fit.
+
+    Raises:
+        InputError: naming every class that has too few photos for these ratios.
+    """
+    photos = [record for record in records if record.verdict != "dropped"]
+    counts = Counter(record.class_name for record in photos)
+    wanted = [name for name in SPLITS if name != "test" or test]
+    _refuse_small_classes(counts, wanted, val=val, test=test)
+    room = {name: sizes(count, val=val, test=test) for name, count in counts.items()}
+    groups: dict[int, list[Record]] = {}
+    singles: dict[str, list[Record]] = {name: [] for name in counts}
+    for record in photos:
+        if record.group is None:
+            singles[record.class_name].append(record)
+        else:
+            groups.setdefault(record.group, []).append(record)
+    shares = {"train": 1 - val - test, "val": val, "test": test}
+    draws = {number: min(_draw(seed, record) for record in group) for number, group in groups.items()}
+    for number in sorted(groups, key=lambda number: (-len(groups[number]), draws[number])):
+        group = groups[number]
+        if len(group) == 1:  # its partners were dropped
+            singles[group[0].class_name].append(group[0])
+            continue
+        need = Counter(record.class_name for record in group)
+        name = _place(need, room, wanted, shares, draws[number])
+        for record in group:
+            record.split = name
+            room[record.class_name][name] -= 1
+    for class_name, rest in singles.items():
+        rest.sort(key=lambda record: (_draw(seed, record), record.path))
+        for name in reversed(wanted):  # train takes the rest where a group has overdrawn
+            take = max(room[class_name][name], 0) if name != "train" else len(rest)
+            for record in rest[:take]:
+                record.split = name
+            rest = rest[take:]
+    return _check(photos, counts, wanted, val=val, test=test)
+
+
+def name_targets(records: Iterable[Record]) -> list[str]:
+    """Give every record that isn't dropped its ``target`` and return the class names as the lists carry them, sorted.
+
+    Names are cleaned of what a line of a list or a file system can't hold; files that would then collide (compared as
+    a case-insensitive file system does) get a number, in the order of their paths.
+
+    Raises:
+        InputError: if two classes would become one.
+    """
+    records = [record for record in records if record.verdict != "dropped"]
+    names = {name: clean(name) for name in sorted({record.class_name for record in records})}
+    owners: dict[str, str] = {}
+    problems = []
+    for name, cleaned in names.items():
+        if (other := owners.setdefault(_folded(cleaned), name)) != name:
+            what = f"the classes {shown(other)!r} and {shown(name)!r} would share a folder"
+            problems.append(Problem(what, "rename or merge one of the two folders"))
+    if problems:
+        raise InputError(problems=problems)
+    taken: set[tuple[str, str]] = set()
+    for record in sorted(records, key=lambda record: encoded(record.path)):
+        folder = names[record.class_name]
+        stem, extension = _stem(record), record.extension
+        name, number = stem + extension, 1
+        while (folder, _folded(name)) in taken:
+            number += 1
+            name = f"{stem}_{number}{extension}"
+        taken.add((folder, _folded(name)))
+        record.target = f"{record.split}/{folder}/{name}"
+    return sorted(names.values())
+
+
+def clean(name: str) -> str:
+    """Make a name that a line of a list and every usual file system can hold."""
+    name = re.sub(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\<>:"|?*/]', "_", name).strip().rstrip(".")
+    while len(name.encode()) > MAX_NAME_BYTES:
+        name = name[:-1].rstrip(" .")
+    return name or "_"
+
+
+def encoded(path: str) -> bytes:
+    """The bytes a path has on a POSIX disk, also where they aren't UTF-8."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+def shown(path: str) -> str:
+    """A path as it can be printed and written as UTF-8 on one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
+
+
+def _draw(seed: int, record: Record) -> int:
+    key = "\0".join((str(seed), record.class_name, record.sha256))
+    return int.from_bytes(hashlib.sha256(encoded(key)).digest(), "big")
+
+
+def _place(need: Counter, room: dict, wanted: list[str], shares: dict, draw: int) -> str:
+    """Draw a split by the shares; where the group doesn't fit, the roomiest one in which it does, or fits best."""
+    threshold, drawn = Fraction(draw, 1 << 256), "train"
+    for name in wanted:
+        if threshold < shares[name]:
+            drawn = name
+            break
+        threshold -= shares[name]
+    others = sorted((name for name in wanted if name != drawn), key=lambda n: -sum(room[c][n] for c in need))
+    for name in [drawn, *others]:
+        if all(room[class_name][name] >= count for class_name, count in need.items()):
+            return name
+    return max(wanted, key=lambda n: sum(min(room[class_name][n], count) for class_name, count in need.items()))
+
+
+def _refuse_small_classes(counts: Counter, wanted: list[str], *, val: Fraction, test: Fraction) -> None:
+    problems = []
+    if len(counts) < 2:
+        what = f"only one class, {shown(next(iter(counts)))!r}, has photos" if counts else "no photo is left"
+        problems.append(Problem(what, "a classifier needs a folder of photos for each of at least two classes"))
+    for class_name, count in sorted(counts.items()):
+        got = sizes(count, val=val, test=test)
+        empty = [name for name in wanted if not got[name]]
+        if empty:
+            enough = max(ceil(1 / share) for share in (1 - val - test, test) if share)
+            what = f"class {shown(class_name)!r} has {count} usable photo{'s' * (count != 1)}"
+            hint = f"{enough} are the least for these ratios: add some, remove the class, or change the ratios"
+            problems.append(Problem(f"{what}: none for {' and '.join(empty)}", hint))
+    if problems:
+        raise InputError(problems=problems)
+
+
+def _check(photos: list[Record], counts: Counter, wanted: list[str], *, val: Fraction, test: Fraction) -> list[str]:
+    got = Counter((record.class_name, record.split) for record in photos)
+    notes, problems = [], []
+    for class_name, count in sorted(counts.items()):
+        planned = sizes(count, val=val, test=test)
+        if all(got[class_name, name] == planned[name] for name in wanted):
+            continue
+        shares = "/".join(str(got[class_name, name]) for name in wanted)
+        what = f"class {shown(class_name)!r}: photos that look alike stay together, so its split is {shares}"
+        if any(not got[class_name, name] for name in wanted):
+            problems.append(Problem(what, "add photos that differ, or change the ratios"))
+        notes.append(f"{what}, not {'/'.join(str(planned[name]) for name in wanted)}")
+    if problems:
+        raise InputError(problems=problems)
+    return notes
+
+
+def check_given(records: Iterable[Record]) -> None:
+    """Refuse a given split that can't be trained or validated on.
+
+    Raises:
+        InputError: naming every class without photos in train or in val.
+    """
+    got = Counter((record.class_name, record.split) for record in records if record.verdict != "dropped")
+    classes = sorted({class_name for class_name, _ in got})
+    problems = []
+    if len(classes) < 2:
+        problems.append(Problem(f"the given split has photos of {len(classes)} class", "at least two are needed"))
+    for class_name in classes:
+        empty = [name for name in ("train", "val") if not got[class_name, name]]
+        if empty:
+            what = f"class {shown(class_name)!r} has no usable photo in the given {' and '.join(empty)}"
+            problems.append(Problem(what, "add some, remove the class, or draw a new split with --split redo"))
+    if problems:
+        raise InputError(problems=problems)
+
+
+def _stem(record: Record) -> str:
+    name = record.path.rpartition("/")[2]
+    stem, _, extension = name.rpartition(".")
+    # A wrong extension is replaced; what only looks like one ("no. 7") is part of the name.
+    return clean(stem if f".{extension.lower()}" in IMAGE_EXTENSIONS and stem else name)
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
