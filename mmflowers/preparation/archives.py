@@ -1,0 +1,311 @@
+"""Archives are unpacked as if a stranger had sent them: member by member, checked before a byte is written."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import errno
+import gzip
+import lzma
+import os
+import shutil
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from mmflowers.errors import InputError, Problem
+from mmflowers.preparation.download import looks_like_html
+
+MAX_MEMBERS = 1_000_000
+MAX_TOTAL_BYTES = 64 << 30
+# Photos compress to 0.9–1.0 of their size and plain bitmaps to a fiftieth; deflate can reach a thousandth, bzip2 less.
+MAX_RATIO = 200
+RATIO_FREE_BYTES = 64 << 20  # up to here a small archive may unpack to whatever it likes
+# The most that one header (a long name, a zip's directory) may take of the memory: tarfile and zipfile read such a
+# thing in one piece, however long it says it is.
+MAX_HEADER_BYTES = 64 << 20
+MAX_NAME_BYTES, MAX_PATH_CHARS = 255, 1024
+
+_COMPRESSIONS: dict[bytes, Callable] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_NOT_OURS = {
+    b"Rar!": "a RAR archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file",
+    b"MZ": "a program",
+    b"PK\x07\x08": "one piece of a zip archive in several pieces",
+}
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    struct.error,
+    ValueError,
+    OverflowError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,  # and RecursionError: tarfile follows chains of extended headers recursively
+)
+
+
+class _Member(NamedTuple):
+    name: str
+    size: int
+    is_folder: bool
+    refusal: str | None
+    open: Callable[[], BinaryIO]
+
+
+class _Bomb(Exception):
+    """The archive asks for more than any archive of photos needs."""
+
+
+def unpack(archive: Path, staging: Path, *, sha256: str) -> Path:
+    """Unpack a zip or tar archive (plain, gzip, bzip2 or xz; told by content) and return the folder.
+
+    Nothing is written outside ``staging``, and the folder gets its name when it is whole; one that is there already is
+    returned as it is. Backslashes in member names separate folders, as the tools on Windows mean them.
+
+    Args:
+        archive: The file.
+        staging: A folder of this run alone; made if missing.
+        sha256: Of the archive: the key under which the unpacked folder is found again.
+
+    Raises:
+        InputError: It is no archive of these kinds, it is damaged or too large, or members are refused: paths that
+            are absolute or lead out, links, devices, encrypted or repeated members.
+    """
+    target = staging / unpacked_name(sha256)
+    if target.is_dir():
+        return target
+    incomplete = target.with_name(f"{target.name}.incomplete")
+    shutil.rmtree(incomplete, ignore_errors=True)  # left by a run that was interrupted
+    try:
+        incomplete.mkdir(parents=True)
+        _unpack(archive, incomplete)
+        if hasattr(os, "sync"):
+            os.sync()  # or a power cut could leave empty files behind a name that promises whole ones
+        incomplete.rename(target)
+    except OSError as error:
+        where = "no space is left" if error.errno == errno.ENOSPC else f"{error.strerror or error}"
+        raise InputError(f"{archive.name} can't be unpacked into {staging}: {where}") from error
+    finally:
+        shutil.rmtree(incomplete, ignore_errors=True)
+    return target
+
+
+def unpacked_name(sha256: str) -> str:
+    """Return the name of the folder below ``staging`` that holds the unpacked archive of this hash."""
+    return f"unpacked-{sha256[:32]}"
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    refused: dict[str, list[str]] = {}  # reason → members
+    seen: set[str] = set()
+    total, last = 0, ""
+    limit = min(MAX_TOTAL_BYTES, max(RATIO_FREE_BYTES, MAX_RATIO * archive.stat().st_size))
+
+    try:
+        for number, member in enumerate(_members(archive, limit)):
+            last = member.name
+            parts = _parts(member.name)
+            path = "/".join(parts)
+            total += member.size
+            if number >= MAX_MEMBERS:
+                raise _Bomb(f"holds more than {MAX_MEMBERS:,} members")
+            if total > limit:
+                raise _Bomb(f"unpacks to more than the {limit:,} bytes that are plausible for its size")
+            reason = _unsafe(member.name, parts) or member.refusal
+            if reason is None and path in seen and not member.is_folder:
+                reason = "members that are in it more than once"
+            if not member.is_folder:
+                seen.add(path)
+            if reason is not None:
+                refused.setdefault(reason, []).append(member.name)
+            # Once refused it is only looked at, as nothing of it will be used.
+            elif not refused and parts and (problem := _write(member, folder.joinpath(*parts))):
+                refused.setdefault(problem, []).append(member.name)
+    except _Bomb as bomb:
+        raise InputError(
+            f"{archive.name} {bomb}, as of its member {_shown(last)}: a decompression bomb?",
+            "if it is meant so, unpack it by hand and give the folder with --source",
+        ) from bomb
+    except (*_DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        after = f" after its member {_shown(last)}" if last else ""
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{archive.name} is damaged{after}: {what}", "download or make it again") from error
+    if refused:
+        hint = "make the archive without them, or unpack it by hand and give the folder with --source"
+        raise InputError(
+            problems=[
+                Problem(f"{archive.name} is refused, it holds {reason}: {_listed(names)}", hint)
+                for reason, names in refused.items()
+            ]
+        )
+    if not seen:
+        raise InputError(f"{archive.name} holds no file")
+
+
+def _members(archive: Path, limit: int) -> Iterator[_Member]:
+    with archive.open("rb") as file:
+        head = file.read(tarfile.BLOCKSIZE)
+        file.seek(0)
+        if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+            yield from _zip_members(file)
+            return
+        for magic, decompress in _COMPRESSIONS.items():
+            if head.startswith(magic):
+                with decompress(file) as stream:
+                    yield from _tar_members(stream, limit)
+                return
+        try:
+            tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+        except tarfile.TarError as error:
+            is_what = next((what for magic, what in _NOT_OURS.items() if head.startswith(magic)), None)
+            is_what = is_what or ("a web page" if looks_like_html(head) else "no archive" if head else "empty")
+            raise InputError(
+                f"{archive.name} is {is_what}; zip and tar (also .gz, .bz2, .xz) are read",
+                "unpack it by hand and give the folder with --source",
+            ) from error
+        yield from _tar_members(file, limit)
+
+
+def _zip_members(file: BinaryIO) -> Iterator[_Member]:
+    with zipfile.ZipFile(_Guarded(file, MAX_TOTAL_BYTES)) as archive:
+        for info in archive.infolist():
+            # ZipInfo.filename is cut at a NUL and has its separators changed: judge what the archive really says.
+            name = info.orig_filename.replace("\\", "/")
+            kind = stat.S_IFMT(info.external_attr >> 16)  # the mode, where a Unix tool packed it
+            refusal = None
+            if kind == stat.S_IFLNK:
+                refusal = "links"
+            elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                refusal = "devices or the like"
+            elif info.flag_bits & 0x2041:  # encrypted; strongly; its directory too
+                refusal = "encrypted members"
+            elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                # zipfile unpacks bzip2 and LZMA in pieces of any size: a few bytes could take all of the memory
+                refusal = "members compressed otherwise than by deflate"
+            yield _Member(name, info.file_size, name.endswith("/"), refusal, lambda info=info: archive.open(info))
+
+
+def _tar_members(stream: BinaryIO, limit: int) -> Iterator[_Member]:
+    guarded = _Guarded(stream, 2 * limit + MAX_HEADER_BYTES)  # headers and padding come on top
+    with tarfile.open(fileobj=guarded, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
+        while (info := archive.next()) is not None:
+            archive.members.clear()  # it would keep a record of each for good
+            refusal = None
+            if info.issym() or info.islnk():
+                refusal = "links"
+            elif info.issparse():
+                refusal = "sparse files"
+            elif not (info.isreg() or info.isdir()):
+                refusal = "devices or the like"
+            elif info.size < 0:
+                refusal = "members of negative size"
+            name = info.name.replace("\\", "/")
+            size = info.size if info.isreg() and info.size > 0 else 0
+            yield _Member(name, size, info.isdir(), refusal, lambda info=info: archive.extractfile(info))
+        # tarfile takes a header that it can't read for the end; the true end is a block of zeros.
+        guarded.seek(archive.offset)
+        if guarded.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it breaks off, or a header is wrong")
+        while guarded.read(1 << 20):  # to the end, where the compressed formats have their checksum
+            pass
+
+
+class _Guarded:
+    """A readable file that hands out no huge piece and ends somewhere, whatever a header asks for."""
+
+    def __init__(self, file: BinaryIO, limit: int) -> None:
+        self._file = file
+        self._limit = limit
+        self.tell = file.tell
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= MAX_HEADER_BYTES:
+            size = MAX_HEADER_BYTES + 1
+        data = self._file.read(size)
+        if len(data) > MAX_HEADER_BYTES:
+            raise _Bomb(f"has a header of more than {MAX_HEADER_BYTES:,} bytes")
+        if self._file.tell() > self._limit:
+            raise _Bomb(f"goes on for more than {self._limit:,} bytes")
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if offset > self._limit:
+            raise _Bomb(f"goes on for more than {self._limit:,} bytes")
+        if whence == os.SEEK_SET and offset < 0:
+            raise ValueError("a header points before the beginning")
+        return self._file.seek(offset, whence)
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """Who opened the file closes it."""
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return tuple(part for part in name.split("/") if part not in ("", "."))
+
+
+def _unsafe(name: str, parts: tuple[str, ...]) -> str | None:
+    """Say what is wrong with a member's name, None where it stays inside the folder that it is unpacked into."""
+    if name.startswith("/") or (len(name) > 1 and name[1] == ":" and name[0].isalpha()):
+        return "absolute paths"
+    if ".." in parts:
+        return "paths that lead out of it (..)"
+    if "\0" in name:
+        return "names with a NUL"
+    if len(name) > MAX_PATH_CHARS or any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in parts):
+        return "names that are too long"
+    if os.name == "nt" and any(set(part) & set('<>:"|?*') or part != part.rstrip(" .") for part in parts):
+        return "names that Windows allows no file to have"
+    return None
+
+
+def _write(member: _Member, path: Path) -> str | None:
+    """Write a member; return why it can't be, where that is the archive's fault."""
+    try:
+        if member.is_folder:
+            path.mkdir(parents=True, exist_ok=True)
+            return None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Never over what is there: on a file system that folds case or Unicode forms, two names can be one file.
+        file = path.open("xb")
+    except (FileExistsError, NotADirectoryError):
+        return "members that are in it more than once (as file and folder, or in names that count as the same here)"
+    except (OSError, UnicodeError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EIO, errno.EROFS):
+            raise
+        return "names that this file system refuses"
+    with file, contextlib.closing(member.open()) as stream:
+        left = member.size
+        while left and (chunk := stream.read(min(left, 1 << 20))):
+            file.write(chunk)
+            left -= len(chunk)
+        if left:
+            raise EOFError(f"{left:,} bytes of it are missing")
+        if stream.read(1):  # this read also has zipfile compare the checksum
+            raise zipfile.BadZipFile("it is larger than it says")
+    return None
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(_shown, names[:3])) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
+def _shown(name: str) -> str:
+    name = name if len(name) <= 120 else f"{name[:117]}…"
+    return name if name.isprintable() else ascii(name)

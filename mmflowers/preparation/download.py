@@ -1,0 +1,297 @@
+"""Downloads that go on where they were interrupted, are verified, and only then get their name."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import re
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote, unquote, urlsplit
+
+from mmflowers.errors import InputError
+
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 30.0
+ATTEMPTS = 4  # an address, each going on where the one before broke off
+PAUSE_S = 1.0  # before the second attempt; twice that before the third, and so on
+SLOW_WINDOW_S, SLOW_BYTES_PER_S = 60.0, 1024  # a server that drips never runs into the read timeout
+MAX_BYTES = 64 << 30  # where the size isn't known beforehand
+CHUNK_BYTES = 1 << 17
+RETRIED_STATUSES = {408, 429, 500, 502, 503, 504}
+
+
+class _Failed(Exception):
+    """This address won't give the file."""
+
+
+class _Interrupted(Exception):
+    """This address may give the rest when asked again."""
+
+
+def fetch(
+    urls: Sequence[str],
+    *,
+    sha256: str,
+    folder: Path,
+    size: int | None = None,
+    hint: str = "check the address, or download the file by other means and give it with --source",
+) -> Path:
+    """Return a local file with the given hash: from ``folder`` if it is there, else from the first address that has it.
+
+    What arrives is kept in a ``.part`` file that a later call continues (HTTP Range). Because the hash decides, plain
+    http is as good as https.
+
+    Args:
+        urls: http or https addresses of the same file, tried in order.
+        sha256: 64 lower-case hex digits.
+        folder: The cache; made if missing.
+        size: In bytes, where it is known: a wrong size is then seen before the download.
+        hint: What the user can do when nothing helps.
+
+    Raises:
+        InputError: In one line, when no address gives the file or another process is just downloading it.
+    """
+    name = file_name(urls[0])
+    target = folder / f"{sha256[:16]}-{name}"
+    if target.is_file():
+        if file_sha256(target) == sha256:
+            return target
+        target.unlink()  # damaged since
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = (folder / f"{target.name}.part").open("a+b")
+    except OSError as error:
+        raise InputError(f"can't write to the download cache {folder} ({error.strerror})") from error
+
+    reasons = []
+    with part:
+        _lock(part, name)
+        for url in urls:
+            try:
+                _download(url, part, sha256, size)
+                break
+            except _Failed as failed:
+                reasons.append(f"{urlsplit(url).scheme}://{urlsplit(url).hostname}: {failed}")
+        os.fsync(part.fileno())
+        received = _size(part)
+    if len(reasons) < len(urls):
+        Path(part.name).replace(target)
+        return target
+    if received == 0:
+        Path(part.name).unlink()
+    raise InputError(f"{name} can't be downloaded ({'; '.join(dict.fromkeys(reasons))})", hint)
+
+
+def file_name(url: str) -> str:
+    """Return the last part of an address, safe as the name of a file."""
+    return re.sub(r"[^\w.+-]", "_", unquote(urlsplit(url).path).rpartition("/")[2]).lstrip(".")[-100:] or "download"
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the sha256 of a file's bytes as 64 lower-case hex digits."""
+    import pooch
+
+    return pooch.file_hash(str(path), alg="sha256")
+
+
+def looks_like_html(head: bytes) -> bool:
+    """Whether the first bytes are those of a web page: what login and error pages send in place of a file."""
+    return (
+        head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html", b"<head", b"<!--"))
+    )
+
+
+def _download(url: str, part: BinaryIO, sha256: str, size: int | None) -> None:
+    """Complete ``part`` from one address, or raise _Failed; what arrived stays in it unless it is wrong."""
+    reason = ""
+    for attempt in range(ATTEMPTS):
+        time.sleep(PAUSE_S * attempt)
+        start = _size(part)
+        if size is None or start != size:
+            try:
+                start = _request(url, part, start, size)
+            except _Interrupted as interrupted:
+                reason = str(interrupted)
+                continue
+        part.flush()
+        digest = file_sha256(part.name)
+        if digest == sha256:
+            return
+        part.truncate(0)
+        reason = f"what it sends has the sha256 {digest}, expected is {sha256}"
+        if start == 0:
+            break
+        # Two files may have been mixed, the older part being from another version: once more from the beginning.
+    raise _Failed(reason)
+
+
+def _request(url: str, part: BinaryIO, start: int, size: int | None) -> int:
+    """Append what is missing after ``start`` bytes; return where the answer really began (0: a whole new file)."""
+    headers = {"User-Agent": "mmflowers", "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    request = urllib.request.Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers=headers)
+    try:
+        response = _opener().open(request, timeout=CONNECT_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416 and start:
+            return start  # nothing comes after what is there: the hash tells whether it is the file
+        says = " ".join(f"answers {error.code} {error.reason}".split())
+        raise (_Interrupted if error.code in RETRIED_STATUSES else _Failed)(says) from error
+    except TimeoutError as error:
+        raise _Failed("no answer in time") from error
+    except urllib.error.URLError as error:
+        raise _Failed(f"no connection, {getattr(error.reason, 'strerror', None) or error.reason}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _Interrupted(f"the connection broke, {error or type(error).__name__}") from error
+
+    with response:
+        if response.status == 206:
+            said = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", response.headers.get("Content-Range", ""))
+            if said is None or int(said[1]) != start:
+                part.truncate(0)
+                raise _Interrupted("it sends another range than the one asked for")
+            total = None if said[2] == "*" else int(said[2])
+        else:  # a server that doesn't know ranges sends all of it
+            start = 0
+            length = response.headers.get("Content-Length", "")
+            total = int(length) if re.fullmatch(r"\d{1,18}", length) else None
+        if total is not None and total != (size or total):
+            raise _Failed(f"it announces {total:,} bytes, expected are {size:,}" + _page(response, start))
+        limit = total or size or MAX_BYTES
+        if limit > MAX_BYTES:
+            raise _Failed(f"it announces {total:,} bytes, more than is ever taken ({MAX_BYTES:,})")
+        received = start
+        try:
+            for chunk in _chunks(response, limit, received, Path(urlsplit(url).path).name):
+                if received == 0 and looks_like_html(chunk):
+                    raise _Failed("it sends a web page in place of the file")
+                if received == start:
+                    part.truncate(start)  # only now: a page of a captive portal must not cost what was there
+                received += len(chunk)
+                if received > limit:
+                    part.truncate(0)
+                    raise _Failed(f"it sends more than the {limit:,} bytes that it may")
+                part.write(chunk)
+        except (OSError, http.client.HTTPException) as error:
+            reason = "nothing came for too long" if isinstance(error, TimeoutError) else "the connection broke"
+            raise _Interrupted(f"{reason} after {received:,} bytes") from error
+        finally:
+            part.flush()
+        expected = total or size
+        if expected is not None and received < expected:
+            raise _Interrupted(f"the connection broke after {received:,} of {expected:,} bytes")
+    return start
+
+
+def _page(response: http.client.HTTPResponse, start: int) -> str:
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return "; it is a web page" if start == 0 and looks_like_html(response.read1(512)) else ""
+    return ""
+
+
+def _chunks(response: http.client.HTTPResponse, total: int, done: int, name: str) -> Iterator[bytes]:
+    """Yield what arrives as it arrives, show how far it is on stderr, and give up on a server that only drips."""
+    from tqdm import tqdm
+
+    shown = marked = time.monotonic()
+    since_mark = 0
+    terminal = sys.stderr.isatty()
+    total = total if total < MAX_BYTES else 0
+    with tqdm(
+        total=total or None, initial=done, desc=name, unit="B", unit_scale=True, disable=not terminal, leave=False
+    ) as bar:
+        while chunk := response.read1(CHUNK_BYTES):
+            yield chunk
+            bar.update(len(chunk))
+            done += len(chunk)
+            since_mark += len(chunk)
+            now = time.monotonic()
+            if now - marked >= SLOW_WINDOW_S:
+                if since_mark < SLOW_BYTES_PER_S * (now - marked):
+                    raise TimeoutError
+                marked, since_mark = now, 0
+            if not terminal and now - shown >= 10.0:
+                shown = now
+                of = f" of {total / 1e6:.0f}" if total else ""
+                print(f"downloading {name}: {done / 1e6:.0f}{of} MB", file=sys.stderr, flush=True)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        if urlsplit(newurl).scheme not in ("http", "https"):  # the base class lets ftp pass
+            raise _Failed(f"it redirects to {urlsplit(newurl).scheme}:, which isn't http(s)")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+class _PatientOnceConnected:
+    """A connection with one timeout for the handshake and a longer one for the answer; urllib knows only one."""
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock.settimeout(READ_TIMEOUT_S)
+
+
+class _HTTPConnection(_PatientOnceConnected, http.client.HTTPConnection):
+    pass
+
+
+class _HTTPSConnection(_PatientOnceConnected, http.client.HTTPSConnection):
+    pass
+
+
+class _HTTP(urllib.request.HTTPHandler):
+    def http_open(self, req):
+        return self.do_open(_HTTPConnection, req)
+
+
+class _HTTPS(urllib.request.HTTPSHandler):
+    def https_open(self, req):
+        context = ssl.create_default_context()
+        with contextlib.suppress(ImportError):  # some Pythons find no authorities of the system's
+            import certifi
+
+            context.load_verify_locations(certifi.where())
+        return self.do_open(_HTTPSConnection, req, context=context)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Return an opener that speaks http and https only; urllib's default one also opens file: and ftp:."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        _HTTP(),
+        _HTTPS(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        _Redirects(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+def _lock(part: BinaryIO, name: str) -> None:
+    """Refuse a second process on the same part file; Windows has no flock, there the hash alone guards."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"another process is just downloading {name}", "run again when it is done") from error
+    except OSError:  # a file system without locks: the hash alone guards
+        return
+
+
+def _size(part: BinaryIO) -> int:
+    return part.seek(0, os.SEEK_END)
