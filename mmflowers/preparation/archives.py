@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import struct
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -181,7 +182,7 @@ def _members(archive: Path, limit: int) -> Iterator[_Member]:
 
 
 def _zip_members(file: BinaryIO) -> Iterator[_Member]:
-    with zipfile.ZipFile(_Guarded(file, MAX_TOTAL_BYTES)) as archive:
+    with zipfile.ZipFile(_Guarded(file, sys.maxsize)) as archive:
         for info in archive.infolist():
             # ZipInfo.filename is cut at a NUL and has its separators changed: judge what the archive really says.
             name = info.orig_filename.replace("\\", "/")
