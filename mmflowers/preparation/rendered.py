@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -85,7 +86,7 @@ def render_flowers(
     short_side: int = 240,
     workers: int = 1,
     kinds: tuple[str, ...] = KINDS,
-    progress: Callable[[Iterator[Path], int], Iterator[Path]] | None = None,
+    progress: Callable[..., Iterable[Path]] | None = None,
 ) -> None:
     """Write ``folder/<kind>/<kind>_00001.jpg …``, ``count_per_class`` files a kind.
 
@@ -99,7 +100,7 @@ def render_flowers(
         short_side: The typical short side in pixels, single pictures vary by a fifth around it; aspect ratios 1 to 1.6.
         workers: Processes; 1 renders in this one. They are spawned, so a script needs its ``__main__`` guard.
         kinds: Which to render.
-        progress: Wraps the iterator over the finished files, given it and their number.
+        progress: Shows how far it is: ``mmflowers.commands.progress``, or whatever takes its arguments.
 
     Raises:
         InputError: For every argument that is out of range, all at once.
@@ -121,19 +122,28 @@ def render_flowers(
     folder = Path(folder)
     for kind in kinds:
         (folder / kind).mkdir(parents=True, exist_ok=True)
-    jobs = [(os.fspath(folder), kind, i, seed, short_side) for kind in kinds for i in range(1, count_per_class + 1)]
-    show = progress or (lambda paths, _total: paths)
+    jobs = ((os.fspath(folder), kind, i, seed, short_side) for kind in kinds for i in range(1, count_per_class + 1))
+    total = len(kinds) * count_per_class
+
+    def show(paths: Iterable[Path]) -> Iterable[Path]:
+        return progress(paths, total=total, what="rendering") if progress else paths
+
     if workers == 1:
-        for _ in show(map(_render_file, jobs), len(jobs)):
+        for _ in show(map(_render_file, jobs)):
             pass
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    # spawned on every system: a fork of a process that has threads (torch's, say) may hang
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_leave_interrupts_to_parent) as pool:
         try:
-            for _ in show(pool.map(_render_file, jobs, chunksize=16), len(jobs)):
+            for _ in show(pool.map(_render_file, jobs, chunksize=16)):
                 pass
         except BaseException:  # a signal included: without this the pool would finish everything that is queued
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; one clean stop is enough
 
 
 def _problems_of_kinds(kinds) -> list[Problem]:
