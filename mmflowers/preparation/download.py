@@ -79,7 +79,7 @@ def fetch(
                 _download(url, part, sha256, size)
                 break
             except _Failed as failed:
-                reasons.append(f"{urlsplit(url).scheme}://{urlsplit(url).hostname}: {failed}")
+                reasons.append(f"{urlsplit(url).scheme}://{urlsplit(url).hostname}: {_one_line(str(failed))}")
         os.fsync(part.fileno())
         received = _size(part)
     if len(reasons) < len(urls):
@@ -145,8 +145,9 @@ def _request(url: str, part: BinaryIO, start: int, size: int | None) -> int:
         error.close()
         if error.code == 416 and start:
             return start  # nothing comes after what is there: the hash tells whether it is the file
-        says = " ".join(f"answers {error.code} {error.reason}".split())
-        raise (_Interrupted if error.code in RETRIED_STATUSES else _Failed)(says) from error
+        raise (_Interrupted if error.code in RETRIED_STATUSES else _Failed)(
+            f"answers {error.code} {error.reason}"
+        ) from error
     except TimeoutError as error:
         raise _Failed("no answer in time") from error
     except urllib.error.URLError as error:
@@ -183,7 +184,7 @@ def _request(url: str, part: BinaryIO, start: int, size: int | None) -> int:
                     raise _Failed(f"it sends more than the {limit:,} bytes that it may")
                 part.write(chunk)
         except (OSError, http.client.HTTPException) as error:
-            reason = "nothing came for too long" if isinstance(error, TimeoutError) else "the connection broke"
+            reason = "too little came for too long" if isinstance(error, TimeoutError) else "the connection broke"
             raise _Interrupted(f"{reason} after {received:,} bytes") from error
         finally:
             part.flush()
@@ -291,6 +292,11 @@ def _lock(part: BinaryIO, name: str) -> None:
         raise InputError(f"another process is just downloading {name}", "run again when it is done") from error
     except OSError:  # a file system without locks: the hash alone guards
         return
+
+
+def _one_line(text: str) -> str:
+    """Whatever a server sent as its reason, harmless on a terminal."""
+    return "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))[:300]
 
 
 def _size(part: BinaryIO) -> int:
