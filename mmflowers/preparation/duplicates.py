@@ -16,7 +16,7 @@ from mmflowers.preparation.records import SPLITS, Record
 # chance meetings within 6 bits grows with the square of their size.
 NEAR_BITS = 6
 ALIKE = 0.9
-# Hashes that differ in 6 bits agree in at least one of 7 bands (pigeonhole), so only photos that share one are compared.
+# Hashes within 6 bits of each other agree in at least one of 7 bands (pigeonhole): only such pairs are compared.
 BANDS = ((0, 9), (9, 9), (18, 9), (27, 9), (36, 9), (45, 9), (54, 10))  # (lowest bit, width)
 STAR_ROUNDS = 16
 CONFIRM_AT_ONCE = 4096  # pairs; 256 bytes of thumbnail on either side, widened to float32: 8 MB

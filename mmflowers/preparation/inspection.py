@@ -76,6 +76,9 @@ class Journal:
     Args:
         path: Of the file.
         settings: What the findings depend on; a journal made under other settings is thrown away.
+
+    Attributes:
+        inherited: Number of findings that an interrupted run has left.
     """
 
     def __init__(self, path: Path, settings: dict) -> None:
@@ -90,11 +93,9 @@ class Journal:
                         except (ValueError, LookupError, TypeError):
                             continue  # torn by the interruption
         fresh = not self._lines
+        self.inherited = len(self._lines)
         self._file = path.open("wb" if fresh else "ab")
         self._file.write(header.encode() + b"\n" if fresh else b"\n")  # ends a torn line
-
-    def __len__(self) -> int:
-        return len(self._lines)
 
     def take(self, path: str) -> bytes | None:
         return self._lines.pop(path, None)

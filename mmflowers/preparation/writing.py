@@ -1,0 +1,377 @@
+"""The dataset folder on disk: built beside, made durable, then swapped in as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import ctypes
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from mmflowers.errors import InputError
+from mmflowers.preparation.inspection import hash_files
+from mmflowers.preparation.records import SPLITS, Record, Source, SourceFile
+from mmflowers.preparation.splitting import encoded, shown
+
+FORMAT, FORMAT_VERSION = "mmflowers dataset", 1
+LISTS = tuple(f"{name}.txt" for name in SPLITS)
+WRITTEN = (*SPLITS, *LISTS, "classes.txt", "files.csv", "DATA_CARD.md", "contact_sheet.jpg", "dataset.json")
+CARRIED_OVER = ("README.md", ".gitignore", ".gitkeep")  # the folder's own page, in the project and in yours
+LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
+COLUMNS = (
+    *("path", "class", "split", "sha256", "size", "width", "height", "verdict", "reason", "duplicate_of", "group"),
+    "target",
+)
+DISK_RESERVE = 64 << 20  # bytes for lists, tables and what else happens on the disk meanwhile
+LOCK_PATIENCE = 3.0  # seconds; the workers of a killed run hold its lock for a moment longer
+SHEET_CLASSES, SHEET_PHOTOS, SHEET_SIDE = 40, 8, 112  # of the contact sheet: rows, photos a row, pixels
+
+_EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
+
+
+class Target:
+    """The place of a dataset folder, with the hidden siblings a run needs.
+
+    Attributes:
+        out: The dataset folder, links resolved.
+        incomplete: Hidden sibling that holds everything of a run that isn't done yet.
+        dataset: The new dataset folder in it.
+        content: In it, files named by their sha256.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out.expanduser().resolve()
+        self.incomplete = self.out.with_name(f".{self.out.name}.incomplete")
+        self.dataset = self.incomplete / "dataset"
+        self.content = self.incomplete / "content"
+        self._old = self.incomplete / "old"
+
+    def metadata(self) -> dict | None:
+        """The ``dataset.json`` that is there, None where there is none of ours."""
+        try:
+            metadata = json.loads((self.out / "dataset.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return metadata if isinstance(metadata, dict) and metadata.get("format") == FORMAT else None
+
+    def check(self, *, force: bool) -> None:
+        """Refuse to replace what isn't a dataset folder of ours.
+
+        Raises:
+            InputError: if ``out`` is a file, or a folder that holds anything else; with ``force`` only if it is the
+                current folder, the home folder or one above them.
+        """
+        if not self.out.exists():
+            return
+        if not self.out.is_dir():
+            raise InputError(f"{self.out} is a file", "give another folder with --out")
+        there = {path.name for path in self.out.iterdir()} - {*CARRIED_OVER, *LITTER}
+        strange = sorted(there if self.metadata() is None else there - {*WRITTEN})
+        if not strange:
+            return
+        if not force:
+            some = ", ".join(map(shown, strange[:3])) + (" …" if len(strange) > 3 else "")
+            what = f"{self.out} holds what prepare_flowers did not write: {some}"
+            raise InputError(what, "give another folder with --out; --force would delete all of it")
+        if any(self.out in (home, *home.parents) for home in (Path.cwd(), Path.home().resolve())):
+            raise InputError(f"{self.out} is a folder you live in", "give another folder with --out")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs away from this target, and put back what a killed one has left half swapped.
+
+        Raises:
+            InputError: if another run is at it.
+        """
+        with _writing(self.out.parent):
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(self.out.with_name(f".{self.out.name}.lock")):
+            if self._old.exists():  # killed between the two renames of ``_exchange``
+                if self.out.exists():
+                    shutil.rmtree(self._old)
+                else:
+                    self._old.rename(self.out)
+            yield
+
+    def start(self) -> None:
+        """Make the folders of a run; what an interrupted one has inspected stays."""
+        with _writing(self.incomplete):
+            _remove(self.dataset)
+            self.content.mkdir(parents=True, exist_ok=True)
+            self.dataset.mkdir()
+
+    def finish(self) -> None:
+        """Make the new dataset durable and put it in the place of the old one, in one step where the system can."""
+        with _writing(self.out.parent):
+            if self.out.exists():
+                for name in CARRIED_OVER:
+                    if (self.out / name).exists():
+                        shutil.copy2(self.out / name, self.dataset / name)
+            _sync(self.dataset)
+            if self.out.exists():
+                _exchange(self.dataset, self.out, self._old)
+            else:
+                self.dataset.rename(self.out)
+            _sync_folder(self.out.parent)
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove everything of this run but the dataset."""
+        _remove(self.incomplete)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Refuse to start what the disk can't hold.
+
+    Args:
+        folder: Any path on that disk; it needn't exist yet.
+        needed: Bytes.
+
+    Raises:
+        InputError: with both figures.
+    """
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed + DISK_RESERVE:
+        what = f"{folder} has {free / 1e6:,.0f} MB free, {(needed + DISK_RESERVE) / 1e6:,.0f} MB are needed"
+        raise InputError(what, "free some space, choose another --out, or use --link hardlink or --resize")
+
+
+def place_photos(records: Iterable[Record], source: Path, target: Target, *, link: str) -> list[str]:
+    """Put every photo at its place in the new dataset.
+
+    Args:
+        records: Those with a ``target`` are placed.
+        source: The source's root.
+        target: Its ``content`` holds what is to be copied or was converted.
+        link: "copy", "hardlink" or "symlink": how photos whose bytes are kept get there.
+
+    Returns:
+        A line for the user where hard links weren't possible.
+    """
+    placed = [record for record in records if record.target]
+    notes: list[str] = []
+    with _writing(target.dataset):
+        for folder in sorted({record.target.rpartition("/")[0] for record in placed}):
+            (target.dataset / folder).mkdir(parents=True)
+        uses = Counter(record.written_sha256 for record in placed)
+        for record in placed:
+            path, original = target.dataset / record.target, source / record.path
+            if link == "symlink" and record.verdict == "kept":
+                path.symlink_to(original.resolve())
+                continue
+            if link == "hardlink" and record.verdict == "kept":
+                try:
+                    os.link(original.resolve(), path)
+                except OSError as error:
+                    if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+                        raise
+                    notes = [f"hard links aren't possible here ({error.strerror}): photos were copied"]
+                    shutil.copyfile(original, path)
+                continue
+            uses[record.written_sha256] -= 1
+            content = target.content / record.written_sha256
+            if uses[record.written_sha256]:  # identical files that all stay
+                shutil.copyfile(content, path)
+            else:
+                content.rename(path)
+    return notes
+
+
+def write_tables(records: list[Record], classes: list[str], target: Target) -> None:
+    """Write the lists, ``classes.txt`` and ``files.csv``."""
+    labels = {name: label for label, name in enumerate(classes)}
+    for name in SPLITS:
+        photos = sorted(record.target for record in records if record.target and record.split == name)
+        if photos:
+            lines = (f"{photo} {labels[photo.split('/')[1]]}\n" for photo in photos)
+            write_text(target.dataset / f"{name}.txt", "".join(lines))
+    write_text(target.dataset / "classes.txt", "".join(f"{name}\n" for name in classes))
+    with _writing(target.dataset), (target.dataset / "files.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(COLUMNS)
+        for record in records:
+            table.writerow(
+                (
+                    *(shown(record.path), shown(record.class_name or ""), record.split or "", record.sha256),
+                    *(record.size, record.width, record.height, record.verdict, record.reason),
+                    *(shown(record.duplicate_of), record.group or "", record.target or ""),
+                )
+            )
+
+
+def write_contact_sheet(records: Iterable[Record], classes: list[str], target: Target) -> None:
+    """Draw a few training photos of each class into ``contact_sheet.jpg``: those with the smallest sha256."""
+    rows: dict[str, list[Record]] = {name: [] for name in classes[:SHEET_CLASSES]}
+    for record in sorted(records, key=lambda record: (record.sha256, record.path)):
+        if record.target and record.split == "train":
+            row = rows.get(record.target.split("/")[1])
+            if row is not None and len(row) < SHEET_PHOTOS:
+                row.append(record)
+    gap, caption = 4, 18
+    size = (SHEET_PHOTOS * (SHEET_SIDE + gap) + gap, len(rows) * (SHEET_SIDE + caption + gap) + gap)
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    for y, (name, row) in enumerate(rows.items()):
+        top = gap + y * (SHEET_SIDE + caption + gap)
+        try:
+            draw.text((gap, top + 2), name, "black", font)
+        except UnicodeEncodeError:  # Pillow without FreeType writes Latin-1 only
+            draw.text((gap, top + 2), name.encode("ascii", "replace").decode(), "black", font)
+        for x, record in enumerate(row):
+            with Image.open(target.dataset / record.target) as image:
+                image.draft("RGB", (SHEET_SIDE, SHEET_SIDE))
+                photo = ImageOps.fit(image.convert("RGB"), (SHEET_SIDE, SHEET_SIDE))
+            sheet.paste(photo, (gap + x * (SHEET_SIDE + gap), top + caption))
+    out = io.BytesIO()
+    sheet.save(out, "JPEG", quality=85)
+    with _writing(target.dataset):
+        (target.dataset / "contact_sheet.jpg").write_bytes(out.getvalue())
+
+
+def write_metadata(metadata: dict, records: Iterable[Record], target: Target) -> None:
+    """Write ``dataset.json``, the last file: with the digest of all the others."""
+    files = [(record.target, record.written_sha256) for record in records if record.target]
+    for path in sorted(target.dataset.iterdir()):
+        if path.is_file():
+            files.append((path.name, hashlib.sha256(path.read_bytes()).hexdigest()))
+    metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, **metadata}
+    metadata["digests"] = {**metadata["digests"], "dataset": digest(files)}
+    text = json.dumps(metadata, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    write_text(target.dataset / "dataset.json", text)
+
+
+def is_whole(out: Path, metadata: dict, *, workers: int) -> bool:
+    """Whether the dataset folder holds to the byte what was written into it, and nothing else."""
+    names = [name for name in WRITTEN if name != "dataset.json" and (out / name).is_file()]
+    for name in SPLITS:
+        for folder, _, files in os.walk(out / name):
+            names += [(Path(folder) / file).relative_to(out).as_posix() for file in files if file not in LITTER]
+    files = Source(out, [SourceFile(name, "any") for name in names])
+    return digest(hash_files(files, workers=workers)) == metadata.get("digests", {}).get("dataset")
+
+
+def digest(files: Iterable[tuple[str, str]]) -> str:
+    """Digest a set of files: sha256 of the text that ``sha256sum`` prints for them, sorted by path.
+
+    Args:
+        files: ``(path, sha256)``; any order.
+    """
+    lines = sorted((encoded(path), sha256) for path, sha256 in files)
+    return hashlib.sha256(b"".join(b"%s  %s\n" % (sha256.encode(), path) for path, sha256 in lines)).hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 with plain line feeds on every system."""
+    with _writing(path.parent):
+        path.write_bytes(text.encode())
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn what the disk or its owner forbids into bad input; anything else stays a bug."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
+            hint = "free some space, or choose another --out"
+            raise InputError(f"can't write to {folder}: {error.strerror}", hint) from None
+        raise
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold a lock file; the system lets go of it when the process ends, however it ends."""
+    busy = InputError(f"another run is writing {path.name[1:-5]} (it holds {path})", "wait until it has ended")
+    deadline = time.monotonic() + LOCK_PATIENCE
+    while True:
+        with _writing(path.parent):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _try_lock(fd)
+            if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
+                break  # else its last holder has removed it meanwhile
+        except OSError:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise busy from None
+            time.sleep(0.05)
+        os.close(fd)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows doesn't remove an open file: it stays, unlocked
+            path.unlink()
+        os.close(fd)
+
+
+def _try_lock(fd: int) -> None:
+    if os.name == "nt":
+        import msvcrt
+
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _exchange(new: Path, out: Path, old: Path) -> None:
+    """Put ``new`` in the place of ``out``: a reader finds the old folder or the new one at every instant.
+
+    Where system or file system can't exchange two names, two renames must do; a kill between them leaves no ``out``
+    until the next run puts the old one back.
+    """
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        names = os.fsencode(new), os.fsencode(out)
+        if sys.platform == "darwin":
+            failed = libc.renamex_np(*names, ctypes.c_uint(_EXCHANGE))
+        else:
+            here = ctypes.c_int(-100)  # AT_FDCWD
+            failed = libc.renameat2(here, names[0], here, names[1], ctypes.c_uint(_EXCHANGE))
+    except (AttributeError, OSError, TypeError):  # no such function; no C library to ask (Windows)
+        failed = True
+    if failed:
+        out.rename(old)
+        new.rename(out)
+
+
+def _sync(folder: Path) -> None:
+    """Bring everything written so far to the disk: one call for the file system, not one for each of 100,000 files."""
+    if sys.platform == "linux":
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            if ctypes.CDLL(None).syncfs(fd) == 0:
+                return
+        except AttributeError:
+            pass
+        finally:
+            os.close(fd)
+    if hasattr(os, "sync"):
+        os.sync()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        fd = os.open(folder, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # not every file system syncs folders
+            os.fsync(fd)
+        os.close(fd)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
