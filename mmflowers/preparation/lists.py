@@ -142,7 +142,9 @@ def assign_splits(files: Iterable[SourceFile], lists: Lists, *, against_folders:
         for what in malformed[:_SHOWN]:
             problems.append(Problem(f"{what}: neither 'path label' nor a path", "write lines like: daisy/x.jpg 0"))
         if len(malformed) > _SHOWN:
-            problems.append(Problem(f"{path.name}: {len(malformed) - _SHOWN:,} more lines are neither"))
+            problems.append(
+                Problem(f"{path.name}: {_count(malformed[_SHOWN:], 'more line is', 'more lines are')} neither")
+            )
         if absent:
             problems.append(
                 Problem(
@@ -151,9 +153,13 @@ def assign_splits(files: Iterable[SourceFile], lists: Lists, *, against_folders:
                 )
             )
     if repeated:
-        problems.append(Problem(f"{len(repeated):,} files are listed twice: {_first(repeated)}", "list each once"))
+        problems.append(
+            Problem(f"{_count(repeated, 'file is', 'files are')} listed twice: {_first(repeated)}", "list each once")
+        )
     if spanning:
-        problems.append(Problem(f"{len(spanning):,} files are in two splits: {_first(spanning)}", "list each once"))
+        problems.append(
+            Problem(f"{_count(spanning, 'file is', 'files are')} in two splits: {_first(spanning)}", "list each once")
+        )
     if against_folders:
         moved = [
             f"{_shown(path)} ({where})"
@@ -161,10 +167,12 @@ def assign_splits(files: Iterable[SourceFile], lists: Lists, *, against_folders:
             if by_path[path].split not in (None, split)
         ]
         if moved:
-            what = f"{len(moved):,} files lie in the folder of another split than their list says: {_first(moved)}"
+            what = (
+                f"{_count(moved, 'file lies', 'files lie')} in the folder of another split than listed: {_first(moved)}"
+            )
             problems.append(Problem(what, "--split redo draws a new split"))
     if unlabelled and labels:
-        what = f"{len(unlabelled):,} lines have no label while others have one: {_first(unlabelled)}"
+        what = f"{_count(unlabelled, 'line has', 'lines have')} no label while others have one: {_first(unlabelled)}"
         problems.append(Problem(what, "give every line a label, or none"))
     problems += _label_problems(labels, lists.classes)
     if problems:
@@ -219,7 +227,7 @@ def _label_problems(labels: Mapping[tuple[int, str], list[str]], classes: Path |
             return [Problem(f"{classes} names a class twice: {_first(doubles)}", "one name a line, each once")]
         problems = []
         for (label, folder), places in sorted(labels.items()):
-            photos = f"{len(places):,} photos of {_shown(folder)}/ ({_first(places)})"
+            photos = f"{_count(places, 'photo', 'photos')} of {_shown(folder)}/ ({_first(places)})"
             if label >= len(names):
                 what = f"label {label} is given to {photos}, but {classes.name} has {len(names)} names"
                 problems.append(Problem(what, "labels count from 0, in the order of classes.txt"))
@@ -229,8 +237,8 @@ def _label_problems(labels: Mapping[tuple[int, str], list[str]], classes: Path |
         return problems
     by_folder, by_label = defaultdict(list), defaultdict(list)
     for (label, folder), places in sorted(labels.items()):
-        by_folder[folder].append(f"{label} ({len(places):,} photos, {places[0]})")
-        by_label[label].append(f"{_shown(folder)}/ ({len(places):,} photos, {places[0]})")
+        by_folder[folder].append(f"{label} ({_count(places, 'photo', 'photos')}, {places[0]})")
+        by_label[label].append(f"{_shown(folder)}/ ({_count(places, 'photo', 'photos')}, {places[0]})")
     problems = [
         Problem(f"photos of {_shown(folder)}/ have several labels: {_first(found)}", "a folder is one class")
         for folder, found in by_folder.items()
@@ -266,6 +274,10 @@ def _unquoted(path: str) -> str:
 def _shown(text: str) -> str:
     text = text if len(text) <= 120 else f"{text[:117]}…"
     return text if text.isprintable() else ascii(text)
+
+
+def _count(items: list[str], one: str, several: str) -> str:
+    return f"1 {one}" if len(items) == 1 else f"{len(items):,} {several}"
 
 
 def _first(items: list[str]) -> str:
