@@ -318,7 +318,7 @@ def _florets(
 
 def _dome(radius: float, height: float, colour, *, lift=0.0, depth: float = 0.0) -> Surface:
     """A closed cap, so that nothing shines through between florets; ``depth`` > 0 darkens its rim."""
-    rows, cols = 5, 18
+    rows, cols = 3, 14
     share = np.linspace(0.02, 1, rows + 1)[:, None]
     angle = np.linspace(0, 2 * math.pi, cols + 1)[None, :]
     z = np.broadcast_to(lift + height * (1 - share**2), (rows + 1, cols + 1))
@@ -340,8 +340,9 @@ def _calyx(rng: Generator, green, *, count: int, radius: float, length: float, w
         curl=rng.normal(-0.2, 0.3, count),
         outline=outline,
         lift=lift,
+        cols=1,
     )
-    return _surface(vertices, _petal_colours(rng, (count, 4, 2), green, _mix(green, (150, 180, 90), 0.3), jitter=0.1))
+    return _surface(vertices, _petal_colours(rng, (count, 4, 1), green, _mix(green, (150, 180, 90), 0.3), jitter=0.1))
 
 
 # ------------------------------------------------------------------------------------------------------------- flowers
@@ -356,7 +357,7 @@ def _daisy(rng: Generator, colour: Colour, green: Colour, detail: float) -> tupl
     rise, curl = rng.normal(0.12, 0.22), rng.normal(-0.2, 0.3)
     width = min(rng.uniform(0.8, 1.25) * math.pi * 0.62 / count, 0.17)
     bluntness = rng.uniform(0.3, 0.6)
-    u = np.linspace(0, 1, 4 + round(3 * detail))
+    u, cols = np.linspace(0, 1, 4 + round(3 * detail)), 1 + round(2 * detail)
     outline = (0.35 + 0.65 * np.sin(np.minimum(u * 1.15, 1) * math.pi / 2)) * np.clip(1.02 - u**5, 0, 1) ** bluntness
     base = _mix(colour, rng.choice([[250, 240, 190], [255, 255, 255], [150, 40, 80]]), rng.uniform(0, 0.45))
     surfaces = []
@@ -376,9 +377,9 @@ def _daisy(rng: Generator, colour: Colour, green: Colour, detail: float) -> tupl
             bend=rng.normal(0, 0.08, n),
             cup=rng.normal(0.15, 0.2),
             outline=outline,
-            cols=3,
+            cols=cols,
         )
-        colours = _petal_colours(rng, (n, len(u) - 1, 3), base, colour, at=rng.uniform(0.15, 0.5), veins=0.035)
+        colours = _petal_colours(rng, (n, len(u) - 1, cols), base, colour, at=rng.uniform(0.15, 0.5), veins=0.035)
         colours *= np.linspace(0.82, 1.04, len(u) - 1)[:, None, None]
         surfaces.append(_surface(vertices, colours))
     yellow = rng.choice([[232, 180, 30], [220, 150, 24], [190, 170, 50], [92, 58, 34]], p=[0.5, 0.25, 0.15, 0.1])
@@ -468,7 +469,7 @@ def _sunflower(rng: Generator, colour: Colour, green: Colour, detail: float) -> 
     layers = int(rng.choice([1, 2, 3], p=[0.15, 0.6, 0.25]))
     count = int(rng.integers(13, 24))
     rise, curl = rng.normal(0.2, 0.22), rng.normal(-0.1, 0.35)
-    u = np.linspace(0, 1, 5 + round(3 * detail))
+    u, cols = np.linspace(0, 1, 5 + round(3 * detail)), 4 if detail > 0.6 else 2
     outline = np.sin(math.pi * np.clip(0.16 + 0.84 * u**0.85, 0, 1)) ** 0.85 + 0.02
     base = _mix(colour, (150, 60, 10), rng.choice([0.1, 0.3, 0.7], p=[0.5, 0.35, 0.15]))
     surfaces = []
@@ -485,11 +486,11 @@ def _sunflower(rng: Generator, colour: Colour, green: Colour, detail: float) -> 
             bend=rng.normal(0, 0.16, count),
             cup=rng.normal(0.4, 0.2),
             outline=outline,
-            cols=4,
+            cols=cols,
         )
-        colours = _petal_colours(rng, (count, len(u) - 1, 4), base, colour, at=rng.uniform(0.1, 0.3), veins=0.06)
+        colours = _petal_colours(rng, (count, len(u) - 1, cols), base, colour, at=rng.uniform(0.1, 0.3), veins=0.06)
         colours *= 0.82 if layer else 1.0
-        colours[:, :, 1:3] *= 0.95  # the fold along the middle
+        colours[:, :, 1:-1] *= 0.95  # the fold along the middle
         surfaces.append(_surface(vertices, colours))
     dark = rng.random() < 0.6
     centre, rim = ([58, 36, 22], [108, 66, 26]) if dark else ([148, 148, 60], [196, 148, 40])
@@ -525,7 +526,7 @@ def _rose(rng: Generator, colour: Colour, green: Colour, detail: float) -> tuple
     if bud:
         count = int(rng.integers(7, 12))
     t = (np.arange(count) + 0.6) / count  # 0 innermost, 1 outermost
-    rows, cols = 4 + round(4 * detail), 4 + round(5 * detail)
+    rows, cols = 3 + round(5 * detail), 3 + round(6 * detail)
     u = np.linspace(0, 1, rows + 1)[None, :]
     spread = rng.uniform(0.25, 0.5) if bud else rng.uniform(0.75, 1.2)
     height = rng.uniform(0.75, 1.05)
@@ -698,14 +699,14 @@ class _Scene:
 
         start = project(pose @ np.array([0, 0, stem_from]))
         self._stem(start, (pose @ np.array([0, 0, -1.0]))[:2], radius, habit)
-        quads = form.quads @ pose.T
+        quads = (form.quads.reshape(-1, 3) @ pose.T).reshape(-1, 4, 3)
         normals = np.cross(quads[:, 2] - quads[:, 0], quads[:, 3] - quads[:, 1])
         facing = np.abs(normals @ self.light) / (np.linalg.norm(normals, axis=1) + 1e-9)
         # thin petals are lit from both sides, and what lies low in the flower gets less light
         depth = np.clip(0.85 + 0.25 * form.quads[:, :, 2].mean(axis=1), 0.7, 1.1)
         shade = (self.ambient + (1.12 - self.ambient) * facing**0.8) * depth
         colours = np.clip(form.colours * shade[:, None], 0, 255).astype(np.int32)
-        ink = colours @ np.array([1, 1 << 8, 1 << 16], np.int32)  # Pillow's own form of a colour, quicker than a tuple
+        ink = colours @ np.array([1, 1 << 8, 1 << 16], np.int32)  # Pillow takes ABGR, quicker than a tuple
         order = np.argsort(quads[:, :, 2].mean(axis=1), kind="stable")
         corners = project(quads[order]).reshape(-1, 8)
         x, y = corners[:, ::2], corners[:, 1::2]
@@ -941,9 +942,10 @@ def _photograph(rng: Generator, image: Image.Image) -> Image.Image:
     shade = 1 - vignette * (x * x + y * y) + np.float32(rng.normal(0, 0.1)) * x + np.float32(rng.normal(0, 0.08)) * y
     pixels = np.asarray(image) * shade[..., None]
     # bytes are ten times cheaper to draw than normal deviates, and nobody sees the difference in a sensor's noise
-    noise = np.float32(min(rng.gamma(1.5, 2.0), 14.0) / 74)  # 74: standard deviation of a byte
+    noise = min(rng.gamma(1.5, 2.0), 14.0) / 74  # 74: standard deviation of a byte
     colour_grain = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     grey_grain = rng.integers(0, 256, (height, width, 1), dtype=np.uint8)
-    pixels += colour_grain * (noise * np.float32(0.5))
-    pixels += grey_grain * noise - noise * np.float32(1.5 * 127.5)
+    # dtype said: older versions of numpy would take float16, which is slow
+    pixels += np.multiply(colour_grain, 0.5 * noise, dtype=np.float32)
+    pixels += np.multiply(grey_grain, noise, dtype=np.float32) - np.float32(1.5 * 127.5 * noise)
     return Image.fromarray(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8))
