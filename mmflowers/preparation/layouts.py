@@ -122,6 +122,8 @@ def _unwrapped(folder: Path) -> tuple[Path, Lists | None]:
     lists = find_lists(folder)
     for _ in range(_MOST_WRAPPERS):
         inner, photos = _look(folder)
+        if lists is not None and "meta" in inner:
+            inner.remove("meta")
         if len(inner) != 1 or photos:
             break
         below, photos = _look(folder / inner[0])

@@ -1,0 +1,210 @@
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmflowers.preparation.layouts import OUTSIDE, read_layout
+
+posix_only = pytest.mark.skipif(os.name == "nt", reason="links, FIFOs and byte names as POSIX has them")
+
+
+def fill(folder: Path, *paths: str) -> Path:
+    for path in paths:
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(b"not looked at")
+    return folder
+
+
+def classes(folder: Path) -> dict[str, str | None]:
+    """Path → class of the files that are to be inspected."""
+    return {file.path: file.class_name for file in read_layout(folder).files if file.refusal is None}
+
+
+def refusals(folder: Path) -> dict[str, str]:
+    return {file.path: file.refusal for file in read_layout(folder).files if file.refusal is not None}
+
+
+def test_the_immediate_subfolders_are_the_classes_whatever_lies_deeper(tmp_path):
+    fill(tmp_path, "rose/b.jpg", "rose/2019/june/a.jpg", "Daisy flower/ü.jpg", "rose/notes.txt")
+    assert classes(tmp_path) == {
+        "Daisy flower/ü.jpg": "Daisy flower",
+        "rose/2019/june/a.jpg": "rose",
+        "rose/b.jpg": "rose",
+        "rose/notes.txt": "rose",
+    }
+    assert [file.path for file in read_layout(tmp_path).files] == sorted(classes(tmp_path))
+
+
+def test_files_in_the_root_are_outside_every_class_folder(tmp_path):
+    fill(tmp_path, "LICENSE.txt", "x.jpg", "rose/a.jpg", "daisy/a.jpg")
+    assert refusals(tmp_path) == {"LICENSE.txt": OUTSIDE, "x.jpg": OUTSIDE}
+
+
+def test_hidden_and_system_files_are_refused_in_every_depth(tmp_path):
+    hidden = [
+        ".DS_Store",
+        ".git/config",
+        "__MACOSX/rose/._a.jpg",
+        "rose/.hidden.jpg",
+        "rose/@eaDir/a.jpg",
+        "rose/Thumbs.db",
+        "rose/deep/desktop.ini",
+        "rose/deep/.cache/x/y.jpg",
+    ]
+    fill(tmp_path, *hidden, "rose/a.jpg", "daisy/a.jpg")
+    assert classes(tmp_path) == {"rose/a.jpg": "rose", "daisy/a.jpg": "daisy"}
+    assert refusals(tmp_path) == dict.fromkeys(sorted(hidden), "hidden or a system file")
+    assert {file.class_name for file in read_layout(tmp_path).files} == {None, "rose", "daisy"}
+
+
+def test_a_folder_that_wraps_everything_is_descended_into(tmp_path):
+    fill(tmp_path, "download/flower_photos/rose/a.jpg", "download/flower_photos/daisy/a.jpg")
+    fill(tmp_path, "download/flower_photos/LICENSE.txt", "__MACOSX/x", ".DS_Store", "README")
+    layout = read_layout(tmp_path)
+    assert layout.root == tmp_path / "download" / "flower_photos"
+    assert [file.path for file in layout.files] == ["LICENSE.txt", "daisy/a.jpg", "rose/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["rose/a.jpg"],  # one class, no wrapper
+        ["rose/a.jpg", "rose/2019/b.jpg"],
+        ["photos/rose/a.jpg", "photos/daisy/a.jpg", "x.jpg"],  # a photo beside it would be lost
+    ],
+)
+def test_a_single_folder_that_is_no_mere_wrapper_is_not_descended_into(tmp_path, paths):
+    assert read_layout(fill(tmp_path, *paths)).root == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [("train", "val", None), ("Train", "valid", "test"), ("training", "validation", "testing")],
+)
+def test_split_folders_are_recognised_with_the_classes_below(tmp_path, train, val, test):
+    fill(
+        tmp_path, f"{train}/rose/a.jpg", f"{train}/daisy/deep/a.jpg", f"{val}/rose/a.jpg", "README.md", "extra/x/y.jpg"
+    )
+    if test:
+        fill(tmp_path, f"{test}/rose/c.jpg")
+    layout = read_layout(tmp_path)
+    found = {file.path: (file.split, file.class_name) for file in layout.files if file.refusal is None}
+    assert found == {
+        f"{train}/daisy/deep/a.jpg": ("train", "daisy"),
+        f"{train}/rose/a.jpg": ("train", "rose"),
+        f"{val}/rose/a.jpg": ("val", "rose"),
+        **({f"{test}/rose/c.jpg": ("test", "rose")} if test else {}),
+    }
+    assert refusals(tmp_path)["README.md"] == OUTSIDE
+    assert refusals(tmp_path)["extra/x/y.jpg"].startswith("outside ")
+    assert {file.class_name for file in layout.files if file.refusal} == {None}
+
+
+def test_photos_directly_in_a_split_folder_are_outside_every_class_folder(tmp_path):
+    fill(tmp_path, "train/rose/a.jpg", "val/rose/b.jpg", "val/c.jpg")
+    assert refusals(tmp_path) == {"val/c.jpg": OUTSIDE}
+
+
+@pytest.mark.parametrize("paths", [["train/a.jpg", "val/b.jpg", "plane/c.jpg"], ["train/old/a.jpg", "plane/c.jpg"]])
+def test_a_class_that_is_called_train_is_no_split(tmp_path, paths):
+    layout = read_layout(fill(tmp_path, *paths))
+    assert not layout.split_folders
+    assert {file.class_name for file in layout.files} == {path.split("/")[0] for path in paths}
+
+
+@pytest.mark.parametrize("place", ["", "meta/"])
+@pytest.mark.parametrize("wrapper", ["", "flowers/"])
+def test_lists_in_the_source_are_found_and_are_no_photos(tmp_path, place, wrapper):
+    fill(tmp_path, f"{wrapper}rose/a.jpg", f"{wrapper}daisy/a.jpg", f"{place}train.txt", f"{place}val.txt")
+    fill(tmp_path, f"{place}classes.txt")
+    layout = read_layout(tmp_path)
+    assert layout.lists.files == {"train": tmp_path / place / "train.txt", "val": tmp_path / place / "val.txt"}
+    assert layout.lists.classes == tmp_path / place / "classes.txt"
+    assert {file.class_name for file in layout.files if not file.refusal} == {"rose", "daisy"}
+    assert {file.refusal for file in layout.files if file.path.endswith(".txt")} <= {"a list, not a photo"}
+
+
+def test_a_dataset_folder_of_ours_is_read_with_its_papers_refused_as_such(tmp_path):
+    papers = ["dataset.json", "files.csv", "DATA_CARD.md", "README.md", "contact_sheet.jpg"]
+    fill(tmp_path, *papers, "train.txt", "val.txt", "classes.txt", "train/rose/a.jpg", "val/rose/b.jpg")
+    assert set(classes(tmp_path)) == {"train/rose/a.jpg", "val/rose/b.jpg"}
+    assert {refusals(tmp_path)[name] for name in papers} == {"part of a dataset folder, not a photo"}
+    assert refusals(tmp_path)["train.txt"] == "a list, not a photo"
+
+
+def test_archives_among_the_photos_are_refused_as_such(tmp_path):
+    fill(tmp_path, "rose/more.ZIP", "rose/a.jpg", "daisy/b.jpg")
+    assert refusals(tmp_path) == {"rose/more.ZIP": "an archive within the source, which isn't opened"}
+
+
+@posix_only
+def test_links_are_followed_to_files_of_the_source_only(tmp_path):
+    source = fill(tmp_path / "source", "rose/a.jpg", "daisy/deep/b.jpg")
+    fill(tmp_path, "outside/c.jpg")
+    (source / "rose" / "inside.jpg").symlink_to("../daisy/deep/b.jpg")
+    (source / "rose" / "out.jpg").symlink_to("../../outside/c.jpg")
+    (source / "rose" / "broken.jpg").symlink_to("nothing.jpg")
+    (source / "rose" / "circle.jpg").symlink_to("circle.jpg")
+    (source / "rose" / "up").symlink_to("..")
+    (source / "tulip").symlink_to(tmp_path / "outside")
+    os.mkfifo(source / "daisy" / "fifo")
+    (source / "rose" / "to_fifo").symlink_to("../daisy/fifo")
+    assert set(classes(source)) == {"rose/a.jpg", "rose/inside.jpg", "daisy/deep/b.jpg"}
+    assert refusals(source) == {
+        "daisy/fifo": "a FIFO, not a file",
+        "rose/broken.jpg": "a broken link",
+        "rose/circle.jpg": "a link that goes in a circle",
+        "rose/out.jpg": "a link that leads out of the source",
+        "rose/to_fifo": "a FIFO, not a file",
+        "rose/up": "a link to a folder of the source",
+        "tulip": "a link that leads out of the source",
+    }
+
+
+@posix_only
+def test_a_source_that_is_itself_a_link_is_read(tmp_path):
+    fill(tmp_path, "real/rose/a.jpg", "real/daisy/a.jpg")
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "real" / "rose" / "l.jpg").symlink_to("a.jpg")
+    assert set(classes(tmp_path / "link")) == {"rose/a.jpg", "rose/l.jpg", "daisy/a.jpg"}
+
+
+@posix_only
+def test_sockets_and_devices_are_refused(tmp_path):
+    fill(tmp_path, "rose/a.jpg", "daisy/a.jpg")
+    (tmp_path / "rose" / "null.jpg").symlink_to("/dev/null")
+    with socket.socket(socket.AF_UNIX) as unix:
+        before = Path.cwd()
+        os.chdir(tmp_path / "rose")  # such names may have 100 bytes
+        try:
+            unix.bind("s.jpg")
+        finally:
+            os.chdir(before)
+        assert refusals(tmp_path)["rose/s.jpg"] == "a socket, not a file"
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="these file systems have Unicode names only")
+def test_names_that_are_not_utf8_are_kept(tmp_path):
+    fill(tmp_path, "daisy/a.jpg")
+    fill(tmp_path, os.fsdecode(b"ros\xe9/caf\xe9\n.jpg"))
+    path = next(path for path in classes(tmp_path) if path.startswith("ros"))
+    assert os.fsencode(path) == b"ros\xe9/caf\xe9\n.jpg"
+    assert (tmp_path / path).exists()
+
+
+@posix_only
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="nothing is unreadable for root")
+def test_a_folder_that_cannot_be_read_is_in_the_table(tmp_path):
+    fill(tmp_path, "rose/a.jpg", "daisy/a.jpg", "tulip/a.jpg")
+    (tmp_path / "tulip").chmod(0)
+    try:
+        assert "can't be read" in refusals(tmp_path)["tulip"]
+    finally:
+        (tmp_path / "tulip").chmod(0o755)
+
+
+def test_an_empty_folder_has_no_files(tmp_path):
+    assert read_layout(tmp_path).files == []
