@@ -115,11 +115,11 @@ def assign_splits(files: Iterable[SourceFile], lists: Lists, *, against_folders:
     repeated: list[str] = []
     spanning: list[str] = []
     for split, path in lists.files.items():
-        malformed, absent, count = [], [], 0
+        name, malformed, absent, count = path.name, [], [], 0
         for number, text in _lines(path):
             count += 1
-            where = f"{path.name}:{number}"
-            file = locate(text.strip(), split)  # a name may end like a label, or have no extension
+            where = f"{name}:{number}"
+            file = by_path.get(text.strip())  # a name may end like a label, or have no extension
             line = Line(text.strip(), None) if file else parse_line(text)
             if line is None:
                 malformed.append(f"{where} {_shown(text)}")
