@@ -158,7 +158,6 @@ def imagenet_weights() -> dict:
     path = Path(torch.hub.get_dir(), "checkpoints", WEIGHTS)
     if path.is_file():
         return load(path)
-    print(f"downloading {WEIGHTS} (45 MB) to {path.parent}", file=sys.stderr)
     socket.setdefaulttimeout(NETWORK_TIMEOUT)
     try:
         enum = models.ResNet18_Weights.IMAGENET1K_V1
@@ -212,7 +211,7 @@ def one_epoch(model: nn.Module, loader: DataLoader, optimizer, device, amp: bool
     model.train(training)  # in training BatchNorm uses the batch's statistics, in evaluation those it has gathered
     layout = torch.channels_last if amp else torch.preserve_format
     loss_sum, correct = 0.0, 0
-    for images, labels in progress(loader, total=len(loader), what=what):
+    for images, labels in progress(loader, total=len(loader), what=what, every_seconds=60):
         images = images.to(device, non_blocking=True, memory_format=layout)
         labels = labels.to(device, non_blocking=True)
         with torch.set_grad_enabled(training):
