@@ -203,7 +203,8 @@ def _zip_members(file: BinaryIO) -> Iterator[_Member]:
 def _tar_members(stream: BinaryIO, limit: int) -> Iterator[_Member]:
     guarded = _Guarded(stream, 2 * limit + MAX_HEADER_BYTES)  # headers and padding come on top
     with tarfile.open(fileobj=guarded, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
-        while (info := archive.next()) is not None:
+        empty = archive.firstmember is None  # where next() of Python 3.10 stumbles
+        while not empty and (info := archive.next()) is not None:
             archive.members.clear()  # it would keep a record of each for good
             refusal = None
             if info.issym() or info.islnk():

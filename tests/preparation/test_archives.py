@@ -119,7 +119,7 @@ BAD_NAMES = {
     "daisy/../../out.jpg": "lead out",
     "..\\out.jpg": "lead out",
     "daisy\\..\\..\\out.jpg": "lead out",
-    "/tmp/out.jpg": "absolute",
+    "/etc/out.jpg": "absolute",
     "\\out.jpg": "absolute",
     "C:/out.jpg": "absolute",
     "c:out.jpg": "absolute",
@@ -307,6 +307,7 @@ def test_a_changed_byte_in_a_zip_is_seen_by_its_checksum(tmp_path):
         (b"PK\x05\x06" + bytes(18), "no file"),
         (gzip.compress(bytes(10240)), "no file"),
     ],
+    ids=["empty", "text", "page", "rar", "7z", "jpeg", "gz", "bz2", "zip of nothing", "tar of nothing"],
 )
 def test_what_is_no_archive_is_called_what_it_is(tmp_path, data, said):
     (tmp_path / "thing").write_bytes(data)
