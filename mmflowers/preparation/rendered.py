@@ -138,7 +138,7 @@ def render_flowers(
             for _ in show(pool.map(_render_file, jobs, chunksize=16)):
                 pass
         except BaseException:  # a signal included: without this the pool would finish everything that is queued
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
 
 
@@ -738,8 +738,8 @@ class _Scene:
         for _ in range(count):
             shape = own if self.rng.random() < 0.6 else str(self.rng.choice(list(_LEAVES)))
             heading = self.rng.normal(-math.pi / 2, 0.9)
-            where = np.array([self.rng.uniform(0, self.width), self.rng.uniform(0.5, 1.1) * self.height])
-            self._leaf(where, heading, self.short * self.rng.uniform(0.15, 0.55), shape)
+            where = np.array([self.rng.uniform(0, self.width), self.rng.uniform(0.78, 1.1) * self.height])
+            self._leaf(where, heading, self.short * self.rng.uniform(0.2, 0.65), shape)
 
     def _leaf(self, base: np.ndarray, heading: float, length: float, shape: str) -> None:
         """Two halves in two tones along a bent midrib: enough to read as a leaf."""
@@ -758,10 +758,10 @@ class _Scene:
             self.draw.polygon(half.reshape(-1).tolist(), fill=_rgb(colour * tone))
         thin = max(1, round(length * 0.012))
         self.draw.line(rib.reshape(-1).tolist(), fill=_rgb(colour * 1.3), width=thin)
-        for i in range(4, 24, 4):
-            for side in (-1, 1):
-                tip = rib[min(i + 3, 25)] + side * across[min(i + 3, 25)] * 0.8
-                self.draw.line([*rib[i], *tip], fill=_rgb(colour * 1.12), width=1)
+        for side in (-1, 1):
+            tips = rib[7:25:4] + side * across[7:25:4] * 0.8
+            for vein in np.concatenate([rib[4:22:4], tips], axis=1).tolist():
+                self.draw.line(vein, fill=_rgb(colour * 1.12), width=1)
 
     def _before_the_lens(self) -> None:
         """Blades out of focus between the camera and the flower."""
