@@ -119,7 +119,7 @@ class Summary:
         for what, groups in (
             ("identical, in different classes", self.duplicates.conflicts),
             ("identical", [group for group in self.duplicates.identical if group not in self.duplicates.conflicts]),
-            ("nearly the same, kept on one side", self.duplicates.near),
+            ("nearly the same", self.duplicates.near),
             ("nearly the same, in different classes: look at these", self.duplicates.mixed),
             ("spans the given split", self.duplicates.spanning),
         ):

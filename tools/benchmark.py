@@ -1,0 +1,52 @@
+"""Measure what the documents claim.
+
+examples:
+  python tools/benchmark.py prepare --source photos        # rate against a bare loop that reads, hashes and decodes
+  python tools/benchmark.py prepare --memory 100000        # peak memory with that many small photos
+"""
+
+from __future__ import annotations
+
+import json
+
+from mmflowers.commands import Parser, existing_folder, run
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    prepare = commands.add_parser("prepare", help="the preparation of photos: speed, memory")
+    what = prepare.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--source", type=existing_folder, metavar="DIR", help="a folder of class folders to measure the speed on"
+    )
+    what.add_argument("--memory", type=int, metavar="N", help="measure the memory instead, on N small rendered photos")
+    prepare.add_argument("--workers", type=int, default=2, help="processes on either side (default: 2)")
+    prepare.add_argument("--repeats", type=int, default=5, help="(default: 5)")
+    prepare.add_argument("--json", action="store_true", help="print the figures as JSON")
+    args = parser.parse_args()
+    {"prepare": _prepare}[args.command](args)
+
+
+def _prepare(args) -> None:
+    from mmflowers.preparation.benchmark import measure_memory, measure_speed
+
+    if args.memory is not None:
+        got = measure_memory(args.memory, workers=args.workers)
+        text = (
+            f"{got['photos']:,} photos, {got['workers']} workers: peak {got['peak_rss_mb']:.0f} MB resident in all "
+            f"processes ({got['peak_pss_mb']:.0f} MB with shared pages counted once), {got['seconds']:.0f} s"
+        )
+    else:
+        got = measure_speed(args.source, workers=args.workers, repeats=args.repeats)
+        text = (
+            f"{got['files']:,} files, {got['workers']} workers, {got['cores']} cores, n = {got['repeats']} pairs\n"
+            f"bare loop      {got['bare_files_per_second']:7,.0f} files/s (median)\n"
+            f"whole command  {got['command_files_per_second']:7,.0f} files/s (median)\n"
+            f"ratio          {got['ratio']:7.2f} (median; {got['ratio_min']:.2f} to {got['ratio_max']:.2f})"
+        )
+    print(json.dumps(got, indent=2) if args.json else text)
+
+
+if __name__ == "__main__":
+    run(main)
