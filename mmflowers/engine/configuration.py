@@ -1,0 +1,91 @@
+"""From a config file and the command line's options to the config that runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+
+from mmflowers.errors import InputError
+
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+
+
+def load_config(path: str | Path) -> Config:
+    """Read a config file.
+
+    Raises:
+        InputError: No such file, or Python refuses it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no config at {path}", "the shipped ones are in configs/")
+    try:
+        return Config.fromfile(path)
+    except Exception as error:  # a config is code: whatever its author got wrong is bad input, not our bug
+        raise InputError(f"{path} can't be read: {type(error).__name__}: {error}", "mend the config") from error
+
+
+def merge_options(config: Config, options: Sequence[str]) -> None:
+    """Apply ``--cfg-options``, each ``KEY=VALUE`` with a dotted key, read as MMEngine's ``DictAction`` reads them.
+
+    Raises:
+        InputError: Not of that form, or a key leads through something that isn't a dict or list.
+    """
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--options", nargs="+", action=DictAction)
+    try:
+        if options:
+            config.merge_from_dict(parser.parse_args(["--options", *options]).options)
+    except (argparse.ArgumentError, ValueError, KeyError, TypeError, IndexError, AssertionError) as error:
+        raise InputError(f"--cfg-options can't be applied: {error}", "KEY=VALUE, with keys of the config") from error
+
+
+def datasets(config: Config) -> Iterator[dict]:
+    """The innermost dataset of each dataloader the config has, wrappers (RepeatDataset …) taken off."""
+    for name in LOADERS:
+        dataset = (config.get(name) or {}).get("dataset")
+        while isinstance(dataset, dict) and isinstance(dataset.get("dataset"), dict):
+            dataset = dataset["dataset"]
+        if isinstance(dataset, dict):
+            yield dataset
+
+
+def set_data_root(config: Config, data_root: str | Path) -> None:
+    """Point every dataset at another dataset folder."""
+    config.data_root = str(data_root)
+    for dataset in datasets(config):
+        dataset["data_root"] = str(data_root)
+
+
+def set_classes(config: Config, count: int) -> None:
+    """Fit the head, and what else counts classes, to the dataset folder."""
+    config.model.head.num_classes = count
+    for preprocessor in (config.get("data_preprocessor"), config.model.get("data_preprocessor")):
+        if preprocessor and "num_classes" in preprocessor:
+            preprocessor["num_classes"] = count
+
+
+def fit_to_laptop(config: Config, epochs: int = 3, scale: float = 5 / 7) -> None:
+    """Shrink a recipe: at most ``epochs`` epochs, with schedules in proportion, and smaller images (224 px → 160 px).
+
+    Every number of the recipe that counts epochs is scaled alike, so that a warm-up stays a warm-up and a step a step.
+    """
+    full = config.train_cfg.max_epochs
+    ratio = min(1.0, epochs / full)
+    config.train_cfg.max_epochs = max(1, round(full * ratio))
+    schedulers = config.get("param_scheduler") or []
+    for scheduler in [schedulers] if isinstance(schedulers, dict) else schedulers:
+        for key in ("begin", "end", "T_max", "step_size", "total_iters"):
+            if isinstance(scheduler.get(key), int) and scheduler[key] > 0:
+                scheduler[key] = max(1, round(scheduler[key] * ratio))
+        if "milestones" in scheduler:
+            scheduler["milestones"] = [max(1, round(at * ratio)) for at in scheduler["milestones"]]
+    for dataset in datasets(config):
+        for transform in dataset.get("pipeline", []):
+            for key in ("scale", "crop_size"):
+                if isinstance(transform.get(key), int):
+                    transform[key] = round(transform[key] * scale)
+

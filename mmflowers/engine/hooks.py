@@ -1,0 +1,128 @@
+"""Hooks: the checkpoints a run keeps, the curves it draws, what makes its model quick."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmpretrain.registry import HOOKS
+
+from mmflowers.engine.runner import LAST
+from mmflowers.models.depthwise import replace_depthwise
+
+BEST = "best.pth"
+
+
+@HOOKS.register_module()
+class BestAndLastHook(Hook):
+    """Keep two checkpoints under stable names: ``last.pth`` with all state, ``best.pth`` with the weights alone.
+
+    ``last.pth`` is written where an epoch ends and the next begins, validation included, so that a resumed run neither
+    repeats nor skips one. Of equal scores the first counts, as in the report.
+
+    Args:
+        save_best: The metric to compare, larger is better.
+        interval: Epochs between two writes of ``last.pth``; the end of the training always writes it.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(self, save_best: str = "accuracy/top1", interval: int = 1) -> None:
+        self.save_best = save_best
+        self.interval = interval
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Save the state that the epoch starts from."""
+        if runner.epoch and runner.epoch != self._saved and runner.epoch % self.interval == 0:
+            self._save_last(runner)
+
+    def before_train(self, runner: Runner) -> None:
+        """Remember where a resumed run stands: its state is on the disk already."""
+        self._saved = runner.epoch
+
+    def after_train(self, runner: Runner) -> None:
+        """Save the final state."""
+        if runner.epoch != self._saved:
+            self._save_last(runner)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Save the weights if they are the best so far."""
+        if not metrics or self.save_best not in metrics:
+            return
+        score = float(metrics[self.save_best])
+        best = runner.message_hub.get_info("best_score", default=None)
+        if best is not None and score <= best:
+            return
+        runner.message_hub.update_info("best_score", score)
+        runner.message_hub.update_info("best_epoch", runner.epoch)
+        meta = {"epoch": runner.epoch, "iter": runner.iter, "best": {self.save_best: score}}
+        runner.save_checkpoint(
+            runner.work_dir, BEST, save_optimizer=False, save_param_scheduler=False, meta=meta
+        )
+        runner.logger.info(f"best so far: {self.save_best} {score:.2f} at epoch {runner.epoch}, saved as {BEST}")
+
+    def _save_last(self, runner: Runner) -> None:
+        runner.save_checkpoint(runner.work_dir, LAST, meta={"epoch": runner.epoch, "iter": runner.iter})
+        self._saved = runner.epoch
+        if is_main_process():
+            # MMEngine's pointer file; relative, so that the work dir can be moved.
+            (Path(runner.work_dir) / "last_checkpoint").write_text(LAST)
+
+
+@HOOKS.register_module()
+class CurvesHook(Hook):
+    """Draw loss, learning rate and validation accuracy of the run as ``curves.png`` in the work dir.
+
+    Args:
+        at_most_every: Seconds between two drawings while the training runs; the end of it always draws.
+    """
+
+    priority = "LOWEST"  # after LoggerHook wrote the numbers
+
+    def __init__(self, at_most_every: float = 30.0) -> None:
+        self.at_most_every = at_most_every
+        self._drawn = float("-inf")
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Draw if the last drawing is old enough."""
+        if time.monotonic() - self._drawn >= self.at_most_every:
+            self._draw(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        """Draw the whole run."""
+        self._draw(runner)
+
+    def _draw(self, runner: Runner) -> None:
+        if is_main_process():
+            from mmflowers.visualization.curves import draw_curves
+
+            draw_curves(Path(runner.work_dir))
+            self._drawn = time.monotonic()
+
+
+@HOOKS.register_module()
+class ChannelsLastHook(Hook):
+    """Lay the model's convolutions out as NHWC: faster on CPUs and on GPUs with tensor cores, same numbers."""
+
+    def before_run(self, runner: Runner) -> None:
+        """Convert the model in place; activations follow the weights."""
+        runner.model.to(memory_format=torch.channels_last)
+
+
+@HOOKS.register_module()
+class FastDepthwiseHook(Hook):
+    """Put depthwise convolutions with a quick backward pass in the model (see ``mmflowers.models.depthwise``).
+
+    It pays under bfloat16 on a CPU, so it does nothing on another device.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Replace them in place; parameters and names stay."""
+        if next(runner.model.parameters()).device.type == "cpu":
+            count = replace_depthwise(runner.model)
+            if count:
+                runner.logger.info(f"{count} depthwise convolutions take the quick backward pass")

@@ -1,0 +1,101 @@
+"""One training run, from a config file to a work dir."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from mmengine.device import get_device
+
+from mmflowers.datasets.folder import read_dataset_folder
+from mmflowers.engine import configuration
+from mmflowers.engine.runner import FlowersRunner
+from mmflowers.engine.weights import fetch_weights
+from mmflowers.errors import InputError
+
+
+def train(
+    config_path: str | Path,
+    *,
+    data: str | Path | None = None,
+    weights: str | None = None,
+    work_dir: str | Path | None = None,
+    resume: str | bool = False,
+    amp: bool = False,
+    seed: int | None = None,
+    laptop: bool = False,
+    launcher: str = "none",
+    cfg_options: Sequence[str] = (),
+) -> Path:
+    """Train as ``config_path`` says and return the work dir.
+
+    Args:
+        config_path: A config of this project, or any MMPretrain classification config with our data side.
+        data: Dataset folder in place of the config's.
+        weights: Weights to start from in place of the config's ``load_from``; "none" starts from scratch.
+        work_dir: Default ``work_dirs/<name of the config>``.
+        resume: Go on from the work dir's ``last.pth`` (True) or from the given checkpoint.
+        amp: bfloat16 autocast and channels-last memory, on a GPU or a CPU.
+        seed: In place of the config's.
+        laptop: Shrink the recipe: 3 epochs, smaller images.
+        launcher: "none", "pytorch" (torchrun), "slurm" or "mpi".
+        cfg_options: ``KEY=VALUE`` overrides in MMEngine's dotted form; applied last.
+
+    Raises:
+        InputError: Config, dataset folder, weights or work dir are not in order.
+    """
+    config = configuration.load_config(config_path)
+    config.work_dir = str(work_dir or Path("work_dirs") / Path(config_path).stem)
+    config.launcher = launcher
+    if data is not None:
+        configuration.set_data_root(config, data)
+    if laptop:
+        configuration.fit_to_laptop(config)
+    if seed is not None:
+        config.randomness = {**config.get("randomness", {}), "seed": seed}
+    if amp:
+        config.optim_wrapper.type = "BFloat16OptimWrapper"
+        quick = [dict(type="ChannelsLastHook"), dict(type="FastDepthwiseHook")]
+        config.custom_hooks = [*config.get("custom_hooks", []), *quick]
+    configuration.merge_options(config, cfg_options)
+
+    folder = read_dataset_folder(config.data_root)
+    configuration.set_classes(config, len(folder.classes))
+    _set_weights(config, weights, resume)
+
+    _join_process_group(launcher)
+    runner = FlowersRunner.from_cfg(config)
+    runner.train()
+    return Path(runner.work_dir)
+
+
+def _set_weights(config: configuration.Config, weights: str | None, resume: str | bool) -> None:
+    """Decide what the model starts from, before anything is built; a file that can't be had is known at once."""
+    if resume:
+        config.resume = True
+        config.load_from = None if resume is True else str(resume)
+        return
+    config.resume = False
+    if Path(config.work_dir, "last.pth").exists():
+        raise InputError(
+            f"{config.work_dir} holds a run already",
+            "--resume goes on with it, --work-dir names another folder; delete the folder to start anew",
+        )
+    if weights == "none":
+        config.load_from = None
+    elif weights is not None:
+        config.load_from = weights
+    elif not config.get("load_from"):
+        raise InputError("the config names no weights (load_from)", "--weights FILE, or --weights none for a start from scratch")
+    if config.load_from:
+        fetch_weights(config.load_from)
+
+
+def _join_process_group(launcher: str) -> None:
+    """Join torchrun's processes by gloo where there is no GPU; MMEngine's own way asks for one."""
+    if launcher == "pytorch" and get_device() == "cpu" and not torch.distributed.is_initialized():
+        if "RANK" not in os.environ:
+            raise InputError("--launcher pytorch needs torchrun", "torchrun --nproc-per-node 2 tools/train.py … --launcher pytorch")
+        torch.distributed.init_process_group("gloo")

@@ -1,0 +1,113 @@
+"""Every single prediction of a test: collected by MMEngine's evaluator, kept as a file, turned into numbers."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmflowers.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """The predictions of one model on one split.
+
+    Attributes:
+        images: Paths of the photos as the dataset folder's list gives them, n of them.
+        labels: True labels, int64 of shape (n,).
+        scores: Probabilities, float32 of shape (n, classes).
+        classes: Names by label.
+    """
+
+    images: list[str]
+    labels: np.ndarray
+    scores: np.ndarray
+    classes: list[str]
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The label of the largest score, int64 of shape (n,)."""
+        return self.scores.argmax(axis=1)
+
+    @property
+    def correct(self) -> int:
+        """How many are right."""
+        return int((self.predicted == self.labels).sum())
+
+
+def write_predictions(predictions: Predictions, path: Path) -> None:
+    """Write a CSV: image, label, predicted (both by name), and a score column for each class, in the classes' order."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", "label", "predicted", *(f"score_{name}" for name in predictions.classes)])
+        rows = zip(predictions.images, predictions.labels, predictions.predicted, predictions.scores, strict=True)
+        for image, label, predicted, scores in rows:
+            names = predictions.classes[label], predictions.classes[predicted]
+            writer.writerow([image, *names, *(f"{score:.6g}" for score in scores)])
+    partial.replace(path)
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read what ``write_predictions`` wrote.
+
+    Raises:
+        InputError: Not such a file.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        classes = [name.removeprefix("score_") for name in header[3:]]
+        index = {name: label for label, name in enumerate(classes)}
+        return Predictions(
+            images=[row[0] for row in rows],
+            labels=np.array([index[row[1]] for row in rows], dtype=np.int64),
+            scores=np.array([row[3:] for row in rows], dtype=np.float32).reshape(len(rows), len(classes)),
+            classes=classes,
+        )
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise InputError(f"{path} can't be read as predictions: {error!r}", "tools/test.py writes predictions.csv") from error
+
+
+def per_class_table(predictions: Predictions) -> list[tuple[str, float, float, float, int]]:
+    """Name, precision, recall, F1 (each in 0…1) and number of photos of each class, by scikit-learn's definitions."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    columns = precision_recall_fscore_support(
+        predictions.labels, predictions.predicted, labels=range(len(predictions.classes)), zero_division=0.0
+    )
+    return [
+        (name, float(precision), float(recall), float(f1), int(support))
+        for name, precision, recall, f1, support in zip(predictions.classes, *columns, strict=True)
+    ]
+
+
+def format_report(predictions: Predictions) -> str:
+    """The result as a person reads it: a row a class, then top-1 with its count as the last line."""
+    width = max(len("class"), *map(len, predictions.classes))
+    lines = [f"{'class':<{width}}  precision  recall      F1  photos"]
+    lines += [
+        f"{name:<{width}}  {precision:8.2%}  {recall:7.2%} {f1:7.2%}  {support:6d}"
+        for name, precision, recall, f1, support in per_class_table(predictions)
+    ]
+    return "\n".join([*lines, format_top1(predictions.correct, len(predictions.images))])
+
+
+def format_top1(correct: int, total: int) -> str:
+    """``top-1 95.98 % (549/572)``."""
+    return f"top-1 {100 * correct / max(total, 1):.2f} % ({correct}/{total})"
+
+
+def gather(samples: Sequence[dict], data_root: str | Path, classes: Sequence[str]) -> Predictions:
+    """Put together what ``CollectPredictions`` collected, with paths relative to the dataset folder."""
+    root = Path(data_root)
+    return Predictions(
+        images=[Path(sample["image"]).relative_to(root).as_posix() for sample in samples],
+        labels=np.array([sample["label"] for sample in samples], dtype=np.int64),
+        scores=np.stack([sample["scores"] for sample in samples]).astype(np.float32),
+        classes=list(classes),
+    )

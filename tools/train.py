@@ -1,0 +1,54 @@
+"""Train a classifier on a dataset folder, on a GPU where there is one.
+
+examples:
+  python tools/train.py configs/resnet50_flowers.py
+  python tools/train.py configs/efficientnet_lite0_flowers.py --amp --data my_dataset
+  python tools/train.py configs/resnet50_flowers.py --resume
+  torchrun --nproc-per-node 2 tools/train.py configs/resnet50_flowers.py --launcher pytorch
+"""
+
+from __future__ import annotations
+
+from mmflowers.commands import Parser, run
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("config", help="a file of configs/")
+    parser.add_argument("--data", metavar="DIR", help="dataset folder (default: the config's, flower_dataset)")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE|none",
+        help="weights to start from, in OpenMMLab's, torchvision's or timm's key names; none: from scratch",
+    )
+    parser.add_argument("--work-dir", metavar="DIR", help="default: work_dirs/<config>")
+    parser.add_argument(
+        "--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT", help="go on from last.pth, or from CHECKPOINT"
+    )
+    parser.add_argument("--amp", action="store_true", help="bfloat16 and channels-last: faster, on GPUs and on new CPUs")
+    parser.add_argument("--seed", type=int, help="default: the config's, 0")
+    parser.add_argument("--laptop", action="store_true", help="a small run to see it work: 3 epochs, smaller images")
+    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by old launchers; not used")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override the config, dotted keys")
+    args = parser.parse_args()
+
+    from mmflowers.engine.training import train
+
+    work_dir = train(
+        args.config,
+        data=args.data,
+        weights=args.weights,
+        work_dir=args.work_dir,
+        resume=args.resume,
+        amp=args.amp,
+        seed=args.seed,
+        laptop=args.laptop,
+        launcher=args.launcher,
+        cfg_options=args.cfg_options,
+    )
+    print(f"work dir: {work_dir}")
+
+
+if __name__ == "__main__":
+    run(main)
