@@ -60,6 +60,14 @@ def set_data_root(config: Config, data_root: str | Path) -> None:
         dataset["data_root"] = str(data_root)
 
 
+def test_on(config: Config, split: str) -> None:
+    """Point the test side at the list of ``split``."""
+    dataset = config.test_dataloader.dataset
+    while isinstance(dataset.get("dataset"), dict):
+        dataset = dataset.dataset
+    dataset.ann_file = f"{split}.txt"
+
+
 def set_classes(config: Config, count: int) -> None:
     """Fit the head, and what else counts classes, to the dataset folder."""
     config.model.head.num_classes = count

@@ -65,7 +65,7 @@ def train(
     configuration.set_classes(config, len(folder.classes))
     _set_weights(config, weights, resume)
 
-    _join_process_group(launcher)
+    join_process_group(launcher)
     runner = FlowersRunner.from_cfg(config)
     runner.train()
     return Path(runner.work_dir)
@@ -93,7 +93,7 @@ def _set_weights(config: configuration.Config, weights: str | None, resume: str 
         fetch_weights(config.load_from)
 
 
-def _join_process_group(launcher: str) -> None:
+def join_process_group(launcher: str) -> None:
     """Join torchrun's processes by gloo where there is no GPU; MMEngine's own way asks for one."""
     if launcher == "pytorch" and get_device() == "cpu" and not torch.distributed.is_initialized():
         if "RANK" not in os.environ:

@@ -1,0 +1,116 @@
+"""Test a checkpoint on a split of a dataset folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.dist import is_main_process
+
+from mmflowers.datasets.folder import read_dataset_folder
+from mmflowers.engine import configuration
+from mmflowers.engine.hooks import BEST
+from mmflowers.engine.loading import load_checkpoint_file
+from mmflowers.engine.runner import FlowersRunner
+from mmflowers.engine.training import join_process_group
+from mmflowers.errors import InputError
+from mmflowers.evaluation.metrics import CollectPredictions
+from mmflowers.evaluation.predictions import Predictions, write_predictions
+
+
+def test(
+    config_path: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    split: str = "val",
+    work_dir: str | Path | None = None,
+    runs: str | Path = "work_dirs",
+    launcher: str = "none",
+    cfg_options: Sequence[str] = (),
+) -> tuple[Predictions | None, Path]:
+    """Run a checkpoint over ``split`` and write ``predictions_<split>.csv`` into its work dir.
+
+    Args:
+        config_path: The config the checkpoint was trained with; default the one its work dir keeps.
+        checkpoint: Default ``best.pth`` of the last run below ``runs``.
+        data: Dataset folder in place of the config's.
+        split: The list to test on, "val", "test" or "train".
+        work_dir: Where logs and predictions go; default the checkpoint's folder.
+        runs: Where runs are looked for.
+        launcher: As in training.
+        cfg_options: ``KEY=VALUE`` overrides in MMEngine's dotted form.
+
+    Returns:
+        The predictions (None on all but the main process) and the file they are in.
+
+    Raises:
+        InputError: No run, config or checkpoint; a dataset folder that isn't in order or has other classes.
+    """
+    checkpoint = Path(checkpoint) if checkpoint else last_run(Path(runs)) / BEST
+    config = configuration.load_config(config_path or kept_config(checkpoint.parent))
+    if data is not None:
+        configuration.set_data_root(config, data)
+    configuration.merge_options(config, cfg_options)
+    configuration.test_on(config, split)
+
+    folder = read_dataset_folder(config.data_root, splits=(split,))
+    configuration.set_classes(config, len(folder.classes))
+    _check_classes(checkpoint, folder.classes, config.data_root)
+
+    config.work_dir = str(work_dir or checkpoint.parent)
+    config.launcher = launcher
+    config.resume, config.load_from = False, str(checkpoint)
+    config.custom_hooks = []  # those of the training: nothing to draw, nothing to keep
+    join_process_group(launcher)
+    runner = FlowersRunner.from_cfg(config)
+    collect = CollectPredictions(data_root=config.data_root)
+    runner.test_evaluator = [*_as_list(config.test_evaluator), collect]
+    runner.test()
+
+    path = Path(config.work_dir) / f"predictions_{split}.csv"
+    if not is_main_process():
+        return None, path
+    write_predictions(collect.predictions, path)
+    return collect.predictions, path
+
+
+def last_run(runs: Path) -> Path:
+    """The work dir below ``runs`` whose best checkpoint is the newest.
+
+    Raises:
+        InputError: There is none.
+    """
+    found = list(runs.glob(f"*/{BEST}"))
+    if not found:
+        raise InputError(f"no trained run in {runs}", "python tools/train.py CONFIG trains one, or name CONFIG and CHECKPOINT")
+    return max(found, key=lambda path: path.stat().st_mtime).parent
+
+
+def kept_config(work_dir: Path) -> Path:
+    """The config that MMEngine left in the work dir of a run.
+
+    Raises:
+        InputError: None there, or several.
+    """
+    configs = sorted(work_dir.glob("*.py"))
+    if len(configs) != 1:
+        found = f"{len(configs)} configs" if configs else "no config"
+        raise InputError(f"{work_dir} holds {found}", "name it: python tools/test.py CONFIG CHECKPOINT")
+    return configs[0]
+
+
+def _check_classes(checkpoint: Path, classes: list[str], data_root: str) -> None:
+    """Names in another order give a number that means nothing; a checkpoint of ours knows its names."""
+    meta = load_checkpoint_file(checkpoint).get("meta")
+    known = meta.get("dataset_meta") if isinstance(meta, dict) else None
+    trained_on = list(known["classes"]) if isinstance(known, dict) and known.get("classes") else None
+    if trained_on is not None and trained_on != classes:
+        raise InputError(
+            f"{checkpoint} was trained on the classes {', '.join(trained_on)}; {data_root} has {', '.join(classes)}",
+            "test on a dataset folder with the same classes in the same order",
+        )
+
+
+def _as_list(evaluator: dict | list) -> list:
+    return list(evaluator) if isinstance(evaluator, (list, tuple)) else [evaluator]

@@ -1,0 +1,48 @@
+"""Test a trained classifier: top-1 with its count, precision and recall of each class, every prediction in a file.
+
+examples:
+  python tools/test.py                                     the best checkpoint of the last run, on val
+  python tools/test.py --split train
+  python tools/test.py configs/resnet50_flowers.py work_dirs/resnet50_flowers/best.pth --data my_dataset
+"""
+
+from __future__ import annotations
+
+from mmflowers.commands import Parser, run
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("config", nargs="?", help="default: the config that the checkpoint's work dir keeps")
+    parser.add_argument("checkpoint", nargs="?", help="default: best.pth of the last run in work_dirs")
+    parser.add_argument("--data", metavar="DIR", help="dataset folder (default: the config's)")
+    parser.add_argument("--split", choices=("val", "test", "train"), default="val")
+    parser.add_argument("--work-dir", metavar="DIR", help="where the predictions go (default: beside the checkpoint)")
+    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by old launchers; not used")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override the config, dotted keys")
+    args = parser.parse_args()
+    if args.config and not args.checkpoint and args.config.endswith((".pth", ".safetensors")):
+        args.config, args.checkpoint = None, args.config  # a checkpoint alone: its config lies beside it
+    elif args.config and not args.checkpoint:
+        parser.error("with a config a checkpoint is needed too")
+
+    from mmflowers.engine.testing import test
+    from mmflowers.evaluation.predictions import format_report
+
+    predictions, path = test(
+        args.config,
+        args.checkpoint,
+        data=args.data,
+        split=args.split,
+        work_dir=args.work_dir,
+        launcher=args.launcher,
+        cfg_options=args.cfg_options,
+    )
+    if predictions is not None:
+        print(f"predictions: {path}")
+        print(format_report(predictions))
+
+
+if __name__ == "__main__":
+    run(main)
