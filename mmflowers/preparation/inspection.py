@@ -200,6 +200,8 @@ def examine(data: bytes, extension: str, *, resize: int | None = None) -> tuple[
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except MemoryError:
         raise
+    except Image.DecompressionBombError:  # Pillow's own limit, above ours
+        return Inspection(reason="absurdly large"), None
     except Exception:  # whatever a decoder makes of hostile bytes
         return Inspection(reason="damaged" if data.startswith((JPEG_MAGIC, PNG_MAGIC)) else "not an image"), None
     width, height = image.size
