@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -47,9 +48,20 @@ def run(main: Callable[[], object]) -> NoReturn:
     """
 
     def stop(signum: int, frame: object) -> NoReturn:
+        if hasattr(signal, "SIGCHLD"):  # a signal to the whole group ends torch's loader workers too, and its handler
+            signal.signal(signal.SIGCHLD, lambda *_: None)  # would raise a RuntimeError for them over Stopped
         raise Stopped(signum)
 
+    def not_lost(unraisable) -> None:
+        # A signal that arrives in a callback (around a fork, in a finaliser) raises where Python drops exceptions.
+        asked = {Stopped: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}.get(unraisable.exc_type)
+        if asked is None:
+            sys.__unraisablehook__(unraisable)
+        else:
+            threading.Timer(0.1, signal.raise_signal, (asked,)).start()
+
     signal.signal(signal.SIGTERM, stop)
+    sys.unraisablehook = not_lost
     code = 0
     try:
         main()

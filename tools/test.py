@@ -20,7 +20,9 @@ def main() -> None:
     parser.add_argument("--work-dir", metavar="DIR", help="where the predictions go (default: beside the checkpoint)")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by old launchers; not used")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override the config, dotted keys")
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override the config, dotted keys"
+    )
     args = parser.parse_args()
     if args.config and not args.checkpoint and args.config.endswith((".pth", ".safetensors")):
         args.config, args.checkpoint = None, args.config  # a checkpoint alone: its config lies beside it

@@ -23,14 +23,23 @@ def main() -> None:
     )
     parser.add_argument("--work-dir", metavar="DIR", help="default: work_dirs/<config>")
     parser.add_argument(
-        "--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT", help="go on from last.pth, or from CHECKPOINT"
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="CHECKPOINT",
+        help="go on from last.pth, or from CHECKPOINT",
     )
-    parser.add_argument("--amp", action="store_true", help="bfloat16 and channels-last: faster, on GPUs and on new CPUs")
+    parser.add_argument(
+        "--amp", action="store_true", help="bfloat16 and channels-last: faster, on GPUs and on new CPUs"
+    )
     parser.add_argument("--seed", type=int, help="default: the config's, 0")
     parser.add_argument("--laptop", action="store_true", help="a small run to see it work: 3 epochs, smaller images")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by old launchers; not used")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override the config, dotted keys")
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override the config, dotted keys"
+    )
     args = parser.parse_args()
 
     from mmflowers.engine.training import train

@@ -7,4 +7,11 @@ from mmflowers.engine.hooks import BestAndLastHook, ChannelsLastHook, CurvesHook
 from mmflowers.engine.optim import BFloat16OptimWrapper
 from mmflowers.engine.runner import FlowersRunner
 
-__all__ = ["BFloat16OptimWrapper", "BestAndLastHook", "ChannelsLastHook", "CurvesHook", "FastDepthwiseHook", "FlowersRunner"]
+__all__ = [
+    "BFloat16OptimWrapper",
+    "BestAndLastHook",
+    "ChannelsLastHook",
+    "CurvesHook",
+    "FastDepthwiseHook",
+    "FlowersRunner",
+]

@@ -96,4 +96,3 @@ def fit_to_laptop(config: Config, epochs: int = 3, scale: float = 5 / 7) -> None
             for key in ("scale", "crop_size"):
                 if isinstance(transform.get(key), int):
                     transform[key] = round(transform[key] * scale)
-

@@ -53,7 +53,9 @@ def load_checkpoint_file(path: str | Path, map_location: Any = "cpu") -> dict[st
 def _strangers(path: Path, error: Exception) -> str:
     """Which types of the file aren't admitted, as far as torch can tell."""
     try:
-        admitted = {f"{item[1]}" if isinstance(item, tuple) else f"{item.__module__}.{item.__qualname__}" for item in _ADMITTED}
+        admitted = {
+            f"{item[1]}" if isinstance(item, tuple) else f"{item.__module__}.{item.__qualname__}" for item in _ADMITTED
+        }
         names = sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - admitted)
     except Exception:  # the old non-zip format, or a file too broken to be looked through
         names = []

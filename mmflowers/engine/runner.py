@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.device import get_device
 from mmengine.dist import master_only
@@ -122,7 +123,7 @@ def _flatten_message_hub(state: dict) -> dict:
         name: {"log": torch.as_tensor(buffer.data[0]), "count": torch.as_tensor(buffer.data[1])}
         for name, buffer in state["log_scalars"].items()
     }
-    info = {key: value for key, value in state["runtime_info"].items() if _is_plain(value)}
+    info = {key: _plain(value) for key, value in state["runtime_info"].items() if _is_plain(value)}
     return {**state, "log_scalars": scalars, "runtime_info": info, "resumed_keys": dict(state["resumed_keys"])}
 
 
@@ -139,4 +140,13 @@ def _is_plain(value: Any) -> bool:
         return all(map(_is_plain, value))
     if isinstance(value, dict):
         return all(map(_is_plain, value.values()))
-    return value is None or isinstance(value, (str, bool, int, float))
+    return value is None or isinstance(value, (str, bool, int, float, np.generic))
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with NumPy's numbers, some of which pass for Python's, made Python's own."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.item() if isinstance(value, np.generic) else value

@@ -83,7 +83,9 @@ def last_run(runs: Path) -> Path:
     """
     found = list(runs.glob(f"*/{BEST}"))
     if not found:
-        raise InputError(f"no trained run in {runs}", "python tools/train.py CONFIG trains one, or name CONFIG and CHECKPOINT")
+        raise InputError(
+            f"no trained run in {runs}", "python tools/train.py CONFIG trains one, or name CONFIG and CHECKPOINT"
+        )
     return max(found, key=lambda path: path.stat().st_mtime).parent
 
 

@@ -88,7 +88,9 @@ def _set_weights(config: configuration.Config, weights: str | None, resume: str 
     elif weights is not None:
         config.load_from = weights
     elif not config.get("load_from"):
-        raise InputError("the config names no weights (load_from)", "--weights FILE, or --weights none for a start from scratch")
+        raise InputError(
+            "the config names no weights (load_from)", "--weights FILE, or --weights none for a start from scratch"
+        )
     if config.load_from:
         fetch_weights(config.load_from)
 
@@ -97,5 +99,7 @@ def join_process_group(launcher: str) -> None:
     """Join torchrun's processes by gloo where there is no GPU; MMEngine's own way asks for one."""
     if launcher == "pytorch" and get_device() == "cpu" and not torch.distributed.is_initialized():
         if "RANK" not in os.environ:
-            raise InputError("--launcher pytorch needs torchrun", "torchrun --nproc-per-node 2 tools/train.py … --launcher pytorch")
+            raise InputError(
+                "--launcher pytorch needs torchrun", "torchrun --nproc-per-node 2 tools/train.py … --launcher pytorch"
+            )
         torch.distributed.init_process_group("gloo")

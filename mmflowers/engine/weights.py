@@ -58,7 +58,9 @@ def fetch_weights(source: str) -> Path:
         return _download(source)
     path = Path(source).expanduser()
     if not path.is_file():
-        raise InputError(f"no weights at {source}", "--weights FILE names a local file, --weights none starts from scratch")
+        raise InputError(
+            f"no weights at {source}", "--weights FILE names a local file, --weights none starts from scratch"
+        )
     return path
 
 
@@ -139,7 +141,9 @@ def _rename(tensors: dict[str, Tensor], model: nn.Module) -> tuple[str, dict[str
     if "_conv_stem.weight" in tensors:
         origin, tensors = "efficientnet-lite", efficientnet_lite_to_timm(tensors)
     else:
-        origin = "timm" if timm_model is not None else "torchvision"  # timm names a ResNet's tensors as torchvision does
+        origin = (
+            "timm" if timm_model is not None else "torchvision"
+        )  # timm names a ResNet's tensors as torchvision does
     prefix = "backbone." if timm_model is None else "backbone.timm_model."
     classifier = re.compile(r"^(head\.fc|fc|classifier|head)\.(?=weight$|bias$)")
     return origin, {
@@ -163,7 +167,11 @@ def efficientnet_lite_to_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor
         width_in = tensors[f"_blocks.{block}._expand_conv.weight"].shape[1] if expands else expanded
         index = index + 1 if expands and width_in == width_out else 0
         stage += index == 0
-        layers = ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3") if expands else (None, None, "conv_dw", "bn1", "conv_pw", "bn2")
+        layers = (
+            ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3")
+            if expands
+            else (None, None, "conv_dw", "bn1", "conv_pw", "bn2")
+        )
         package_layers = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2")
         for package_layer, layer in zip(package_layers, layers, strict=True):
             names[f"_blocks.{block}.{package_layer}"] = f"blocks.{stage}.{index}.{layer}"
@@ -184,7 +192,9 @@ def _check_head(renamed: dict[str, Tensor], own: dict[str, Tensor], keep_head: b
     theirs = renamed.get(f"{HEAD}weight")
     what = "the weights have no head" if theirs is None else f"the weights have a head of {theirs.shape[0]} classes"
     if keep_head:
-        raise InputError(f"{what}, the model one of {own_classes}", "test a checkpoint on the classes it was trained on")
+        raise InputError(
+            f"{what}, the model one of {own_classes}", "test a checkpoint on the classes it was trained on"
+        )
     for key in keys:
         renamed.pop(key, None)
     return f"{what}: left out, the head of {own_classes} starts anew"

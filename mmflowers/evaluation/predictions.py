@@ -70,7 +70,9 @@ def read_predictions(path: Path) -> Predictions:
             classes=classes,
         )
     except (OSError, ValueError, KeyError, IndexError) as error:
-        raise InputError(f"{path} can't be read as predictions: {error!r}", "tools/test.py writes predictions.csv") from error
+        raise InputError(
+            f"{path} can't be read as predictions: {error!r}", "tools/test.py writes predictions.csv"
+        ) from error
 
 
 def per_class_table(predictions: Predictions) -> list[tuple[str, float, float, float, int]]:

@@ -88,9 +88,12 @@ def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, paddi
             ].contiguous(memory_format=torch.channels_last)
             shape = (channels, 1, WINDOW, WINDOW)
             taps = torch.nn.grad.conv2d_weight(part, shape, grad, groups=channels)
-            result[:, :, row.tap : row.tap + stride * row.count : stride, column.tap : column.tap + stride * column.count : stride] = (
-                taps[:, :, : row.count, : column.count]
-            )
+            result[
+                :,
+                :,
+                row.tap : row.tap + stride * row.count : stride,
+                column.tap : column.tap + stride * column.count : stride,
+            ] = taps[:, :, : row.count, : column.count]
     return result
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mmflowers.preparation.inspection import THUMBNAIL_SIDE
 from mmflowers.preparation.records import SPLITS, Record
 
 # Two photos are a near pair if their hashes differ in at most 6 of 64 bits and their thumbnails correlate. Looked at on
@@ -71,7 +72,7 @@ def resolve(records: list[Record], *, policy: str, has_split: bool = False) -> D
     hashed = [record for record in stand_ins if record.phash is not None]
     labels = near_groups(
         np.array([record.phash for record in hashed], dtype=np.uint64),
-        np.frombuffer(b"".join(record.thumbnail for record in hashed), dtype=np.uint8).reshape(len(hashed), -1),
+        np.frombuffer(b"".join(record.thumbnail for record in hashed), dtype=np.uint8).reshape(-1, THUMBNAIL_SIDE**2),
     )
     groups: dict[object, list[Record]] = {}
     for record, label in zip(hashed, labels.tolist(), strict=True):
@@ -178,8 +179,12 @@ def _bit_count(values: np.ndarray) -> np.ndarray:
 
 
 def _join(parent: np.ndarray, one: int, other: int) -> None:
-    one, other = (int(root) for root in roots(parent, np.array([one, other])))
-    parent[max(one, other)] = min(one, other)
+    ends = []
+    for node in (one, other):
+        while (above := parent.item(node)) != node:
+            parent[node] = node = parent.item(above)  # halves the path for the next one
+        ends.append(node)
+    parent[max(ends)] = min(ends)
 
 
 def _resolve_identical(same: list[Record], policy: str, found: Duplicates) -> None:

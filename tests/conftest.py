@@ -1,0 +1,73 @@
+"""A dataset folder of rendered flowers, and commands run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PHOTOS = 10  # a class: 8 to train on, 2 to validate
+
+
+def run_tool(*arguments: object, cwd: Path, launcher: tuple[str, ...] = (), **environment: str):
+    """Run ``tools/<first argument>`` as a process in ``cwd`` and return it, finished, with its output as text."""
+    tool, *rest = map(str, arguments)
+    # One thread each: the tests' networks are tiny, and threads that wait for each other cost more than they do.
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment}
+    command = [sys.executable, *launcher, str(ROOT / "tools" / tool), *rest]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=cwd, env=env, start_new_session=True, **pipes) as process:
+        try:
+            output, errors = process.communicate(timeout=280)
+        except BaseException:  # a hung command takes its own children with it
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset folder: 10 rendered photos of each of the five flowers, prepared by the command."""
+    folder = tmp_path_factory.mktemp("data") / "flower_dataset"
+    made = run_tool("prepare_flowers.py", "--rendered", PHOTOS, "--out", folder, cwd=folder.parent)
+    assert made.returncode == 0, made.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ResNet-18's config made small enough for a test: 48 px, batches of 8, two epochs, no loader processes."""
+    path = tmp_path_factory.mktemp("configs") / "tiny.py"
+    path.write_text(
+        f"""\
+_base_ = {str(ROOT / "configs" / "resnet18_flowers.py")!r}
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='RandomResizedCrop', scale=48),
+    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    dict(type='PackInputs'),
+]
+test_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(48, 48)), dict(type='PackInputs')]
+small = dict(batch_size=8, num_workers=0, persistent_workers=False)
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline), **small)
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline), **small)
+test_dataloader = val_dataloader
+train_cfg = dict(max_epochs=2)
+""",
+        encoding="utf-8",
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(dataset: Path, tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work dir of a finished two-epoch training, in ``<here>/work_dirs/tiny``."""
+    here = tmp_path_factory.mktemp("trained")
+    result = run_tool("train.py", tiny_config, "--data", dataset, "--weights", "none", cwd=here)
+    assert result.returncode == 0, result.stderr
+    return here / "work_dirs" / "tiny"

