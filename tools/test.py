@@ -30,7 +30,7 @@ def main() -> None:
         parser.error("with a config a checkpoint is needed too")
 
     from mmflowers.engine.testing import test
-    from mmflowers.evaluation.predictions import format_report
+    from mmflowers.evaluation.predictions import format_per_class, format_top1
 
     predictions, path = test(
         args.config,
@@ -42,8 +42,9 @@ def main() -> None:
         cfg_options=args.cfg_options,
     )
     if predictions is not None:
+        print(format_per_class(predictions))
         print(f"predictions: {path}")
-        print(format_report(predictions))
+        print(format_top1(predictions.correct, len(predictions.images)))
 
 
 if __name__ == "__main__":

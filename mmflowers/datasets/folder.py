@@ -5,6 +5,7 @@ No torch here: the plain PyTorch exercise, the commands and the checks share thi
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -136,8 +137,11 @@ def _files_below(folders: set[Path]) -> set[str]:
 
 
 def _check_overlap(root: Path, samples: dict[str, list[tuple[str, int]]], problems: list[Problem]) -> None:
-    """A photo twice in one list counts twice; the same file (or the same name, moved) in two splits is a leak."""
-    seen: dict[str, str] = {}
+    """A photo twice in one list counts twice; the same photo under the same name in two splits is a leak.
+
+    Copies under other names are the preparation's business, which hashes every photo anyway.
+    """
+    seen: dict[str, tuple[str, str]] = {}
     for split, pairs in samples.items():
         counts = Counter(name for name, _ in pairs)
         twice = [name for name, count in counts.items() if count > 1]
@@ -145,13 +149,23 @@ def _check_overlap(root: Path, samples: dict[str, list[tuple[str, int]]], proble
             problems.append(Problem(f"{root / f'{split}.txt'} lists {_some(twice)} twice", "every photo once"))
         shared = []
         for name in counts:
-            # train/daisy/x.jpg and val/daisy/x.jpg are one photo: a splitter that ran twice leaves such pairs.
-            identity = name.removeprefix(f"{split}/")
-            if seen.setdefault(identity, split) != split:
-                shared.append(f"{identity} in {seen[identity]} and {split}")
+            # train/daisy/x.jpg and val/daisy/x.jpg: a splitter that ran twice leaves such pairs. Cameras number photos
+            # alike, so the bytes decide.
+            top, _, rest = name.partition("/")
+            identity = rest if top in samples else name
+            first_split, first = seen.setdefault(identity, (split, name))
+            if first_split != split and (first == name or _same_bytes(root / first, root / name)):
+                shared.append(f"{identity} in {first_split} and {split}")
         if shared:
             what = f"{root}: {len(shared)} photos are in two splits ({_some(shared)})"
             problems.append(Problem(what, "a leak: prepare the dataset folder again"))
+
+
+def _same_bytes(one: Path, other: Path) -> bool:
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:  # not there: said already
+        return False
 
 
 def _some(items: Sequence[object]) -> str:

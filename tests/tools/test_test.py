@@ -42,10 +42,11 @@ def test_classes_in_another_order_are_refused(trained: Path, dataset: Path, tmp_
     shutil.copytree(dataset, tmp_path / "data")
     names = (dataset / "classes.txt").read_text().split()
     (tmp_path / "data" / "classes.txt").write_text("\n".join(["dandelion", "daisy", *names[2:]]) + "\n")
+    swap = {"0": "1", "1": "0"}
     for split in ("train", "val"):  # labels that agree with the names: only the checkpoint can tell
         text = (dataset / f"{split}.txt").read_text()
         swapped = [
-            f"{path} {dict([('0', '1'), ('1', '0')]).get(label, label)}"
+            f"{path} {swap.get(label, label)}"
             for path, label in (line.rsplit(" ", 1) for line in text.splitlines())
         ]
         (tmp_path / "data" / f"{split}.txt").write_text("\n".join(swapped) + "\n")

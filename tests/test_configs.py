@@ -1,0 +1,108 @@
+"""Every shipped config is read, built, and means what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmpretrain.registry import MODELS, TRANSFORMS
+
+import mmflowers.datasets.flowers
+import mmflowers.engine
+import mmflowers.evaluation  # noqa: F401  registers
+from mmflowers.engine import configuration
+from mmflowers.engine.runner import FlowersRunner
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
+def config(request: pytest.FixtureRequest) -> Config:
+    return configuration.load_config(request.param)
+
+
+def transforms(dataset: dict) -> list[str]:
+    return [transform["type"] for transform in dataset["pipeline"]]
+
+
+def test_there_are_configs() -> None:
+    assert {"resnet50_flowers", "resnet18_flowers", "efficientnet_lite0_flowers"} <= {path.stem for path in CONFIGS}
+
+
+def test_model_and_pipelines_can_be_built(config: Config) -> None:
+    model = MODELS.build({**config.model, "data_preprocessor": config.data_preprocessor})
+    assert model.head.fc.out_features == 5
+    for dataset in configuration.datasets(config):
+        for transform in dataset["pipeline"]:
+            TRANSFORMS.build(transform)
+
+
+def test_validation_and_test_see_plain_pictures_of_the_val_list(config: Config) -> None:
+    train, val, test = configuration.datasets(config)
+    assert train["ann_file"] == "train.txt" and val["ann_file"] == test["ann_file"] == "val.txt"
+    assert any("RandomResizedCrop" in name for name in transforms(train))
+    for dataset in (val, test):
+        assert not any("Random" in name or "Jitter" in name for name in transforms(dataset))
+    assert config.val_evaluator == config.test_evaluator == dict(type="Accuracy", topk=(1,))
+    assert "imagenet" not in str([train, val, test]).lower()
+
+
+def test_every_schedule_ends_or_fires_within_the_training(config: Config) -> None:
+    epochs = config.train_cfg.max_epochs
+    schedulers = config.param_scheduler
+    for scheduler in [schedulers] if isinstance(schedulers, dict) else schedulers:
+        assert scheduler.get("end", epochs) <= epochs
+        assert scheduler.get("step_size", 1) < epochs
+        assert all(at < epochs for at in scheduler.get("milestones", []))
+
+
+def test_mean_and_std_are_those_of_the_weights(config: Config) -> None:
+    lite = "efficientnet_lite" in config.load_from
+    assert config.data_preprocessor.mean[0] == (127.5 if lite else 123.675)
+    assert config.data_preprocessor.to_rgb
+
+
+def test_the_reports_recipe_stands_in_its_config_to_the_letter() -> None:
+    config = configuration.load_config(next(path for path in CONFIGS if path.stem == "resnet50_flowers"))
+    optimizer = {key: config.optim_wrapper.optimizer[key] for key in ("type", "lr", "momentum", "weight_decay")}
+    assert optimizer == dict(type="SGD", lr=0.005, momentum=0.9, weight_decay=1e-4)
+    assert (config.train_cfg.max_epochs, config.train_cfg.val_interval) == (20, 1)
+    assert config.train_dataloader.batch_size == 32
+    assert config.model.backbone.type == "ResNet" and config.model.backbone.depth == 50
+    assert config.model.head.topk == (1,)
+    assert config.load_from.endswith("resnet50_8xb32_in1k_20210831-ea4938fc.pth")
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 50])
+def test_the_laptop_mode_shrinks_every_recipe_in_proportion(config: Config, epochs: int) -> None:
+    full = config.train_cfg.max_epochs
+    configuration.fit_to_laptop(config, epochs=epochs)
+    assert config.train_cfg.max_epochs == min(full, epochs)
+    schedulers = config.param_scheduler
+    for scheduler in [schedulers] if isinstance(schedulers, dict) else schedulers:
+        assert scheduler.get("begin", 0) < max(scheduler.get("end", full), 1)
+        assert scheduler.get("end", 0) <= config.train_cfg.max_epochs
+    pixels = [
+        transform.get("scale", transform.get("crop_size", transform.get("size")))
+        for dataset in configuration.datasets(config)
+        for transform in dataset["pipeline"]
+        if "Crop" in transform["type"]
+    ]
+    assert pixels and all(size < 200 for size in pixels)
+
+
+def test_a_broken_config_is_one_clear_line(tmp_path: Path) -> None:
+    from mmflowers.errors import InputError
+
+    (tmp_path / "broken.py").write_text("model = dict(\n")
+    with pytest.raises(InputError, match=r"broken\.py can't be read"):
+        configuration.load_config(tmp_path / "broken.py")
+    with pytest.raises(InputError, match="no config at"):
+        configuration.load_config(tmp_path / "missing.py")
+
+
+def test_the_runner_is_mmengines_with_its_own_registry_name() -> None:
+    from mmpretrain.registry import RUNNERS
+
+    assert RUNNERS.get("FlowersRunner") is FlowersRunner
