@@ -77,7 +77,7 @@ def set_classes(config: Config, count: int) -> None:
 
 
 def fit_to_laptop(config: Config, epochs: int = 3, scale: float = 5 / 7) -> None:
-    """Shrink a recipe: at most ``epochs`` epochs, with schedules in proportion, and smaller images (224 px → 160 px).
+    """Shrink a recipe: at most ``epochs`` epochs (2 or more), with schedules in proportion, and smaller images (224 px → 160 px).
 
     Every number of the recipe that counts epochs is scaled alike, so that a warm-up stays a warm-up and a step a step.
     """
@@ -93,6 +93,6 @@ def fit_to_laptop(config: Config, epochs: int = 3, scale: float = 5 / 7) -> None
             scheduler["milestones"] = [max(1, round(at * ratio)) for at in scheduler["milestones"]]
     for dataset in datasets(config):
         for transform in dataset.get("pipeline", []):
-            for key in ("scale", "crop_size"):
+            for key in ("scale", "crop_size", "size"):  # size: torchvision's word
                 if isinstance(transform.get(key), int):
                     transform[key] = round(transform[key] * scale)

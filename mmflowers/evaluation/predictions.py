@@ -11,6 +11,8 @@ import numpy as np
 
 from mmflowers.errors import InputError
 
+COLUMNS = ["image", "label", "predicted"]  # and a score column for each class
+
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
@@ -44,7 +46,7 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["image", "label", "predicted", *(f"score_{name}" for name in predictions.classes)])
+        writer.writerow([*COLUMNS, *(f"score_{name}" for name in predictions.classes)])
         rows = zip(predictions.images, predictions.labels, predictions.predicted, predictions.scores, strict=True)
         for image, label, predicted, scores in rows:
             names = predictions.classes[label], predictions.classes[predicted]
@@ -61,6 +63,8 @@ def read_predictions(path: Path) -> Predictions:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             header, *rows = csv.reader(file)
+        if header[:3] != COLUMNS or not rows:
+            raise ValueError(f"columns {header[:3]}, {len(rows)} rows")
         classes = [name.removeprefix("score_") for name in header[3:]]
         index = {name: label for label, name in enumerate(classes)}
         return Predictions(
