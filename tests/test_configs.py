@@ -9,8 +9,7 @@ from mmengine.config import Config
 from mmpretrain.registry import MODELS, TRANSFORMS
 
 import mmflowers.datasets.flowers
-import mmflowers.engine
-import mmflowers.evaluation  # noqa: F401  registers
+import mmflowers.engine  # noqa: F401  registers
 from mmflowers.engine import configuration
 from mmflowers.engine.runner import FlowersRunner
 

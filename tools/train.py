@@ -42,7 +42,10 @@ def main() -> None:
     )
     args = parser.parse_args()
 
+    from mmengine.dist import is_main_process
+
     from mmflowers.engine.training import train
+    from mmflowers.evaluation.history import read_history
 
     work_dir = train(
         args.config,
@@ -56,7 +59,10 @@ def main() -> None:
         launcher=args.launcher,
         cfg_options=args.cfg_options,
     )
-    print(f"work dir: {work_dir}")
+    if is_main_process():
+        epoch, accuracy = read_history(work_dir).best
+        print(f"best val top-1 {accuracy:.2f} % at epoch {epoch}")
+        print(f"results: {work_dir} (best.pth, last.pth, curves.png)")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from conftest import run_tool
 
-from mmflowers.visualization.curves import read_history
+from mmflowers.evaluation.history import read_history
 
 
 def test_two_epochs_leave_checkpoints_curves_and_the_numbers_of_each_epoch(trained: Path) -> None:
@@ -54,6 +54,7 @@ def test_a_folder_of_other_classes_needs_no_edit_of_a_config(dataset: Path, tiny
     spawn = (*options, "env_cfg.mp_cfg.mp_start_method=spawn")  # as on Windows and macOS
     result = run_tool("train.py", tiny_config, "--data", "my data", "--weights", "none", *spawn, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+    assert "best val top-1 " in result.stdout and result.stdout.splitlines()[-1].startswith("results: work_dirs")
     checkpoint = torch.load(tmp_path / "work_dirs" / "tiny" / "best.pth", weights_only=True)
     assert checkpoint["state_dict"]["head.fc.weight"].shape == (3, 512)
     assert checkpoint["meta"]["dataset_meta"]["classes"] == ("a rose", "ein Gänseblümchen", "x")

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from mmflowers.errors import InputError
-from mmflowers.visualization.curves import draw_curves, read_history
+from mmflowers.evaluation.history import read_history
+from mmflowers.visualization.curves import draw_curves
 
 
 def log(work_dir: Path, start: str, *entries: dict, tail: str = "") -> None:
