@@ -51,8 +51,10 @@ lint: $(VENV)/.made
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# PHOTOS=my_photos measures on a folder of your own.
+PHOTOS ?= flower_dataset/train
 bench: $(VENV)/.made
-	$(BIN)/python tools/benchmark.py prepare
+	$(BIN)/python tools/benchmark.py prepare --source $(PHOTOS)
 
 clean:
 	rm -rf $(VENV) .venv-onedl
