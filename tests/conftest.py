@@ -53,7 +53,7 @@ train_pipeline = [
     dict(type='PackInputs'),
 ]
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(48, 48)), dict(type='PackInputs')]
-small = dict(batch_size=8, num_workers=0, persistent_workers=False)
+small = dict(batch_size=8, num_workers=0)
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline), **small)
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline), **small)
 test_dataloader = val_dataloader

@@ -39,6 +39,9 @@ def merge_options(config: Config, options: Sequence[str]) -> None:
     try:
         if options:
             config.merge_from_dict(parser.parse_args(["--options", *options]).options)
+        for name in LOADERS:
+            if name in config and not config[name].get("num_workers"):
+                config[name].persistent_workers = False  # torch refuses the pair, and there is nobody to persist
     except (argparse.ArgumentError, ValueError, KeyError, TypeError, IndexError, AssertionError) as error:
         raise InputError(f"--cfg-options can't be applied: {error}", "KEY=VALUE, with keys of the config") from error
 
