@@ -68,7 +68,7 @@ def train(
     join_process_group(launcher)
     runner = FlowersRunner.from_cfg(config)
     runner.train()
-    return Path(runner.work_dir)
+    return Path(config.work_dir)
 
 
 def _set_weights(config: configuration.Config, weights: str | None, resume: str | bool) -> None:

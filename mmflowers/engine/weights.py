@@ -6,13 +6,15 @@ import importlib.resources
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.error import URLError
 from urllib.parse import urlparse
 
 import torch
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.errors import InputError
 
 PACKAGE = "package://"
@@ -62,6 +64,34 @@ def fetch_weights(source: str) -> Path:
             f"no weights at {source}", "--weights FILE names a local file, --weights none starts from scratch"
         )
     return path
+
+
+# Weights that a config names below the model (init_cfg of type Pretrained) are loaded by MMEngine, not by our Runner:
+# upstream's edition unpickles what comes from a URL, OneDL's whatever a safe load refused. A model's layers read a file
+# only through this registry, so every scheme in it that reads pickles leads here.
+@CheckpointLoader.register_scheme(
+    prefixes=(
+        "",
+        "http://",
+        "https://",
+        "pavi://",
+        r"(\S+\:)?s3://",
+        r"(\S+\:)?petrel://",
+        "modelzoo://",
+        "torchvision://",
+        "open-mmlab://",
+        "openmmlab://",
+        "mmcls://",
+    ),
+    force=True,
+)
+def load_from_trusted_types(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Load weights for MMEngine itself, as data only: ``load_checkpoint_file`` of ``fetch_weights``.
+
+    Raises:
+        InputError: As those do.
+    """
+    return load_checkpoint_file(fetch_weights(filename), map_location or "cpu")
 
 
 def _download(url: str) -> Path:

@@ -148,3 +148,28 @@ def test_a_download_with_the_wrong_bytes_leaves_nothing(tmp_path: Path, monkeypa
             fetch_weights(f"http://127.0.0.1:{server.server_port}/net-0badc0de.pth")
         server.shutdown()
     assert not [path for path in (tmp_path / "hub").rglob("*") if path.is_file()]
+
+
+class Hostile:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return (exec, (f"open({str(self.marker)!r}, 'w')",))
+
+
+@pytest.mark.parametrize("from_url", [False, True])
+def test_a_hostile_file_that_a_layer_of_the_config_names_does_not_run(
+    from_url: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # MMEngine loads these itself, and a URL's or (OneDL's edition) any refused file without the safety.
+    marker = tmp_path / "ran"
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub" / "checkpoints" / "hostile.pth"  # where a download lies
+    path.parent.mkdir(parents=True)
+    torch.save({"state_dict": {"w": Hostile(marker)}}, path)
+    source = "http://127.0.0.1:9/hostile.pth" if from_url else str(path)
+    model = classifier(dict(type="mmpretrain.ResNet", depth=18, init_cfg=dict(type="Pretrained", checkpoint=source)), 8)
+    with pytest.raises(InputError, match=r"hostile\.pth is refused"):
+        model.init_weights()
+    assert not marker.exists()

@@ -111,7 +111,7 @@ def test_weights_that_cannot_be_fetched_name_the_file_and_the_way_on(
 ) -> None:
     address = "load_from=http://127.0.0.1:9/resnet18-f37072fd.pth"
     result = run_tool("train.py", tiny_config, "--data", dataset, "--cfg-options", address, cwd=tmp_path)
-    refused(result, "resnet18-f37072fd.pth", "--weights FILE", "put it at")
+    refused(result, "resnet18-f37072fd.pth", "--weights FILE", "put the file at")
     assert not (tmp_path / "work_dirs").exists()
 
 
