@@ -43,7 +43,8 @@ def _prepare(args) -> None:
             f"{got['files']:,} files, {got['workers']} workers, {got['cores']} cores, n = {got['repeats']} pairs\n"
             f"bare loop      {got['bare_files_per_second']:7,.0f} files/s (median)\n"
             f"whole command  {got['command_files_per_second']:7,.0f} files/s (median)\n"
-            f"ratio          {got['ratio']:7.2f} (median; {got['ratio_min']:.2f} to {got['ratio_max']:.2f})"
+            f"ratio          {got['ratio']:7.2f} (median; {got['ratio_min']:.2f} to {got['ratio_max']:.2f})\n"
+            f"  without the start of the interpreter and imports: {got['ratio_after_start']:.2f} (median)"
         )
     print(json.dumps(got, indent=2) if args.json else text)
 

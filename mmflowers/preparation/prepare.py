@@ -238,6 +238,7 @@ def build(source: Source, target: Target, options: Options, *, workers: int, for
         summary, records, classes = _plan(source, target, options, workers=workers, journal=journal)
     finally:
         journal.close()
+    target.sync_early()
     summary.notes += place_photos(records, source.root, target, link=options.link)
     summary.state = "written"
     write_tables(records, classes, target)

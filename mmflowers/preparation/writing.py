@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -111,6 +112,10 @@ class Target:
             self.content.mkdir(parents=True, exist_ok=True)
             self.dataset.mkdir()
 
+    def sync_early(self) -> None:
+        """Let the disk begin with what is there while the rest is made: ``finish`` then waits for little."""
+        threading.Thread(target=_sync, args=(self.incomplete,), daemon=True).start()
+
     def finish(self) -> None:
         """Make the new dataset durable and put it in the place of the old one, in one step where the system can."""
         with _writing(self.out.parent):
@@ -168,6 +173,9 @@ def place_photos(records: Iterable[Record], source: Path, target: Target, *, lin
             (target.dataset / folder).mkdir(parents=True)
         uses = Counter(record.written_sha256 for record in placed)
         for record in placed:
+            if uses[record.written_sha256] == 1 and (link == "copy" or record.verdict == "converted"):
+                os.rename(f"{target.content}/{record.written_sha256}", f"{target.dataset}/{record.target}")  # noqa: PTH104
+                continue
             path, original = target.dataset / record.target, source / record.path
             if link == "symlink" and record.verdict == "kept":
                 path.symlink_to(original.resolve())
@@ -181,12 +189,8 @@ def place_photos(records: Iterable[Record], source: Path, target: Target, *, lin
                     notes = [f"hard links aren't possible here ({error.strerror}): photos were copied"]
                     shutil.copyfile(original, path)
                 continue
-            uses[record.written_sha256] -= 1
-            content = target.content / record.written_sha256
-            if uses[record.written_sha256]:  # identical files that all stay
-                shutil.copyfile(content, path)
-            else:
-                content.rename(path)
+            uses[record.written_sha256] -= 1  # identical files that all stay: the last one is moved
+            shutil.copyfile(target.content / record.written_sha256, path)
     return notes
 
 
