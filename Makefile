@@ -26,7 +26,7 @@ demo: $(VENV)/.made
 # The report's Exercise 1 on TensorFlow's public photos with OpenMMLab's weights. Needs the internet; a GPU helps.
 flowers: $(VENV)/.made
 	$(BIN)/python tools/prepare_flowers.py
-	$(BIN)/python tools/train.py configs/resnet50_flowers.py
+	$(BIN)/python tools/train.py configs/resnet50_flowers.py $(if $(wildcard work_dirs/resnet50_flowers/last.pth),--resume)
 	$(BIN)/python tools/test.py
 
 test: $(VENV)/.made
@@ -36,8 +36,7 @@ test-slow: $(VENV)/.made
 	$(BIN)/python -m pytest -m slow
 
 # The same tests with the OneDL editions of mmpretrain, mmengine and mmcv, in an environment of their own.
-test-onedl:
-	$(MAKE) VENV=.venv-onedl .venv-onedl/.made-onedl
+test-onedl: .venv-onedl/.made-onedl
 	.venv-onedl/bin/python -m pytest
 
 .venv-onedl/.made-onedl: requirements-onedl.txt pyproject.toml
@@ -57,4 +56,4 @@ bench: $(VENV)/.made
 	$(BIN)/python tools/benchmark.py prepare --source $(PHOTOS)
 
 clean:
-	rm -rf $(VENV) .venv-onedl
+	rm -rf $(VENV) .venv-onedl .venv-ci

@@ -57,6 +57,11 @@ small = dict(batch_size=8, num_workers=0)
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline), **small)
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline), **small)
 test_dataloader = val_dataloader
+# A rate that moves with every step, so that a resume that loses its place shows.
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=True, begin=0, end=1, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=1, end=2, T_max=1, convert_to_iter_based=True),
+]
 train_cfg = dict(max_epochs=2)
 """,
         encoding="utf-8",

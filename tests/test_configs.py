@@ -76,19 +76,48 @@ def test_the_reports_recipe_stands_in_its_config_to_the_letter() -> None:
 @pytest.mark.parametrize("epochs", [2, 3, 50])
 def test_the_laptop_mode_shrinks_every_recipe_in_proportion(config: Config, epochs: int) -> None:
     full = config.train_cfg.max_epochs
+    crops = [224, 224, 224] if "resnet" in config.filename else [224, 256, 256]
     configuration.fit_to_laptop(config, epochs=epochs)
     assert config.train_cfg.max_epochs == min(full, epochs)
     schedulers = config.param_scheduler
     for scheduler in [schedulers] if isinstance(schedulers, dict) else schedulers:
         assert scheduler.get("begin", 0) < max(scheduler.get("end", full), 1)
         assert scheduler.get("end", 0) <= config.train_cfg.max_epochs
-    pixels = [
+    fit = [
         transform.get("scale", transform.get("crop_size", transform.get("size")))
         for dataset in configuration.datasets(config)
         for transform in dataset["pipeline"]
         if "Crop" in transform["type"]
     ]
-    assert pixels and all(size < 200 for size in pixels)
+    assert [round(size * 7 / 5) for size in fit] == crops  # once each, though val and test may share a pipeline
+
+
+def test_exercise_2s_script_and_its_config_train_on_the_same_pixels(tmp_path: Path) -> None:
+    import runpy
+
+    import numpy as np
+    import torch
+    from mmengine.registry import DefaultScope
+    from PIL import Image
+    from torchvision import transforms
+
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((300, 400)).save(tmp_path / "x.png")
+    script = runpy.run_path(str(CONFIGS[0].parent.parent / "tools" / "train_torch.py"))
+    config = configuration.load_config(next(path for path in CONFIGS if path.stem == "resnet18_flowers"))
+    mean, std = (torch.tensor(config.data_preprocessor[key]).view(3, 1, 1) for key in ("mean", "std"))
+    train, val, _ = configuration.datasets(config)
+    for dataset, steps in ((train, "TRAIN_TRANSFORMS"), (val, "VAL_TRANSFORMS")):
+        torch.manual_seed(0)
+        with Image.open(tmp_path / "x.png") as image:
+            theirs = transforms.Compose(script[steps])(image)
+        torch.manual_seed(0)
+        results = {"img_path": str(tmp_path / "x.png"), "gt_label": 0}
+        with DefaultScope.overwrite_default_scope("mmpretrain"):
+            for transform in dataset["pipeline"]:
+                results = TRANSFORMS.build(transform)(results)
+        ours = (results["inputs"].flip(0).float() - mean) / std  # BGR to RGB, as the data preprocessor does
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_a_broken_config_is_one_clear_line(tmp_path: Path) -> None:

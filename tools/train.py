@@ -60,8 +60,10 @@ def main() -> None:
         cfg_options=args.cfg_options,
     )
     if is_main_process():
-        epoch, accuracy = read_history(work_dir).best
-        print(f"best val top-1 {accuracy:.2f} % at epoch {epoch}")
+        history = read_history(work_dir)
+        if history.accuracies:
+            epoch, accuracy = history.best
+            print(f"best val top-1 {accuracy:.2f} % at epoch {epoch}")
         print(f"results: {work_dir} (best.pth, last.pth, curves.png)")
 
 

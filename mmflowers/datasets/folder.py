@@ -72,6 +72,8 @@ def _read_classes(root: Path, problems: list[Problem]) -> list[str]:
         classes.pop()
     if not classes:
         problems.append(Problem(f"{path} names no class", "one name a line, line number = label, from 0"))
+    if len(classes) == 1:
+        problems.append(Problem(f"{path} names one class only, {classes[0]}", "a classifier needs at least two"))
     blank = [number for number, name in enumerate(classes, 1) if not name]
     if blank:
         problems.append(Problem(f"{path} has empty lines: {_some(blank)}", "one name a line, line number = label"))

@@ -39,11 +39,8 @@ def merge_options(config: Config, options: Sequence[str]) -> None:
     try:
         if options:
             config.merge_from_dict(parser.parse_args(["--options", *options]).options)
-        for name in LOADERS:
-            if name in config and not config[name].get("num_workers"):
-                config[name].persistent_workers = False  # torch refuses the pair, and there is nobody to persist
     except (argparse.ArgumentError, ValueError, KeyError, TypeError, IndexError, AssertionError) as error:
-        raise InputError(f"--cfg-options can't be applied: {error}", "KEY=VALUE, with keys of the config") from error
+        raise InputError(f"--cfg-options can't be applied: {error}", "KEY=VALUE, with dotted keys") from error
 
 
 def datasets(config: Config) -> Iterator[dict]:
@@ -54,6 +51,20 @@ def datasets(config: Config) -> Iterator[dict]:
             dataset = dataset["dataset"]
         if isinstance(dataset, dict):
             yield dataset
+
+
+def data_root(config: Config) -> str:
+    """The one dataset folder that the config means.
+
+    Raises:
+        InputError: Its datasets, or the top-level ``data_root``, name different ones: a child config that sets the
+            top-level value alone changes no dataset.
+    """
+    roots = {dataset.get("data_root") for dataset in datasets(config)} | {config.get("data_root")} - {None}
+    if len(roots) != 1 or None in roots:
+        named = ", ".join(sorted(map(str, roots)))
+        raise InputError(f"the config names different dataset folders: {named}", "--data DIR sets all of them")
+    return roots.pop()
 
 
 def set_data_root(config: Config, data_root: str | Path) -> None:
@@ -94,8 +105,16 @@ def fit_to_laptop(config: Config, epochs: int = 3, scale: float = 5 / 7) -> None
                 scheduler[key] = max(1, round(scheduler[key] * ratio))
         if "milestones" in scheduler:
             scheduler["milestones"] = [max(1, round(at * ratio)) for at in scheduler["milestones"]]
-    for dataset in datasets(config):
-        for transform in dataset.get("pipeline", []):
-            for key in ("scale", "crop_size", "size"):  # size: torchvision's word
-                if isinstance(transform.get(key), int):
-                    transform[key] = round(transform[key] * scale)
+    # By identity: datasets may share a pipeline.
+    transforms = {id(step): step for dataset in datasets(config) for step in dataset.get("pipeline", [])}
+    for transform in transforms.values():
+        for key in ("scale", "crop_size", "size"):  # size: torchvision's word
+            if isinstance(transform.get(key), int):
+                transform[key] = round(transform[key] * scale)
+
+
+def settle_loaders(config: Config) -> None:
+    """Let loaders without workers persist nobody: torch refuses the pair."""
+    for name in LOADERS:
+        if config.get(name) and not config[name].get("num_workers"):
+            config[name].persistent_workers = False

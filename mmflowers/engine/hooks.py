@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
 from mmflowers.engine.runner import LAST
+from mmflowers.errors import InputError
 from mmflowers.models.depthwise import replace_depthwise
 
 BEST = "best.pth"
@@ -22,7 +23,8 @@ class BestAndLastHook(Hook):
     """Keep two checkpoints under stable names: ``last.pth`` with all state, ``best.pth`` with the weights alone.
 
     ``last.pth`` is written where an epoch ends and the next begins, validation included, so that a resumed run neither
-    repeats nor skips one. Of equal scores the first counts, as in the report.
+    repeats nor skips one (under an ``IterBasedTrainLoop``, which has no epochs, at its end only). Of equal scores the
+    first counts, as in the report.
 
     Args:
         save_best: The metric to compare, larger is better.
@@ -51,14 +53,18 @@ class BestAndLastHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Save the weights if they are the best so far."""
-        if not metrics or self.save_best not in metrics:
+        if not metrics:
             return
+        if self.save_best not in metrics:
+            raise InputError(
+                f"no metric {self.save_best} to find the best checkpoint by; there are {', '.join(metrics)}",
+                "set default_hooks.checkpoint.save_best to one of them",
+            )
         score = float(metrics[self.save_best])
         best = runner.message_hub.get_info("best_score", default=None)
         if best is not None and score <= best:
             return
         runner.message_hub.update_info("best_score", score)
-        runner.message_hub.update_info("best_epoch", runner.epoch)
         meta = {"epoch": runner.epoch, "iter": runner.iter, "best": {self.save_best: score}}
         runner.save_checkpoint(runner.work_dir, BEST, save_optimizer=False, save_param_scheduler=False, meta=meta)
         runner.logger.info(f"best so far: {self.save_best} {score:.2f} at epoch {runner.epoch}, saved as {BEST}")
@@ -98,7 +104,13 @@ class CurvesHook(Hook):
         if is_main_process():
             from mmflowers.visualization.curves import draw_curves
 
-            draw_curves(Path(runner.work_dir))
+            try:
+                draw_curves(Path(runner.work_dir))
+            except (
+                InputError,
+                OSError,
+            ) as error:  # no LocalVisBackend, a full disk: a picture must not cost a training
+                runner.logger.warning(f"curves.png is not drawn: {error}")
             self._drawn = time.monotonic()
 
 

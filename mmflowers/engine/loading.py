@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,9 @@ def _strangers(path: Path, error: Exception) -> str:
         }
         names = sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - admitted)
     except Exception:  # the old non-zip format, or a file too broken to be looked through
-        names = []
-    return f"to load it would run {', '.join(names)}" if names else (str(error).splitlines() or ["unsafe content"])[0]
+        # torch names the first one amid advice, in words that vary between its versions, on how to load it unsafely.
+        names = re.findall(r"\bGLOBAL (\S+)", str(error))[:1]
+    return f"to load it would run {', '.join(names)}" if names else "it holds more than data"
 
 
 def _getattr_of_history_buffer(owner: Any, name: str) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from mmengine.device import get_device
 from mmengine.dist import master_only
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
 from mmpretrain.registry import RUNNERS
@@ -38,12 +40,18 @@ class FlowersRunner(Runner):
 
     def load_or_resume(self) -> None:
         """Load ``load_from``, or resume from it or from the last checkpoint of the work dir."""
-        if self._resume and self._load_from is None and not self._has_loaded:
-            last = Path(self.work_dir) / LAST
-            if not last.is_file():
-                raise InputError(f"nothing to resume in {self.work_dir}: no {LAST}", "train without --resume")
-            self._load_from = str(last)
+        last = Path(self.work_dir) / LAST
+        if self._resume and self._load_from is None and last.is_file():
+            self._load_from = str(last)  # MMEngine's pointer file names a place that the work dir may have left
         super().load_or_resume()
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        """Build MMEngine's logger, talking on stderr: stdout is for results."""
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(sys.stderr)
+        return logger
 
     def load_checkpoint(
         self, filename: str, map_location: Any = "cpu", strict: bool = False, revise_keys: Any = None
@@ -63,11 +71,14 @@ class FlowersRunner(Runner):
         checkpoint = load_checkpoint_file(path, map_location)
         if "state_dict" not in checkpoint:
             checkpoint = {"state_dict": checkpoint.get("model", checkpoint)}
-        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        if self._resume:
+            _check_resumable(checkpoint, path)
         model = self.model.module if is_model_wrapper(self.model) else self.model
         keep_head = strict or self._resume or getattr(self, "_keep_head", False)
         conversion = convert_state_dict(checkpoint["state_dict"], model, keep_head=keep_head)
-        model.load_state_dict(conversion.state_dict, strict=False)
+        checkpoint["state_dict"] = conversion.state_dict  # in the model's names, before hooks (EMA) take their copy
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        model.load_state_dict(checkpoint["state_dict"], strict=False)
         self._has_loaded = True
 
         count = sum(key.startswith("backbone.") for key in conversion.state_dict)
@@ -112,6 +123,18 @@ class FlowersRunner(Runner):
                 find_unused_parameters=self.cfg.get("find_unused_parameters", False),
             )
         return super().wrap_model(model_wrapper_cfg, model)
+
+
+def _check_resumable(checkpoint: dict, path: Path) -> None:
+    missing = {"meta", "optimizer", "message_hub"} - checkpoint.keys()
+    if missing:
+        raise InputError(
+            f"{path} can't be resumed: it has no {', '.join(sorted(missing))}",
+            f"resume {LAST}; --weights FILE starts a new run from weights alone",
+        )
+    # Runner.resume would run this text as a config file. Only checkpoints of MMEngine's first versions have it, to
+    # compare numbers of GPUs.
+    checkpoint["meta"].pop("config", None)
 
 
 # MMEngine pickles HistoryBuffer objects, methods included, into its checkpoints, which weights-only loading refuses.

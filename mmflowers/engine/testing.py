@@ -10,9 +10,8 @@ from mmengine.dist import is_main_process
 from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.engine import configuration
 from mmflowers.engine.hooks import BEST
-from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.engine.runner import FlowersRunner
-from mmflowers.engine.training import join_process_group
+from mmflowers.engine.training import check_classes, join_process_group
 from mmflowers.errors import InputError
 from mmflowers.evaluation.metrics import CollectPredictions
 from mmflowers.evaluation.predictions import Predictions, write_predictions
@@ -52,11 +51,13 @@ def test(
     if data is not None:
         configuration.set_data_root(config, data)
     configuration.merge_options(config, cfg_options)
+    configuration.settle_loaders(config)
     configuration.test_on(config, split)
 
-    folder = read_dataset_folder(config.data_root, splits=(split,))
-    configuration.set_classes(config, len(folder.classes))
-    _check_classes(checkpoint, folder.classes, config.data_root)
+    root = configuration.data_root(config)
+    classes = read_dataset_folder(root, splits=(split,)).classes
+    configuration.set_classes(config, len(classes))
+    check_classes(checkpoint, classes, root)
 
     out = Path(work_dir or checkpoint.parent)
     config.work_dir = str(out / "test")  # apart: MMEngine leaves the config that it runs in its work dir
@@ -64,7 +65,7 @@ def test(
     config.resume, config.load_from = False, str(checkpoint)
     config.test_evaluator = [
         *_as_list(config.test_evaluator),
-        dict(type="CollectPredictions", data_root=config.data_root),
+        dict(type="CollectPredictions", data_root=root),
     ]
     config.custom_hooks = []  # those of the training: nothing to draw, nothing to keep
     join_process_group(launcher)
@@ -104,18 +105,6 @@ def kept_config(work_dir: Path) -> Path:
         found = f"{len(configs)} configs" if configs else "no config"
         raise InputError(f"{work_dir} holds {found}", "name it: python tools/test.py CONFIG CHECKPOINT")
     return configs[0]
-
-
-def _check_classes(checkpoint: Path, classes: list[str], data_root: str) -> None:
-    """Names in another order give a number that means nothing; a checkpoint of ours knows its names."""
-    meta = load_checkpoint_file(checkpoint).get("meta")
-    known = meta.get("dataset_meta") if isinstance(meta, dict) else None
-    trained_on = list(known["classes"]) if isinstance(known, dict) and known.get("classes") else None
-    if trained_on is not None and trained_on != classes:
-        raise InputError(
-            f"{checkpoint} was trained on the classes {', '.join(trained_on)}; {data_root} has {', '.join(classes)}",
-            "test on a dataset folder with the same classes in the same order",
-        )
 
 
 def _as_list(evaluator: dict | list) -> list:

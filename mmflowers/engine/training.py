@@ -11,7 +11,8 @@ from mmengine.device import get_device
 
 from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.engine import configuration
-from mmflowers.engine.runner import FlowersRunner
+from mmflowers.engine.loading import load_checkpoint_file
+from mmflowers.engine.runner import LAST, FlowersRunner
 from mmflowers.engine.weights import fetch_weights
 from mmflowers.errors import InputError
 
@@ -35,7 +36,7 @@ def train(
         config_path: A config of this project, or any MMPretrain classification config with our data side.
         data: Dataset folder in place of the config's.
         weights: Weights to start from in place of the config's ``load_from``; "none" starts from scratch.
-        work_dir: Default ``work_dirs/<name of the config>``.
+        work_dir: Default the config's, else ``work_dirs/<name of the config>``.
         resume: Go on from the work dir's ``last.pth`` (True) or from the given checkpoint.
         amp: bfloat16 autocast and channels-last memory, on a GPU or a CPU.
         seed: In place of the config's.
@@ -47,7 +48,7 @@ def train(
         InputError: Config, dataset folder, weights or work dir are not in order.
     """
     config = configuration.load_config(config_path)
-    config.work_dir = str(work_dir or Path("work_dirs") / Path(config_path).stem)
+    config.work_dir = str(work_dir or config.get("work_dir") or Path("work_dirs") / Path(config_path).stem)
     config.launcher = launcher
     if data is not None:
         configuration.set_data_root(config, data)
@@ -60,25 +61,25 @@ def train(
         quick = [dict(type="ChannelsLastHook"), dict(type="FastDepthwiseHook")]
         config.custom_hooks = [*config.get("custom_hooks", []), *quick]
     configuration.merge_options(config, cfg_options)
+    configuration.settle_loaders(config)
 
-    folder = read_dataset_folder(config.data_root)
-    configuration.set_classes(config, len(folder.classes))
-    _set_weights(config, weights, resume)
+    root = configuration.data_root(config)
+    classes = read_dataset_folder(root).classes
+    configuration.set_classes(config, len(classes))
+    if resume:
+        _set_resume(config, weights, resume, classes)
+    else:
+        _set_weights(config, weights)
 
     join_process_group(launcher)
-    runner = FlowersRunner.from_cfg(config)
-    runner.train()
+    FlowersRunner.from_cfg(config).train()
     return Path(config.work_dir)
 
 
-def _set_weights(config: configuration.Config, weights: str | None, resume: str | bool) -> None:
+def _set_weights(config: configuration.Config, weights: str | None) -> None:
     """Decide what the model starts from, before anything is built; a file that can't be had is known at once."""
-    if resume:
-        config.resume = True
-        config.load_from = None if resume is True else str(resume)
-        return
     config.resume = False
-    if Path(config.work_dir, "last.pth").exists():
+    if Path(config.work_dir, LAST).exists():
         raise InputError(
             f"{config.work_dir} holds a run already",
             "--resume goes on with it, --work-dir names another folder; delete the folder to start anew",
@@ -93,6 +94,38 @@ def _set_weights(config: configuration.Config, weights: str | None, resume: str 
         )
     if config.load_from:
         fetch_weights(config.load_from)
+
+
+def _set_resume(config: configuration.Config, weights: str | None, resume: str | bool, classes: list[str]) -> None:
+    """Decide what is resumed, and that it can be, before anything is built."""
+    last = Path(config.work_dir, LAST)
+    checkpoint = last if resume is True else Path(str(resume))
+    if weights is not None:
+        raise InputError("--weights and --resume exclude each other", "a resumed run brings its weights")
+    if not checkpoint.is_file():
+        raise InputError(f"nothing to resume: no checkpoint at {checkpoint}", "train without --resume")
+    if last.exists() and last.resolve() != checkpoint.resolve():
+        raise InputError(
+            f"{config.work_dir} holds another run than {checkpoint}", "--work-dir names a folder for what is resumed"
+        )
+    check_classes(checkpoint, classes, configuration.data_root(config))
+    config.resume, config.load_from = True, str(checkpoint)
+
+
+def check_classes(checkpoint: Path, classes: list[str], data_root: str) -> None:
+    """Hold a checkpoint's class names, where it knows them, against those of a dataset folder.
+
+    Raises:
+        InputError: Others, or the same in another order: every number would be about something else.
+    """
+    meta = load_checkpoint_file(checkpoint).get("meta")
+    known = meta.get("dataset_meta") if isinstance(meta, dict) else None
+    trained_on = list(known["classes"]) if isinstance(known, dict) and known.get("classes") else None
+    if trained_on is not None and trained_on != classes:
+        raise InputError(
+            f"{checkpoint} was trained on the classes {', '.join(trained_on)}; {data_root} has {', '.join(classes)}",
+            "use a dataset folder with the same classes in the same order",
+        )
 
 
 def join_process_group(launcher: str) -> None:

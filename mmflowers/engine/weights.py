@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import re
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from mmflowers.errors import InputError
 
 PACKAGE = "package://"
 HEAD = "head.fc."
+NAMED = 20  # tensors of each kind that an error lists
+TIMEOUT = 30  # seconds that a server may be silent
 
 
 class Conversion(NamedTuple):
@@ -101,6 +104,7 @@ def _download(url: str) -> Path:
     if target.is_file():
         return target
     digest = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
+    socket.setdefaulttimeout(TIMEOUT)  # torch's download has none of its own
     try:
         folder.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(target), hash_prefix=digest.group(1) if digest else None, progress=True)
@@ -109,6 +113,8 @@ def _download(url: str) -> Path:
             f"the weights {name} can't be downloaded from {url} ({error})",
             f"put the file at {target}, or name it by --weights FILE; --weights none starts from scratch",
         ) from error
+    finally:
+        socket.setdefaulttimeout(None)
     return target
 
 
@@ -139,7 +145,7 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module, *, ke
     )
     strangers = sorted(key for key in renamed if key.startswith("backbone.") and key not in own)
     wrong = [
-        f"{len(keys)} {what} ({', '.join(keys[:5])}{' …' if len(keys) > 5 else ''})"
+        f"{len(keys)} {what} ({', '.join(keys[:NAMED])}{' …' if len(keys) > NAMED else ''})"
         for what, keys in (("missing", missing), ("of another shape", shapes), ("without a place", strangers))
         if keys
     ]

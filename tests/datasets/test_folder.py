@@ -124,6 +124,11 @@ def test_no_list_however_odd_ends_in_anything_but_an_input_error(tmp_path_factor
         read_dataset_folder(folder)
 
 
+def test_one_class_is_nothing_to_classify(folder: Path) -> None:
+    (folder / "classes.txt").write_text("daisy\n")
+    assert "names one class only, daisy" in problems(folder)[0]
+
+
 def test_reading_needs_no_torch() -> None:
     code = "import sys, mmflowers.datasets.folder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -59,8 +59,9 @@ def test_hostile_checkpoints_are_refused_without_running(number: int, form: str,
     assert len(caught.value.problems) == 1 and "\n" not in str(caught.value)
 
 
-def test_the_type_that_would_run_is_named(tmp_path: Path) -> None:
-    torch.save({"state_dict": Reduce(os.system, "true")}, tmp_path / "x.pth")
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_the_type_that_would_run_is_named(as_zip: bool, tmp_path: Path) -> None:
+    torch.save({"state_dict": Reduce(os.system, "true")}, tmp_path / "x.pth", _use_new_zipfile_serialization=as_zip)
     with pytest.raises(InputError, match=r"x\.pth is refused: to load it would run posix\.system"):
         load_checkpoint_file(tmp_path / "x.pth")
 

@@ -16,6 +16,7 @@ def test_alone_it_tests_the_best_checkpoint_of_the_last_run(trained: Path) -> No
         rows = list(csv.DictReader(file))
     right = sum(row["label"] == row["predicted"] for row in rows)
     assert len(rows) == 10
+    assert result.stdout.splitlines()[0].startswith("class ")  # results on stdout, the log elsewhere
     assert result.stdout.splitlines()[-1] == f"top-1 {10 * right:.2f} % ({right}/10)"
     for row in rows:
         scores = {name.removeprefix("score_"): float(value) for name, value in row.items() if name.startswith("score_")}
@@ -46,8 +47,7 @@ def test_classes_in_another_order_are_refused(trained: Path, dataset: Path, tmp_
     for split in ("train", "val"):  # labels that agree with the names: only the checkpoint can tell
         text = (dataset / f"{split}.txt").read_text()
         swapped = [
-            f"{path} {swap.get(label, label)}"
-            for path, label in (line.rsplit(" ", 1) for line in text.splitlines())
+            f"{path} {swap.get(label, label)}" for path, label in (line.rsplit(" ", 1) for line in text.splitlines())
         ]
         (tmp_path / "data" / f"{split}.txt").write_text("\n".join(swapped) + "\n")
     result = run_tool("test.py", trained / "best.pth", "--data", "data", "--work-dir", "out", cwd=tmp_path)
