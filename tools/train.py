@@ -45,9 +45,8 @@ def main() -> None:
     from mmengine.dist import is_main_process
 
     from mmflowers.engine.training import train
-    from mmflowers.evaluation.history import read_history
 
-    work_dir = train(
+    outcome = train(
         args.config,
         data=args.data,
         weights=args.weights,
@@ -60,11 +59,9 @@ def main() -> None:
         cfg_options=args.cfg_options,
     )
     if is_main_process():
-        history = read_history(work_dir)
-        if history.accuracies:
-            epoch, accuracy = history.best
-            print(f"best val top-1 {accuracy:.2f} % at epoch {epoch}")
-        print(f"results: {work_dir} (best.pth, last.pth, curves.png)")
+        if outcome.best_score is not None:
+            print(f"best val top-1 {outcome.best_score:.2f} % at epoch {outcome.best_epoch}")
+        print(f"results: {outcome.work_dir} (best.pth, last.pth, curves.png)")
 
 
 if __name__ == "__main__":

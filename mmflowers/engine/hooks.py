@@ -65,6 +65,7 @@ class BestAndLastHook(Hook):
         if best is not None and score <= best:
             return
         runner.message_hub.update_info("best_score", score)
+        runner.message_hub.update_info("best_epoch", runner.epoch)
         meta = {"epoch": runner.epoch, "iter": runner.iter, "best": {self.save_best: score}}
         runner.save_checkpoint(runner.work_dir, BEST, save_optimizer=False, save_param_scheduler=False, meta=meta)
         runner.logger.info(f"best so far: {self.save_best} {score:.2f} at epoch {runner.epoch}, saved as {BEST}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from mmengine.device import get_device
@@ -15,6 +16,21 @@ from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.engine.runner import LAST, FlowersRunner
 from mmflowers.engine.weights import fetch_weights
 from mmflowers.errors import InputError
+
+
+class Outcome(NamedTuple):
+    """What a training leaves.
+
+    Attributes:
+        work_dir: Its folder, as the user or the config named it.
+        best_score: The best validation by the metric that ``BestAndLastHook`` compares, in percent for top-1; None
+            where there was no validation.
+        best_epoch: Its epoch, from 1.
+    """
+
+    work_dir: Path
+    best_score: float | None
+    best_epoch: int | None
 
 
 def train(
@@ -29,8 +45,8 @@ def train(
     laptop: bool = False,
     launcher: str = "none",
     cfg_options: Sequence[str] = (),
-) -> Path:
-    """Train as ``config_path`` says and return the work dir.
+) -> Outcome:
+    """Train as ``config_path`` says.
 
     Args:
         config_path: A config of this project, or any MMPretrain classification config with our data side.
@@ -72,8 +88,10 @@ def train(
         _set_weights(config, weights)
 
     join_process_group(launcher)
-    FlowersRunner.from_cfg(config).train()
-    return Path(config.work_dir)
+    runner = FlowersRunner.from_cfg(config)
+    runner.train()
+    best_score, best_epoch = (runner.message_hub.get_info(key, default=None) for key in ("best_score", "best_epoch"))
+    return Outcome(Path(config.work_dir), best_score, best_epoch)
 
 
 def _set_weights(config: configuration.Config, weights: str | None) -> None:
