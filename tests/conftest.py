@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -28,9 +29,13 @@ def run_tool(*arguments: object, cwd: Path, launcher: tuple[str, ...] = (), **en
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=cwd, env=env, start_new_session=True, **pipes) as process:
         try:
-            output, errors = process.communicate(timeout=280)
-        except BaseException:  # a hung command takes its own children with it
-            os.killpg(process.pid, signal.SIGKILL)
+            output, errors = process.communicate(timeout=500)
+        except BaseException:  # a hung command takes its own children with it; torchrun's need its help to be found
+            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             raise
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
