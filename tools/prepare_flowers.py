@@ -9,7 +9,12 @@ examples:
 
 from __future__ import annotations
 
+import os
+
 from mmflowers.commands import Parser, run
+
+# NumPy's OpenBLAS starts a thread a core that spins for a while and then waits for large matrices; there are none here.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def main() -> None:

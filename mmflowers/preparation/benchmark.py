@@ -1,6 +1,6 @@
 """How fast the preparation is against the least it could do, and how much memory it takes.
 
-``python -m mmflowers.preparation.benchmark bare|command …`` runs one side in a process of its own.
+``python -m mmflowers.preparation.benchmark FOLDER WORKERS`` is the bare loop, in a process of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmflowers.commands import progress
@@ -23,29 +24,35 @@ from mmflowers.errors import InputError
 CHUNK = 24  # files handed to a process at once, as the preparation does
 
 
-def measure_speed(source: Path, *, workers: int, repeats: int) -> dict:
+def measure_speed(command: Sequence[str], source: Path, *, workers: int, repeats: int) -> dict:
     """Time the whole command against a bare loop over the same files, one after the other in turn.
 
     The bare loop reads, hashes (sha256) and decodes every file with Pillow in as many processes, and writes nothing.
     Both are timed as processes, from start to exit: interpreter, imports, and for the command the finished dataset.
-    That start is the same for ten files and for ten thousand, so the time without it is given as well.
+
+    Args:
+        command: The preparation as one types it, without options.
+        source: A folder of class folders.
+        workers: Processes of either side.
+        repeats: Pairs of runs.
 
     Returns:
         Seconds of each run, files/s by their medians, and the ratio of the rates: median, least and greatest of the
-        pairs that ran next to each other; ``ratio_after_start`` is its median without interpreter and imports.
+        pairs that ran next to each other.
     """
     count = len(_photos(source))
     if not count:
         raise InputError(f"{source} has no files in class folders", "give a folder such as flowers/daisy/x.jpg")
-    seconds: dict[str, list[tuple[float, float]]] = {"bare": [], "command": []}
-    _run("bare", source, workers)  # brings the files into the page cache, for both
-    for _ in progress(range(repeats), total=repeats, what="repeats"):
-        seconds["bare"].append(_run("bare", source, workers))
-        with tempfile.TemporaryDirectory(prefix="mmflowers-") as folder:
-            seconds["command"].append(_run("command", source, workers, Path(folder) / "dataset"))
-    pairs = list(zip(seconds["bare"], seconds["command"], strict=True))
-    ratios = [bare / command for (bare, _), (command, _) in pairs]
-    whole = {side: [run for run, _ in runs] for side, runs in seconds.items()}
+    bare_loop = [sys.executable, "-m", "mmflowers.preparation.benchmark", str(source), str(workers)]
+    seconds: dict[str, list[float]] = {"bare": [], "command": []}
+    _seconds(bare_loop)  # brings the files into the page cache, for both
+    with tempfile.TemporaryDirectory(prefix="mmflowers-") as folder:
+        # Each run has a folder of its own and all stay until the end: ext4 is slow to make files for half a minute
+        # after thousands were deleted (it steps over their inodes one by one), which no first run meets.
+        for run in progress(range(repeats), total=repeats, what="repeats"):
+            seconds["bare"].append(_seconds(bare_loop))
+            seconds["command"].append(_seconds(_prepare(command, source, workers, Path(folder) / str(run))))
+    ratios = [bare / whole for bare, whole in zip(seconds["bare"], seconds["command"], strict=True)]
     return {
         "files": count,
         "workers": workers,
@@ -53,18 +60,17 @@ def measure_speed(source: Path, *, workers: int, repeats: int) -> dict:
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "bare_seconds": whole["bare"],
-        "command_seconds": whole["command"],
-        "bare_files_per_second": count / statistics.median(whole["bare"]),
-        "command_files_per_second": count / statistics.median(whole["command"]),
+        "bare_seconds": seconds["bare"],
+        "command_seconds": seconds["command"],
+        "bare_files_per_second": count / statistics.median(seconds["bare"]),
+        "command_files_per_second": count / statistics.median(seconds["command"]),
         "ratio": statistics.median(ratios),
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),
-        "ratio_after_start": statistics.median(bare / command for (_, bare), (_, command) in pairs),
     }
 
 
-def measure_memory(count: int, *, workers: int) -> dict:
+def measure_memory(command: Sequence[str], count: int, *, workers: int) -> dict:
     """Prepare ``count`` tiny photos and watch the memory of the command and its workers (Linux only).
 
     Returns:
@@ -78,7 +84,7 @@ def measure_memory(count: int, *, workers: int) -> dict:
         _draw_tiny_photos(source, count)
         start = time.perf_counter()
         process = subprocess.Popen(
-            _command("command", source, workers, Path(folder) / "dataset"), stdout=subprocess.DEVNULL
+            _prepare(command, source, workers, Path(folder) / "dataset"), stdout=subprocess.DEVNULL
         )
         peak_rss = peak_pss = 0.0
         while process.poll() is None:
@@ -108,34 +114,18 @@ def decode(path: str) -> tuple[str, tuple[int, int]]:
         return digest, image.size
 
 
-def _run(*arguments: object) -> tuple[float, float]:
-    """Run one side; its seconds from start to exit, and those it has measured itself after its imports."""
+def _seconds(command: list[str]) -> float:
     start = time.perf_counter()
-    inside = subprocess.run(_command(*arguments), check=True, stdout=subprocess.PIPE).stdout
-    return time.perf_counter() - start, float(inside)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
 
 
-def _command(side: str, source: Path, workers: int, *out: Path) -> list[str]:
-    return [sys.executable, "-m", "mmflowers.preparation.benchmark", side, str(source), str(workers), *map(str, out)]
+def _prepare(command: Sequence[str], source: Path, workers: int, out: Path) -> list[str]:
+    return [*command, "--source", str(source), "--workers", str(workers), "--out", str(out)]
 
 
 def _photos(source: Path) -> list[str]:
     return sorted(str(path) for path in source.glob("*/*") if path.is_file())
-
-
-def _bare_loop(source: Path, workers: int) -> float:
-    import PIL.Image  # noqa: F401  before the clock starts, as for the other side
-
-    start = time.perf_counter()
-    with multiprocessing.Pool(workers) as pool:
-        pool.map(decode, _photos(source), chunksize=CHUNK)
-    return time.perf_counter() - start
-
-
-def _prepare(source: Path, workers: int, out: Path) -> float:
-    from mmflowers.preparation.prepare import prepare
-
-    return prepare(out, source=source, workers=workers).seconds
 
 
 def _memory(pid: int) -> tuple[float, float]:
@@ -173,8 +163,6 @@ def _draw_tiny_photos(folder: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    side, source, workers, *out = sys.argv[1:]
-    if side == "bare":
-        print(_bare_loop(Path(source), int(workers)))
-    else:
-        print(_prepare(Path(source), int(workers), Path(out[0])))
+    folder, processes = sys.argv[1:]
+    with multiprocessing.Pool(int(processes)) as pool:
+        pool.map(decode, _photos(Path(folder)), chunksize=CHUNK)

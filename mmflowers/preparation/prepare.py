@@ -453,7 +453,7 @@ def _require_space(source: Source, target: Target, options: Options) -> None:
     for file in source.files:
         if not file.refusal:
             try:
-                needed += (source.root / file.path).lstat().st_size
+                needed += os.lstat(f"{source.root}/{file.path}").st_size
             except OSError:  # the inspection will say so
                 continue
     if target.content.is_dir():

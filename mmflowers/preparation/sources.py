@@ -11,8 +11,6 @@ from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from mmflowers.errors import InputError, Problem
-from mmflowers.preparation.archives import unpack, unpacked_name
-from mmflowers.preparation.download import fetch, file_name, file_sha256
 from mmflowers.preparation.layouts import Layout, read_layout
 from mmflowers.preparation.lists import assign_splits, find_lists
 from mmflowers.preparation.records import Source
@@ -116,19 +114,23 @@ _ONE_EACH = "one folder for each class is needed: daisy/x.jpg, tulip/y.jpg …"
 
 def _on_disk(source: str | Path | None, staging: Path, sha256: str | None, cache: Path | None) -> tuple[Path, dict]:
     """Return the folder of the source, downloaded and unpacked where need be, and the beginning of its description."""
-    if source is None:
+    text = None if source is None else os.fspath(source)
+    path = None if text is None else Path(text).expanduser()
+    if path is not None and path.is_dir():
+        if sha256 is not None:
+            raise InputError(f"--sha256 belongs to an archive, and {text} is a folder", "leave --sha256 away")
+        return path.resolve(), _description("folder", path.resolve().name)
+
+    from mmflowers.preparation.archives import unpack  # late: a folder needs no HTTP, TLS and decompressors
+    from mmflowers.preparation.download import file_name, file_sha256
+
+    if path is None:
         if sha256 not in (None, FLOWER_PHOTOS.sha256):
             raise InputError("--sha256 is given without --source", "--source names the archive that it belongs to")
         archive = _fetched(FLOWER_PHOTOS, staging, cache, WAYS_ON)
         return archive, _description("flower_photos", file_name(FLOWER_PHOTOS.urls[0]), FLOWER_PHOTOS.sha256)
-    text = os.fspath(source)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         return _from_address(text, staging, sha256, cache)
-    path = Path(text).expanduser()
-    if path.is_dir():
-        if sha256 is not None:
-            raise InputError(f"--sha256 belongs to an archive, and {text} is a folder", "leave --sha256 away")
-        return path.resolve(), _description("folder", path.resolve().name)
     if not path.exists():
         raise InputError(f"{text} doesn't exist", "--source takes a folder, an archive or an address")
     if not path.is_file():
@@ -143,6 +145,8 @@ def _on_disk(source: str | Path | None, staging: Path, sha256: str | None, cache
 
 
 def _from_address(url: str, staging: Path, sha256: str | None, cache: Path | None) -> tuple[Path, dict]:
+    from mmflowers.preparation.download import file_name
+
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -160,6 +164,9 @@ def _from_address(url: str, staging: Path, sha256: str | None, cache: Path | Non
 
 
 def _fetched(archive: Published, staging: Path, cache: Path | None, hint: str) -> Path:
+    from mmflowers.preparation.archives import unpack, unpacked_name
+    from mmflowers.preparation.download import fetch
+
     unpacked = staging / unpacked_name(archive.sha256)
     if unpacked.is_dir():
         return unpacked

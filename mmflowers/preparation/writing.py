@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -228,21 +229,26 @@ def write_contact_sheet(records: Iterable[Record], classes: list[str], target: T
     size = (SHEET_PHOTOS * (SHEET_SIDE + gap) + gap, len(rows) * (SHEET_SIDE + caption + gap) + gap)
     sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    with ThreadPoolExecutor() as pool:  # decoders let go of Python's lock
+        photos = pool.map(_square, [target.dataset / record.target for row in rows.values() for record in row])
     for y, (name, row) in enumerate(rows.items()):
         top = gap + y * (SHEET_SIDE + caption + gap)
         try:
             draw.text((gap, top + 2), name, "black", font)
         except UnicodeEncodeError:  # Pillow without FreeType writes Latin-1 only
             draw.text((gap, top + 2), name.encode("ascii", "replace").decode(), "black", font)
-        for x, record in enumerate(row):
-            with Image.open(target.dataset / record.target) as image:
-                image.draft("RGB", (SHEET_SIDE, SHEET_SIDE))
-                photo = ImageOps.fit(image.convert("RGB"), (SHEET_SIDE, SHEET_SIDE))
-            sheet.paste(photo, (gap + x * (SHEET_SIDE + gap), top + caption))
+        for x in range(len(row)):
+            sheet.paste(next(photos), (gap + x * (SHEET_SIDE + gap), top + caption))
     out = io.BytesIO()
     sheet.save(out, "JPEG", quality=85)
     with _writing(target.dataset):
         (target.dataset / "contact_sheet.jpg").write_bytes(out.getvalue())
+
+
+def _square(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        image.draft("RGB", (SHEET_SIDE, SHEET_SIDE))
+        return ImageOps.fit(image.convert("RGB"), (SHEET_SIDE, SHEET_SIDE))
 
 
 def write_metadata(metadata: dict, records: Iterable[Record], target: Target) -> None:

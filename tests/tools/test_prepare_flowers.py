@@ -171,7 +171,6 @@ def test_the_benchmark_gives_a_ratio_and_a_peak(photos, tmp_path):
     speed = run_tool("benchmark.py", "prepare", "--source", photos, "--repeats", 1, "--json", cwd=tmp_path)
     got = json.loads(speed.stdout)
     assert got["files"] == 20
-    assert got["ratio_after_start"] > 0
     assert got["ratio"] == pytest.approx(got["bare_seconds"][0] / got["command_seconds"][0])
     if sys.platform == "linux":
         memory = json.loads(run_tool("benchmark.py", "prepare", "--memory", 40, "--json", cwd=tmp_path).stdout)
