@@ -44,9 +44,9 @@ def main() -> None:
 
     from mmengine.dist import is_main_process
 
-    from mmflowers.engine.training import train
+    from mmflowers.engine.training import configure, train
 
-    outcome = train(
+    config = configure(
         args.config,
         data=args.data,
         weights=args.weights,
@@ -58,6 +58,7 @@ def main() -> None:
         launcher=args.launcher,
         cfg_options=args.cfg_options,
     )
+    outcome = train(config)
     if is_main_process():
         if outcome.best_score is not None:
             print(f"best val top-1 {outcome.best_score:.2f} % at epoch {outcome.best_epoch}")

@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
     best_epoch: int | None
 
 
-def train(
+def configure(
     config_path: str | Path,
     *,
     data: str | Path | None = None,
@@ -45,8 +45,8 @@ def train(
     laptop: bool = False,
     launcher: str = "none",
     cfg_options: Sequence[str] = (),
-) -> Outcome:
-    """Train as ``config_path`` says.
+) -> configuration.Config:
+    """Settle everything a training depends on, building nothing yet.
 
     Args:
         config_path: A config of this project, or any MMPretrain classification config with our data side.
@@ -79,15 +79,22 @@ def train(
     configuration.merge_options(config, cfg_options)
     configuration.settle_loaders(config)
 
-    root = configuration.data_root(config)
-    classes = read_dataset_folder(root).classes
+    classes = read_dataset_folder(configuration.data_root(config)).classes
     configuration.set_classes(config, len(classes))
     if resume:
         _set_resume(config, weights, resume, classes)
     else:
         _set_weights(config, weights)
+    return config
 
-    join_process_group(launcher)
+
+def train(config: configuration.Config) -> Outcome:
+    """Train as a settled config says (see ``configure``).
+
+    Raises:
+        InputError: What building shows to be wrong: weights that don't fit, images that can't be read.
+    """
+    join_process_group(config.launcher)
     runner = FlowersRunner.from_cfg(config)
     runner.train()
     best_score, best_epoch = (runner.message_hub.get_info(key, default=None) for key in ("best_score", "best_epoch"))
