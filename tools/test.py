@@ -1,8 +1,9 @@
-"""Test a trained classifier: top-1 with its count, precision and recall of each class, every prediction in a file.
+"""Test a trained classifier: top-1 with its interval, precision and recall of each class, every prediction in a file.
 
 examples:
   python tools/test.py                                     the best checkpoint of the last run, on val
   python tools/test.py --split train
+  python tools/test.py --against work_dirs/another         is it better than that one, or is it chance?
   python tools/test.py configs/resnet50_flowers.py work_dirs/resnet50_flowers/best.pth --data my_dataset
 """
 
@@ -18,6 +19,9 @@ def main() -> None:
     parser.add_argument("--data", metavar="DIR", help="dataset folder (default: the config's)")
     parser.add_argument("--split", choices=("val", "test", "train"), default="val")
     parser.add_argument("--work-dir", metavar="DIR", help="where the predictions go (default: beside the checkpoint)")
+    parser.add_argument(
+        "--against", metavar="FILE|DIR", help="compare photo by photo with these predictions, or those of a work dir"
+    )
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by old launchers; not used")
     parser.add_argument(
@@ -30,8 +34,12 @@ def main() -> None:
         parser.error("with a config a checkpoint is needed too")
 
     from mmflowers.engine.testing import test
-    from mmflowers.evaluation.predictions import format_per_class, format_top1
+    from mmflowers.evaluation.predictions import format_per_class, read_predictions
+    from mmflowers.evaluation.statistics import compare, format_top1_interval, predictions_file
 
+    # Read before anything is tested: the test may be the one that writes this file.
+    against = predictions_file(args.against, args.split) if args.against else None
+    other = read_predictions(against) if against else None
     predictions, path = test(
         args.config,
         args.checkpoint,
@@ -44,7 +52,9 @@ def main() -> None:
     if predictions is not None:
         print(format_per_class(predictions))
         print(f"predictions: {path}")
-        print(format_top1(predictions.correct, len(predictions.images)))
+        print(format_top1_interval(predictions.correct, len(predictions.images)))
+        if other is not None:
+            print(f"against {against}: {compare(predictions, other)}")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
         rows = zip(predictions.images, predictions.labels, predictions.predicted, predictions.scores, strict=True)
         for image, label, predicted, scores in rows:
             names = predictions.classes[label], predictions.classes[predicted]
-            writer.writerow([image, *names, *(f"{score:.6g}" for score in scores)])
+            writer.writerow([image, *names, *(f"{score:.9g}" for score in scores)])  # float32, exactly
     partial.replace(path)
 
 
@@ -73,9 +73,9 @@ def read_predictions(path: Path) -> Predictions:
             scores=np.array([row[3:] for row in rows], dtype=np.float32).reshape(len(rows), len(classes)),
             classes=classes,
         )
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, KeyError, IndexError, csv.Error) as error:
         raise InputError(
-            f"{path} can't be read as predictions: {error!r}", "tools/test.py writes predictions.csv"
+            f"{path} can't be read as predictions: {error!r}", "tools/test.py writes predictions_<split>.csv"
         ) from error
 
 

@@ -17,7 +17,7 @@ def test_alone_it_tests_the_best_checkpoint_of_the_last_run(trained: Path) -> No
     right = sum(row["label"] == row["predicted"] for row in rows)
     assert len(rows) == 10
     assert "mmengine" not in result.stdout  # the log is elsewhere
-    assert result.stdout.splitlines()[-1] == f"top-1 {10 * right:.2f} % ({right}/10)"
+    assert result.stdout.splitlines()[-1].startswith(f"top-1 {10 * right:.2f} % ({right}/10), 95 % interval ")
     for row in rows:
         scores = {name.removeprefix("score_"): float(value) for name, value in row.items() if name.startswith("score_")}
         assert row["predicted"] == max(scores, key=scores.get)
@@ -30,7 +30,7 @@ def test_a_copied_run_is_tested_by_its_checkpoint_alone_on_another_split(trained
     shutil.copytree(trained, tmp_path / "copy")
     result = run_tool("test.py", "copy/best.pth", "--split", "train", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip().endswith("/40)")
+    assert "/40), 95 % interval " in result.stdout.splitlines()[-1]
 
 
 def test_without_a_run_it_says_what_to_do(tmp_path: Path) -> None:
@@ -62,3 +62,29 @@ def test_fewer_classes_than_the_head_are_refused(trained: Path, dataset: Path, t
     result = run_tool("test.py", trained / "best.pth", "--data", "data", "--work-dir", "out", cwd=tmp_path)
     assert result.returncode == 2
     assert "error: " in result.stderr and "Traceback" not in result.stderr
+
+
+def test_against_other_predictions_it_counts_what_each_has_right(trained: Path, tmp_path: Path) -> None:
+    first = run_tool("test.py", trained / "best.pth", "--work-dir", "a", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    path = tmp_path / "a" / "predictions_val.csv"
+    same = run_tool("test.py", trained / "best.pth", "--work-dir", "b", "--against", "a", cwd=tmp_path)
+    assert same.returncode == 0, same.stderr
+    right = int(same.stdout.split("top-1 ")[1].split("(")[1].split("/")[0])
+    assert same.stdout.splitlines()[-2:] == [
+        "against a/predictions_val.csv: "
+        f"both right {right}, only this one 0, only the other one 0, both wrong {10 - right}",
+        "no difference (p = 1)",
+    ]
+    lines = path.read_text().splitlines(keepends=True)
+    lines[1] = lines[1].replace("val/", "val/another_")
+    path.write_text("".join(lines))
+    other = run_tool("test.py", trained / "best.pth", "--work-dir", "b", "--against", path, cwd=tmp_path)
+    assert other.returncode == 2
+    assert "error: 2 photos are in one of the two sets of predictions only: val/another_" in other.stderr
+
+
+def test_predictions_to_compare_with_are_asked_for_before_anything_is_tested(trained: Path, tmp_path: Path) -> None:
+    result = run_tool("test.py", trained / "best.pth", "--work-dir", "out", "--against", "nowhere", cwd=tmp_path)
+    assert (result.returncode, list(tmp_path.iterdir())) == (2, [])
+    assert result.stderr.startswith("error: no predictions at nowhere · hint: ")
