@@ -4,6 +4,7 @@ Importing this registers what configs name: the hooks and the optim wrapper.
 """
 
 from mmflowers.engine.hooks import BestAndLastHook, ChannelsLastHook, CurvesHook, FastDepthwiseHook
+from mmflowers.engine.loops import ExactTrainLoop, StoppableValLoop
 from mmflowers.engine.optim import BFloat16OptimWrapper
 from mmflowers.engine.runner import FlowersRunner
 
@@ -12,6 +13,8 @@ __all__ = [
     "BestAndLastHook",
     "ChannelsLastHook",
     "CurvesHook",
+    "ExactTrainLoop",
     "FastDepthwiseHook",
     "FlowersRunner",
+    "StoppableValLoop",
 ]

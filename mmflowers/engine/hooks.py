@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -16,15 +17,15 @@ from mmflowers.errors import InputError
 from mmflowers.models.depthwise import replace_depthwise
 
 BEST = "best.pth"
+RESERVE = 16 << 20  # bytes for logs and curves
 
 
 @HOOKS.register_module()
 class BestAndLastHook(Hook):
     """Keep two checkpoints under stable names: ``last.pth`` with all state, ``best.pth`` with the weights alone.
 
-    ``last.pth`` is written where an epoch ends and the next begins, validation included, so that a resumed run neither
-    repeats nor skips one (under an ``IterBasedTrainLoop``, which has no epochs, at its end only). Of equal scores the
-    first counts, as in the report.
+    ``last.pth`` is written where an epoch has been trained, before its validation, and at the end of the run (under an
+    ``IterBasedTrainLoop``, which has no epochs, at its end only). Of equal scores the first counts, as in the report.
 
     Args:
         save_best: The metric to compare, larger is better.
@@ -37,19 +38,23 @@ class BestAndLastHook(Hook):
         self.save_best = save_best
         self.interval = interval
 
-    def before_train_epoch(self, runner: Runner) -> None:
-        """Save the state that the epoch starts from."""
-        if runner.epoch and runner.epoch != self._saved and runner.epoch % self.interval == 0:
-            self._save_last(runner)
-
     def before_train(self, runner: Runner) -> None:
-        """Remember where a resumed run stands: its state is on the disk already."""
-        self._saved = runner.epoch
+        """Remember where a resumed run stands, whose state is on the disk already, and see that the disk has room."""
+        self._saved = runner.iter
+        if is_main_process():
+            require_room(runner)
+
+    def before_val(self, runner: Runner) -> None:
+        """Save the state before the validation; not in ``before_val_epoch``, where hooks exchange weights (EMA)."""
+        self._save_last(runner)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Save the state that the epoch starts from, where no validation came before."""
+        self._save_last(runner)
 
     def after_train(self, runner: Runner) -> None:
-        """Save the final state."""
-        if runner.epoch != self._saved:
-            self._save_last(runner)
+        """Save the final state, with what the last validation has brought."""
+        runner.save_last()
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Save the weights if they are the best so far."""
@@ -71,11 +76,30 @@ class BestAndLastHook(Hook):
         runner.logger.info(f"best so far: {self.save_best} {score:.2f} at epoch {runner.epoch}, saved as {BEST}")
 
     def _save_last(self, runner: Runner) -> None:
-        runner.save_checkpoint(runner.work_dir, LAST, meta={"epoch": runner.epoch, "iter": runner.iter})
-        self._saved = runner.epoch
-        if is_main_process():
-            # MMEngine's pointer file; relative, so that the work dir can be moved.
-            (Path(runner.work_dir) / "last_checkpoint").write_text(LAST)
+        if runner.iter > self._saved and runner.epoch % self.interval == 0:
+            runner.save_last()
+            self._saved = runner.iter
+
+
+def require_room(runner: Runner) -> None:
+    """Refuse to start a training whose checkpoints the disk can't hold.
+
+    Raises:
+        InputError: With both figures.
+    """
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in runner.model.state_dict().values())
+    defaults = runner.optim_wrapper.optimizer.defaults
+    states = 2 if "betas" in defaults else 1 if defaults.get("momentum") else 0
+    # While a checkpoint is written the one that it replaces is still there.
+    needed = 2 * (1 + states) * weights + 2 * weights
+    folder = Path(runner.work_dir)
+    needed -= sum(path.stat().st_size for name in (LAST, BEST) if (path := folder / name).is_file())
+    free = shutil.disk_usage(folder).free
+    if free < needed + RESERVE:
+        what = (
+            f"{folder} has {free / 1e6:,.0f} MB free; the checkpoints and logs need {(needed + RESERVE) / 1e6:,.0f} MB"
+        )
+        raise InputError(what, "make room, or name a folder on another disk with --work-dir")
 
 
 @HOOKS.register_module()

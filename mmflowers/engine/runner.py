@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.device import get_device
-from mmengine.dist import master_only
+from mmengine.dist import get_world_size, is_main_process, master_only
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
-from mmpretrain.registry import RUNNERS
+from mmengine.runner.base_loop import BaseLoop
+from mmpretrain.registry import DATA_SAMPLERS, DATASETS, RUNNERS
+from torch.utils.data import DataLoader
 
+from mmflowers.datasets.seeded import SeededDataset, SeededSampler
 from mmflowers.engine.loading import load_checkpoint_file
+from mmflowers.engine.loops import ExactTrainLoop
 from mmflowers.engine.weights import convert_state_dict, fetch_weights
 from mmflowers.errors import InputError
 
 LAST = "last.pth"
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 @RUNNERS.register_module()
@@ -30,13 +39,58 @@ class FlowersRunner(Runner):
 
     Beyond MMEngine's: checkpoints load as data only; weights in OpenMMLab's, torchvision's or timm's names are taken,
     and a backbone that isn't filled whole is an error; a checkpoint appears under its name when it is whole; resuming
-    finds the work dir's ``last.pth`` wherever the work dir was moved; distributed training runs on CPUs too.
+    finds the work dir's ``last.pth`` wherever the work dir was moved; distributed training runs on CPUs too. Epochs run
+    in the ``ExactTrainLoop``, and what the disk or a loader's worker does to them is said in a line.
     """
+
+    def train(self) -> torch.nn.Module:
+        """Train as MMEngine does.
+
+        Raises:
+            InputError: The disk is full or fails, a photo can't be loaded or is fatal, the loss isn't finite.
+            OutOfMemory: A batch doesn't fit.
+        """
+        with self._explained():
+            return super().train()
 
     def test(self) -> dict:
         """Test as MMEngine does; here the head of the loaded checkpoint has to fit as well."""
         self._keep_head = True
-        return super().test()
+        with self._explained():
+            return super().test()
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
+    ) -> DataLoader:
+        """Build a loader whose samples are seeded one by one (``SeededDataset``); otherwise as MMEngine does."""
+        if isinstance(dataloader, DataLoader):
+            return dataloader
+        cfg = copy.deepcopy(dataloader)
+        dataset, sampler = cfg["dataset"], cfg["sampler"]
+        if isinstance(dataset, dict):
+            dataset = DATASETS.build(dataset)
+            if hasattr(dataset, "full_init"):
+                dataset.full_init()
+        if isinstance(sampler, dict):
+            defaults = dict(dataset=dataset, seed=None if diff_rank_seed else seed)
+            sampler = DATA_SAMPLERS.build(sampler, default_args=defaults)
+        cfg["dataset"] = SeededDataset(dataset, seed or 0)
+        cfg["sampler"] = SeededSampler(sampler)
+        cfg.setdefault("worker_init_fn", dict(type="leave_signals_to_the_trainer"))
+        return Runner.build_dataloader(cfg, seed, diff_rank_seed)
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the ``ExactTrainLoop`` where MMEngine would take its own for epochs."""
+        if isinstance(loop, dict) and "type" not in loop and loop.get("by_epoch"):
+            loop = {"type": "ExactTrainLoop", **{key: value for key, value in loop.items() if key != "by_epoch"}}
+        return super().build_train_loop(loop)
+
+    def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the ``StoppableValLoop`` where the config names none."""
+        if isinstance(loop, dict) and "type" not in loop:
+            loop = {"type": "StoppableValLoop", **loop}
+        return super().build_val_loop(loop)
 
     def load_or_resume(self) -> None:
         """Load ``load_from``, or resume from it or from the last checkpoint of the work dir."""
@@ -73,6 +127,7 @@ class FlowersRunner(Runner):
             checkpoint = {"state_dict": checkpoint.get("model", checkpoint)}
         if self._resume:
             _check_resumable(checkpoint, path)
+            self._resumed_meta = checkpoint["meta"]
         model = self.model.module if is_model_wrapper(self.model) else self.model
         keep_head = strict or self._resume or getattr(self, "_keep_head", False)
         conversion = convert_state_dict(checkpoint["state_dict"], model, keep_head=keep_head)
@@ -84,9 +139,53 @@ class FlowersRunner(Runner):
         count = sum(key.startswith("backbone.") for key in conversion.state_dict)
         line = f"weights: {path.name} ({conversion.origin} names), {count} tensors of the backbone"
         self.logger.info(f"{line}; {conversion.head}" if conversion.head else f"{line} and the head")
+        for name, gradient in checkpoint.get("gradients", {}).items() if self._resume else ():
+            self.model.get_parameter(name).grad = gradient.to(get_device())
         if "message_hub" in checkpoint:
             checkpoint["message_hub"] = _revive_message_hub(checkpoint["message_hub"])
         return checkpoint
+
+    def resume(
+        self, filename: str, resume_optimizer: bool = True, resume_param_scheduler: bool = True, **kwargs
+    ) -> None:
+        """Resume as MMEngine does, and within an epoch where the checkpoint was written within one.
+
+        With another batch size or number of processes, the schedules are wound on to where they would stand.
+
+        Raises:
+            InputError: As ``load_checkpoint``; or the batches have changed and the checkpoint is of within an epoch.
+        """
+        super().resume(filename, resume_optimizer, resume_param_scheduler, **kwargs)
+        loop, meta = self.train_loop, self._resumed_meta
+        if not isinstance(loop, ExactTrainLoop):
+            return
+        loop.epoch_iter = meta.get("epoch_iter", 0)
+        if meta.get("batches", self._batches()) == self._batches():
+            return
+        if loop.epoch_iter:
+            (size, processes, _), (own, own_processes, _) = meta["batches"], self._batches()
+            raise InputError(
+                f"{filename} was written within an epoch of batches of {size} in {processes} processes; here they are "
+                f"batches of {own} in {own_processes}",
+                "resume it as it was started; at the end of an epoch both can be changed",
+            )
+        loop._iter = loop._epoch * len(loop.dataloader)
+        if resume_param_scheduler:
+            self._wind_schedulers(loop._epoch, loop._iter)
+
+    def save_last(self) -> None:
+        """Write ``last.pth``: all that a run needs to go on from where it stands, within an epoch too.
+
+        Raises:
+            InputError: The weights aren't finite; the last checkpoint stays.
+        """
+        meta = {"epoch": self.epoch, "iter": self.iter}
+        if isinstance(self.train_loop, ExactTrainLoop):
+            meta |= {"epoch_iter": self.train_loop.epoch_iter, "batches": self._batches()}
+        self.save_checkpoint(self.work_dir, LAST, meta=meta)
+        if is_main_process():
+            # MMEngine's pointer file; relative, so that the work dir can be moved.
+            (Path(self.work_dir) / "last_checkpoint").write_text(LAST)
 
     @master_only
     def save_checkpoint(self, out_dir: str, filename: str, *args, save_optimizer: bool = True, **kwargs) -> None:
@@ -94,16 +193,33 @@ class FlowersRunner(Runner):
 
         Written beside its final name, flushed to the disk, then renamed. With ``save_optimizer=False`` the message hub
         stays out as well: what remains is the weights and ``meta``.
+
+        Raises:
+            InputError: The weights aren't finite.
+            OSError: The disk is full or fails. What was there under this name stays.
         """
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        spoilt = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+        if spoilt:
+            what = (
+                f"the weights are no longer finite after iteration {self.iter} ({len(spoilt)} tensors: {spoilt[0]} …)"
+            )
+            raise InputError(what, "try a lower learning rate; the checkpoints are of before")
         self._plain_weights_only = not save_optimizer
-        partial = f".{filename}.partial"
+        partial = Path(out_dir) / f".{filename}.partial"
         try:
-            super().save_checkpoint(out_dir, partial, *args, save_optimizer=save_optimizer, **kwargs)
-            with (Path(out_dir) / partial).open("rb+") as file:
+            super().save_checkpoint(out_dir, partial.name, *args, save_optimizer=save_optimizer, **kwargs)
+            with partial.open("rb+") as file:
                 os.fsync(file.fileno())
-            (Path(out_dir) / partial).replace(Path(out_dir) / filename)
+            partial.replace(Path(out_dir) / filename)
         finally:
-            (Path(out_dir) / partial).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
+        if os.name == "posix":  # the new name itself
+            folder = os.open(out_dir, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
         """Call the hooks, and after those that prepare a checkpoint turn it into plain data."""
@@ -113,6 +229,9 @@ class FlowersRunner(Runner):
             hub = checkpoint.pop("message_hub")
             if not self._plain_weights_only:
                 checkpoint["message_hub"] = _flatten_message_hub(hub)
+                if not self.optim_wrapper.should_update():  # amid an accumulation
+                    named = self.model.named_parameters()
+                    checkpoint["gradients"] = {name: p.grad.cpu() for name, p in named if p.grad is not None}
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
         """Wrap for distributed training; MMEngine names a GPU to DDP even where there is none."""
@@ -123,6 +242,46 @@ class FlowersRunner(Runner):
                 find_unused_parameters=self.cfg.get("find_unused_parameters", False),
             )
         return super().wrap_model(model_wrapper_cfg, model)
+
+    def _batches(self) -> list[int]:
+        """What the number of an iteration means: batch size, processes, batches an epoch."""
+        loader = self.train_dataloader
+        return [loader.batch_size or 0, get_world_size(), len(loader)]
+
+    def _wind_schedulers(self, epochs: int, iters: int) -> None:
+        """Build the schedulers anew and step them to a place, with the rates of the config as the start."""
+        for group in self.optim_wrapper.param_groups:
+            group["lr"] = group["initial_lr"]
+        self.param_schedulers = self.build_param_scheduler(self.cfg.param_scheduler)
+        for scheduler in self.param_schedulers:
+            for _ in range(epochs if scheduler.by_epoch else iters):
+                scheduler.step()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what isn't the code's fault into a line."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            raise InputError(
+                f"can't write {error.filename or self.work_dir}: {error.strerror}",
+                f"the checkpoints in {self.work_dir} are whole; make room or mend the disk, then --resume",
+            ) from error
+        except RuntimeError as error:
+            loaders = [
+                getattr(loop, "dataloader", None) for loop in (self._train_loop, self._val_loop, self._test_loop)
+            ]
+            if "DataLoader worker" not in str(error):
+                raise
+            datasets = [loader.dataset for loader in loaders if isinstance(loader, DataLoader)]
+            photos = [photo for dataset in datasets for photo in dataset.died_reading(error)]
+            raise InputError(
+                f"a loader worker died{' while it read ' + ', '.join(photos) if photos else ''}: "
+                f"{str(error).splitlines()[0]}",
+                "take the photo out if it always is the same one; else memory was short: fewer num_workers",
+            ) from error
 
 
 def _check_resumable(checkpoint: dict, path: Path) -> None:

@@ -1,0 +1,137 @@
+"""Samples whose augmentation follows from seed, epoch and photo alone, and that say which photo a loader died of."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.registry import FUNCTIONS
+from torch.utils.data import Dataset, Sampler, get_worker_info
+
+from mmflowers.errors import InputError
+
+MAX_WORKERS = 256  # of one loader that can be told apart
+SETTLING = 1.0  # seconds in which the workers that are alive finish what they are at
+
+
+def seed_generators(*key: int) -> None:
+    """Seed Python's, NumPy's and torch's generators (those of all devices) with a number drawn from ``key``.
+
+    Args:
+        key: What the randomness is a function of: seed, epoch, photo … Different keys give independent streams
+            (``numpy.random.SeedSequence``).
+    """
+    words = np.random.SeedSequence(key).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(words[1])
+    torch.manual_seed(int(words[2]))
+
+
+class SeededSampler(Sampler):
+    """Yields ``(epoch, index)`` for every index of another sampler, from position ``start`` of the epoch on.
+
+    Args:
+        sampler: MMEngine's or any other; its ``set_epoch`` is called where it has one.
+
+    Attributes:
+        start: So many samples of this process are passed over: where a training that was stopped within an epoch goes
+            on. The length stays that of the whole epoch.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+        self.epoch = 0
+        self.start = 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self.epoch, index) for index in islice(self.sampler, self.start, None))
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle and augment as in this epoch, counted from 0."""
+        self.epoch = epoch
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+
+class SeededDataset(Dataset):
+    """Another dataset, whose random transforms draw the same numbers for a photo in an epoch wherever they run.
+
+    MMEngine seeds loader workers by their number, when they start: what they draw later depends on how many there are
+    and on all they have done before, so a resumed run would see other pixels, and workers started anew each epoch see
+    the same ones again.
+
+    Args:
+        dataset: Any map-style dataset; samples are asked for as ``(epoch, index)``, as ``SeededSampler`` gives them.
+        seed: Of the run.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        # For each worker its process and the index it is reading, -1 between two.
+        self._reading = torch.full((MAX_WORKERS, 2), -1).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:  # metainfo, get_data_info … of the dataset inside
+        if name == "dataset" or name.startswith("__"):  # asked for while unpickling, when there is none yet
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __getitem__(self, draw: tuple[int, int]) -> dict:
+        epoch, index = draw
+        worker = get_worker_info()
+        slot = None if worker is None or worker.id >= MAX_WORKERS else self._reading[worker.id]
+        if slot is not None:
+            slot[0], slot[1] = os.getpid(), index
+        seed_generators(self.seed, epoch, index)
+        try:
+            return self.dataset[index]
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"{self.image(index)} can't be loaded: {type(error).__name__}: {error}",
+                "tools/prepare_flowers.py leaves damaged photos out; else the pipeline of the config is wrong",
+            ) from error
+        finally:
+            if slot is not None:
+                slot[1] = -1
+
+    def image(self, index: int) -> str:
+        """Path of a photo, relative to the dataset folder where it lies in one."""
+        get_data_info = getattr(self.dataset, "get_data_info", None)
+        path = str(get_data_info(index).get("img_path", f"sample {index}")) if get_data_info else f"sample {index}"
+        root = str(getattr(self.dataset, "data_root", "") or "")
+        return Path(path).relative_to(root).as_posix() if root and Path(root) in Path(path).parents else path
+
+    def died_reading(self, error: RuntimeError) -> list[str]:
+        """Photos that the loader workers named in torch's ``error`` were reading when they died."""
+        named = " ".join(re.findall(r"\(pid(?:\(s\))? ([\d, ]+)\)", str(error)))
+        pids = {int(pid) for pid in re.findall(r"\d+", named)}
+        if not pids:
+            return []
+        time.sleep(SETTLING)
+        return [self.image(int(index)) for pid, index in self._reading.tolist() if pid in pids and index >= 0]
+
+
+@FUNCTIONS.register_module()
+def leave_signals_to_the_trainer(worker_id: int) -> None:
+    """Let Ctrl-C, which reaches the whole group of processes, pass a loader worker by: the trainer may still need it.
+
+    Workers end with their trainer, however that ends (torch's own watchdog).
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,226 @@
+"""A training loop that can stop after any iteration and go on there as if it had not stopped."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from mmengine.dist import all_reduce, get_rank, get_world_size
+from mmengine.runner import EpochBasedTrainLoop, ValLoop
+from mmpretrain.registry import LOOPS
+
+from mmflowers.commands import Stopped
+from mmflowers.datasets.seeded import SeededSampler, seed_generators
+from mmflowers.errors import InputError
+
+NAMED = 3  # files of a batch that an error names; the list beside the run has all
+BATCH_LIST = "stopped_at_batch.txt"
+
+
+class OutOfMemory(InputError):
+    """A batch doesn't fit into memory.
+
+    Attributes:
+        loader: The config's name of its loader, ``train_dataloader`` or ``val_dataloader``.
+        fits: The largest batch found to fit, by halving; 0 where not even one sample does.
+    """
+
+    def __init__(self, loader: str, batch_size: int, fits: int) -> None:
+        self.loader, self.fits = loader, fits
+        parts = -(-batch_size // max(fits, 1))
+        smaller = f"--cfg-options {loader}.batch_size={fits}"
+        if loader == "train_dataloader":
+            smaller += f" optim_wrapper.accumulative_counts={parts} keeps the effective batch; --oom retry does it"
+        super().__init__(
+            f"out of memory with batches of {batch_size}; {fits} fit" if fits else "out of memory with a single photo",
+            smaller if fits else "a smaller network, smaller images, or another device",
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or a CPU: PyTorch's allocators raise RuntimeErrors that differ by their text."""
+    text = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+    )
+
+
+@LOOPS.register_module()
+class ExactTrainLoop(EpochBasedTrainLoop):
+    """MMEngine's epochs, made so that interruptions don't show in the result.
+
+    - Everything random is a function of the run's seed and of the place: of epoch and photo in the loader
+      (``SeededDataset``), of the iteration here. Nothing is left to be remembered, whatever was drawn before.
+    - SIGTERM and SIGINT end the iteration under way, write ``last.pth`` there and then end the process; a second one
+      ends it at once. Of several processes all stop after the same iteration.
+    - A loss that isn't finite stops the run before any checkpoint is touched.
+    - ``last.pth`` lies on the disk before a validation begins (``BestAndLastHook``): a run that was stopped within it
+      is validated first when it goes on.
+
+    Attributes:
+        epoch_iter: Iterations done in the current epoch.
+    """
+
+    epoch_iter = 0
+    _signal: int | None = None
+
+    def run(self) -> torch.nn.Module:
+        """Train to the last epoch."""
+        with self._signals():
+            self.runner.call_hook("before_train")
+            if self._epoch and not self.epoch_iter:
+                self._validate()  # the epoch that a resumed run had finished, if it hadn't come to that
+            while self._epoch < self._max_epochs and not self.stop_training:
+                self.run_epoch()
+                self._decide_current_val_interval()
+                self._validate()
+            self.runner.call_hook("after_train")
+        return self.runner.model
+
+    def run_epoch(self) -> None:
+        """Train one epoch, or what is left of it."""
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        sampler = self.dataloader.sampler
+        if isinstance(sampler, SeededSampler):
+            sampler.start = self.epoch_iter * self.dataloader.batch_size
+        for idx, data_batch in self._batches():
+            self.run_iter(idx, data_batch)
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1
+        self.epoch_iter = 0
+
+    def run_iter(self, idx: int, data_batch: dict) -> None:
+        """Train on one batch, and stop here if a signal has come."""
+        runner = self.runner
+        seed_generators(runner.seed, get_rank(), self._iter)
+        runner.call_hook("before_train_iter", batch_idx=idx, data_batch=data_batch)
+        try:
+            outputs = runner.model.train_step(data_batch, optim_wrapper=runner.optim_wrapper)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            outputs = None
+        if outputs is None:  # outside of the handler, which holds on to the memory of the failed step
+            raise OutOfMemory("train_dataloader", self.dataloader.batch_size, self._largest_batch(data_batch))
+        self._check_finite(outputs, data_batch)
+        runner.call_hook("after_train_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
+        self._iter += 1
+        self.epoch_iter += 1
+        if self._asked_to_stop():
+            self._stop()
+
+    def _validate(self) -> None:
+        """Run the validation of the epochs done so far, if it is due and hasn't been run."""
+        due = self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
+        done = self.runner.message_hub.get_info("epoch_validated", default=None) == self._epoch
+        if self.runner.val_loop is not None and self._epoch >= self.val_begin and due and not done:
+            self.runner.val_loop.run()
+            self.runner.message_hub.update_info("epoch_validated", self._epoch)
+            if self._asked_to_stop():
+                self._stop()
+
+    def _batches(self) -> Iterator[tuple[int, dict]]:
+        batches = enumerate(self.dataloader, self.epoch_iter)
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError:
+                if self._asked_to_stop():  # the signal was meant for the loader's workers as well
+                    self._stop()
+                raise
+            if batch is None:
+                return
+            yield batch
+
+    def _check_finite(self, outputs: dict[str, Any], data_batch: dict) -> None:
+        loss = outputs.get("loss")
+        if loss is None or bool(torch.isfinite(torch.as_tensor(loss)).all()):
+            return
+        files = [str(sample.get("img_path", "?")) for sample in data_batch.get("data_samples", [])]
+        listed = Path(self.runner.work_dir) / BATCH_LIST
+        listed.write_text("".join(f"{file}\n" for file in files), encoding="utf-8")
+        (rate, *_) = self.runner.optim_wrapper.get_lr()["lr"]
+        raise InputError(
+            f"the loss became {float(loss)} in epoch {self._epoch + 1}, iteration {self._iter + 1}, at a learning rate "
+            f"of {rate:.3g}, with {', '.join(files[:NAMED])} and others (all in {listed})",
+            "try a lower learning rate; the checkpoints are of before",
+        )
+
+    def _largest_batch(self, data_batch: dict) -> int:
+        """Halve the batch until a training step fits. It spoils the weights: the run ends here or begins anew."""
+        size = len(data_batch["inputs"]) // 2
+        while size and get_world_size() == 1:  # the other processes don't know: half is a guess there
+            self.runner.optim_wrapper.zero_grad()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            part = {name: values[:size] for name, values in data_batch.items()}
+            try:
+                self.runner.model.train_step(part, optim_wrapper=self.runner.optim_wrapper)
+                return size
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            size //= 2
+        return size
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Take SIGTERM and SIGINT down for the next good moment; the second one does what it did before."""
+        before = {}
+
+        def ask(signum: int, frame: object) -> None:
+            self._signal = signum
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            print("stopping after this iteration; a second signal stops at once", file=sys.stderr, flush=True)
+
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                before[number] = signal.signal(number, ask)
+        except ValueError:  # not the main thread: signals don't come here
+            before.clear()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _asked_to_stop(self) -> bool:
+        """Whether a signal has come to this process or, of several, to any."""
+        if get_world_size() > 1:
+            asked = torch.tensor(self._signal or 0)
+            all_reduce(asked, "max")
+            self._signal = int(asked) or None
+        return self._signal is not None
+
+    def _stop(self) -> NoReturn:
+        self.runner.save_last()
+        self.runner.logger.info(
+            f"stopped in epoch {self._epoch + 1} after {self.epoch_iter} iterations; --resume goes on"
+        )
+        raise KeyboardInterrupt if self._signal == signal.SIGINT else Stopped(self._signal)
+
+
+@LOOPS.register_module()
+class StoppableValLoop(ValLoop):
+    """MMEngine's validation, which a signal to the training ends at once: nothing is lost by that."""
+
+    def run_iter(self, idx: int, data_batch: Sequence[dict]) -> None:
+        """Validate one batch."""
+        train_loop = self.runner._train_loop
+        if isinstance(train_loop, ExactTrainLoop) and train_loop._asked_to_stop():
+            raise KeyboardInterrupt if train_loop._signal == signal.SIGINT else Stopped(train_loop._signal)
+        try:
+            super().run_iter(idx, data_batch)
+            return
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        size = self.dataloader.batch_size
+        raise OutOfMemory("val_dataloader", size, size // 2)

@@ -1,0 +1,208 @@
+"""Interrupted and gone on with: the same weights to the last bit, whatever the interruption."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmpretrain.registry import HOOKS
+
+from mmflowers.commands import Stopped
+from mmflowers.engine.runner import FlowersRunner
+from mmflowers.engine.training import configure, train
+from mmflowers.errors import InputError
+
+BATCHES = 5  # an epoch: 40 photos in batches of 8
+names = itertools.count()
+
+
+@HOOKS.register_module()
+class SignalHook(Hook):
+    """Sends the process a signal at a place of the training, as a scheduler or a user would."""
+
+    def __init__(self, at: str, number: int, signum: int = signal.SIGTERM) -> None:
+        self.at, self.number, self.signum = at, number, signum
+
+    def _count(self, at: str) -> None:
+        if at == self.at:
+            self.number -= 1
+            if not self.number:
+                os.kill(os.getpid(), self.signum)
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        self._count("iteration")
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self._count("validation")
+
+
+Run = Callable[..., dict]
+
+
+@pytest.fixture
+def run(dataset: Path, tiny_config: Path, tmp_path: Path) -> Run:
+    """Train in ``work_dir``, go on where there is something to go on with, and return ``last.pth``."""
+
+    def train_it(work_dir: str, options: Sequence[str] = (), hooks: Sequence[dict] = (), **arguments) -> dict:
+        folder = tmp_path / work_dir
+        resume = (folder / "last.pth").exists()
+        weights = None if resume else "none"
+        # MMEngine keeps a run's state under its name, which by default differs by the second only.
+        name = f"experiment_name=test{next(names)}"
+        config = configure(
+            tiny_config,
+            data=dataset,
+            weights=weights,
+            work_dir=folder,
+            resume=resume,
+            cfg_options=[name, *options],
+            **arguments,
+        )
+        config.custom_hooks = [*config.custom_hooks, *hooks]
+        train(config)
+        return torch.load(folder / "last.pth", weights_only=True)
+
+    return train_it
+
+
+def stopped(run: Run, work_dir: str, *stops: tuple[str, int], **arguments) -> dict:
+    """A run that is stopped again and again, ``stops`` counting from each start, and then comes to its end."""
+    for at, number in stops:
+        with pytest.raises(Stopped):
+            run(
+                work_dir,
+                hooks=[*arguments.get("hooks", ()), dict(type="SignalHook", at=at, number=number)],
+                **{key: value for key, value in arguments.items() if key != "hooks"},
+            )
+    return run(work_dir, **arguments)
+
+
+def assert_equal(one: object, other: object, where: str = "") -> None:
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            assert_equal(*pair, f"{where}[{number}]")
+    else:
+        assert one == other, where
+
+
+EMA = dict(type="EMAHook", momentum=0.1, update_buffers=True)
+WORKERS = ["train_dataloader.persistent_workers=True"]
+MIXUP = [
+    "train_dataloader.num_workers=1",  # loading in the main process would seed what is drawn in it
+    "model.train_cfg.augments.type=Mixup",
+    "model.train_cfg.augments.alpha=1.0",
+    "model.head.loss.use_soft=True",
+]
+
+
+@pytest.mark.parametrize(
+    ("stops", "arguments"),
+    [
+        ([("iteration", 2)], {}),
+        ([("iteration", 5)], {}),
+        ([("validation", 1)], {}),
+        ([("validation", 2), ("iteration", 2), ("iteration", 1)], {}),
+        ([("iteration", 3), ("iteration", 4)], {"amp": True}),
+        ([("iteration", 3)], {"hooks": [EMA]}),
+        ([("validation", 1), ("iteration", 1)], {"hooks": [EMA]}),
+        ([("iteration", 3)], {"options": MIXUP}),
+        ([("iteration", 3), ("iteration", 4)], {"options": ["optim_wrapper.accumulative_counts=2"]}),
+        ([("iteration", 3)], {"options": [*WORKERS, "train_dataloader.num_workers=2"]}),
+        ([("iteration", 7)], {"options": ["train_dataloader.num_workers=1"]}),
+    ],
+)  # fmt: skip
+def test_a_chain_of_stopped_pieces_ends_in_the_weights_of_a_run_never_stopped(
+    stops: list, arguments: dict, run: Run
+) -> None:
+    straight = run("straight", **arguments)
+    pieces = stopped(run, "pieces", *stops, **arguments)
+    for part in straight.keys() - {"meta", "message_hub"}:
+        assert_equal(straight[part], pieces[part], part)
+    assert straight["meta"]["iter"] == pieces["meta"]["iter"] == 2 * BATCHES
+    for key in ("best_score", "best_epoch"):
+        assert straight["message_hub"]["runtime_info"][key] == pieces["message_hub"]["runtime_info"][key]
+
+
+def test_ctrl_c_is_answered_like_sigterm_and_a_second_one_at_once(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run("a", hooks=[dict(type="SignalHook", at="iteration", number=2, signum=signal.SIGINT)])
+    last = torch.load(tmp_path / "a" / "last.pth", weights_only=True)
+    assert (last["meta"]["epoch"], last["meta"]["iter"], last["meta"]["epoch_iter"]) == (0, 2, 2)
+    before = signal.getsignal(signal.SIGINT)
+    twice = [dict(type="SignalHook", at="iteration", number=n, signum=signal.SIGINT) for n in (2, 2)]
+    with pytest.raises(KeyboardInterrupt):
+        run("b", hooks=twice)
+    assert not (tmp_path / "b" / "last.pth").exists()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_stopped_within_an_epoch_refuses_other_batches_and_one_at_its_end_takes_them(run: Run) -> None:
+    smaller = ["train_dataloader.batch_size=4"]
+    with pytest.raises(Stopped):
+        run("within", hooks=[dict(type="SignalHook", at="iteration", number=2)])
+    with pytest.raises(InputError, match="within an epoch of batches of 8 in 1 processes; here they are batches of 4"):
+        run("within", options=smaller)
+
+    with pytest.raises(Stopped):
+        run("end", hooks=[dict(type="SignalHook", at="validation", number=1)])
+    last = run("end", options=smaller)
+    whole = run("whole", options=smaller)
+    assert last["meta"]["iter"] == whole["meta"]["iter"] == 20
+    # The schedules stand where they would stand had the batches been small from the start.
+    assert_equal(last["optimizer"]["param_groups"], whole["optimizer"]["param_groups"])
+    for one, other in zip(last["param_schedulers"], whole["param_schedulers"], strict=True):
+        assert one["_last_value"] == pytest.approx(other["_last_value"])
+
+
+def test_a_run_that_has_ended_is_resumed_to_no_effect(run: Run) -> None:
+    ended = run("a")
+    assert_equal(ended["state_dict"], run("a")["state_dict"])
+
+
+LOADERS = [
+    dict(num_workers=0, persistent_workers=False),
+    dict(num_workers=1, persistent_workers=False),
+    dict(num_workers=2, persistent_workers=True),
+    dict(num_workers=3, persistent_workers=False, prefetch_factor=1),
+]
+
+
+def test_augmentation_differs_every_epoch_and_is_the_same_in_all_loader_settings(
+    dataset: Path, tiny_config: Path
+) -> None:
+    config = configure(tiny_config, data=dataset, weights="none")
+    seen = []
+    for loader in LOADERS:
+        built = FlowersRunner.build_dataloader({**config.train_dataloader, **loader}, seed=3)
+        epochs = []
+        for epoch in (0, 1, 0):
+            built.sampler.set_epoch(epoch)
+            samples = [
+                (sample.img_path, pixels)
+                for batch in built
+                for sample, pixels in zip(batch["data_samples"], batch["inputs"], strict=True)
+            ]
+            epochs.append(dict(samples))
+        seen.append(epochs)
+    first, second, again = seen[0]
+    assert first.keys() == second.keys() and len(first) == 8 * BATCHES
+    assert all(torch.equal(first[path], again[path]) for path in first)
+    assert sum(torch.equal(first[path], second[path]) for path in first) == 0
+    for epochs in seen[1:]:
+        for epoch, others in zip((first, second, again), epochs, strict=True):
+            assert list(others) == list(epoch)
+            assert all(torch.equal(epoch[path], others[path]) for path in epoch)
