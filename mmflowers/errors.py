@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+RELAYED = "Original Traceback (most recent call last):"
+
 
 class Problem(NamedTuple):
     """One thing that is wrong with the input, and what the user can do about it."""
@@ -26,6 +28,13 @@ class InputError(Exception):
     """
 
     def __init__(self, what: str = "", hint: str = "", *, problems: Iterable[Problem] = ()) -> None:
+        if RELAYED in what:
+            # torch's DataLoader raises an error of a worker anew, from the text of its traceback alone.
+            what, _, hint = (
+                what.strip()
+                .rpartition(f"{type(self).__module__}.{type(self).__qualname__}: ")[2]
+                .partition(" · hint: ")
+            )
         self.problems = [*([Problem(what, hint)] if what else []), *problems]
         if not self.problems:
             raise ValueError("an InputError needs at least one problem")

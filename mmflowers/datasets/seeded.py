@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.registry import FUNCTIONS
+from mmpretrain.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from mmflowers.errors import InputError
@@ -36,18 +37,23 @@ def seed_generators(*key: int) -> None:
     torch.manual_seed(int(words[2]))
 
 
+@DATA_SAMPLERS.register_module()
 class SeededSampler(Sampler):
     """Yields ``(epoch, index)`` for every index of another sampler, from position ``start`` of the epoch on.
 
     Args:
-        sampler: MMEngine's or any other; its ``set_epoch`` is called where it has one.
+        dataset: What is sampled.
+        sampler: The other one or its config; its ``set_epoch`` is called where it has one.
+        seed: For the other one.
 
     Attributes:
         start: So many samples of this process are passed over: where a training that was stopped within an epoch goes
             on. The length stays that of the whole epoch.
     """
 
-    def __init__(self, sampler: Sampler) -> None:
+    def __init__(self, dataset: Dataset, sampler: Sampler | dict, seed: int | None = None) -> None:
+        if isinstance(sampler, dict):
+            sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
         self.sampler = sampler
         self.epoch = 0
         self.start = 0
@@ -65,6 +71,7 @@ class SeededSampler(Sampler):
             self.sampler.set_epoch(epoch)
 
 
+@DATASETS.register_module()
 class SeededDataset(Dataset):
     """Another dataset, whose random transforms draw the same numbers for a photo in an epoch wherever they run.
 
@@ -73,12 +80,13 @@ class SeededDataset(Dataset):
     the same ones again.
 
     Args:
-        dataset: Any map-style dataset; samples are asked for as ``(epoch, index)``, as ``SeededSampler`` gives them.
+        dataset: Any map-style dataset or its config; samples are asked for as ``(epoch, index)``, as ``SeededSampler``
+            gives them.
         seed: Of the run.
     """
 
-    def __init__(self, dataset: Dataset, seed: int) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset | dict, seed: int) -> None:
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self.seed = seed
         # For each worker its process and the index it is reading, -1 between two.
         self._reading = torch.full((MAX_WORKERS, 2), -1).share_memory_()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import logging
 import os
@@ -20,10 +19,9 @@ from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
-from mmpretrain.registry import DATA_SAMPLERS, DATASETS, RUNNERS
+from mmpretrain.registry import RUNNERS
 from torch.utils.data import DataLoader
 
-from mmflowers.datasets.seeded import SeededDataset, SeededSampler
 from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.engine.loops import ExactTrainLoop
 from mmflowers.engine.weights import convert_state_dict, fetch_weights
@@ -66,17 +64,11 @@ class FlowersRunner(Runner):
         """Build a loader whose samples are seeded one by one (``SeededDataset``); otherwise as MMEngine does."""
         if isinstance(dataloader, DataLoader):
             return dataloader
-        cfg = copy.deepcopy(dataloader)
-        dataset, sampler = cfg["dataset"], cfg["sampler"]
-        if isinstance(dataset, dict):
-            dataset = DATASETS.build(dataset)
-            if hasattr(dataset, "full_init"):
-                dataset.full_init()
-        if isinstance(sampler, dict):
-            defaults = dict(dataset=dataset, seed=None if diff_rank_seed else seed)
-            sampler = DATA_SAMPLERS.build(sampler, default_args=defaults)
-        cfg["dataset"] = SeededDataset(dataset, seed or 0)
-        cfg["sampler"] = SeededSampler(sampler)
+        cfg = {
+            **dataloader,
+            "dataset": dict(type="SeededDataset", dataset=dataloader["dataset"], seed=seed or 0),
+            "sampler": dict(type="SeededSampler", sampler=dataloader["sampler"]),
+        }
         cfg.setdefault("worker_init_fn", dict(type="leave_signals_to_the_trainer"))
         return Runner.build_dataloader(cfg, seed, diff_rank_seed)
 
@@ -270,11 +262,10 @@ class FlowersRunner(Runner):
                 f"the checkpoints in {self.work_dir} are whole; make room or mend the disk, then --resume",
             ) from error
         except RuntimeError as error:
-            loaders = [
-                getattr(loop, "dataloader", None) for loop in (self._train_loop, self._val_loop, self._test_loop)
-            ]
             if "DataLoader worker" not in str(error):
                 raise
+            loops = (self._train_loop, self._val_loop, self._test_loop)
+            loaders = [getattr(loop, "dataloader", None) for loop in loops]
             datasets = [loader.dataset for loader in loaders if isinstance(loader, DataLoader)]
             photos = [photo for dataset in datasets for photo in dataset.died_reading(error)]
             raise InputError(
