@@ -24,6 +24,7 @@ from mmflowers.preparation.records import Record, Source
 from mmflowers.preparation.workers import Workers
 
 MAX_PIXELS = 100_000_000  # 300 MB decoded: more is a decompression bomb or no photo to train on; judged by the header
+BAND_PIXELS = 4_000_000  # of an image that is converted: so much at a time
 MIN_SIDE = 16  # pixels
 MAX_BYTES = 1 << 30  # a larger file is hashed, but never read into memory as a whole
 
@@ -213,6 +214,8 @@ def examine(data: bytes, extension: str, *, resize: int | None = None) -> tuple[
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format in ("GIF", "WEBP", "PNG"):
             return Inspection(width=width, height=height, reason="animated"), None
+        if image.format == "PNG":
+            image.load()  # else getexif() would, its failure pass for a corrupt EXIF, and a second load() do nothing
         changes = _changes(image, data, frames)
         shrink = resize is not None and min(width, height) > resize
         if not changes and not shrink and image.format == "JPEG" and image.mode == "RGB":
@@ -223,8 +226,10 @@ def examine(data: bytes, extension: str, *, resize: int | None = None) -> tuple[
         image.load()
         upright, format_ = image, image.format
         if changes:
-            upright = _plain(image)
-            format_ = "JPEG" if image.format in ("JPEG", "MPO") else "PNG"
+            rotation = _rotation(image)  # asked again: Pillow turns a TIFF by itself while loading it
+            image = _plain(image)  # in its own place: three copies of the largest images are over 1 GB
+            upright = image = image if rotation is None else image.transpose(rotation)
+            format_ = "JPEG" if format_ in ("JPEG", "MPO") else "PNG"
             width, height = upright.size
         phash, thumbnail = perceptual_hash(upright)
         converted = None
@@ -377,16 +382,32 @@ def _rotation(image: Image.Image) -> Image.Transpose | None:
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """Give the image upright, as 8-bit RGB, transparent parts over white."""
-    rotation = _rotation(image)  # asked again: Pillow turns a TIFF by itself while loading it
-    if rotation is not None:
-        image = image.transpose(rotation)
+    """Give the image as 8-bit RGB, transparent parts over white; band by band, as the copies on the way take memory."""
+    width, height = image.size
+    rows = max(1, BAND_PIXELS // width)
+    boxes = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
+    scale = None
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, dtype=np.float64)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            # No range that readers agree on: the image's own goes from black to white.
-            low, high = float(np.nanmin(values)), float(np.nanmax(values))
-            values = (np.nan_to_num(values, nan=low) - low) * (65535 / ((high - low) or 1))
+        lows, highs = zip(*(_extremes(image.crop(box)) for box in boxes), strict=True)
+        low, high = float(np.nanmin(lows)), float(np.nanmax(highs))
+        # Where readers agree on no range, the image's own goes from black to white.
+        scale = (low, high) if image.mode == "F" or low < 0 or high > 65535 else (0.0, 65535.0)
+    plain = Image.new("RGB", image.size)
+    for box in boxes:
+        plain.paste(_plain_band(image.crop(box), scale), box)
+    return plain
+
+
+def _extremes(band: Image.Image) -> tuple[float, float]:
+    values = np.asarray(band)
+    return np.nanmin(values), np.nanmax(values)
+
+
+def _plain_band(image: Image.Image, scale: tuple[float, float] | None) -> Image.Image:
+    if scale is not None:
+        low, high = scale
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=low)
+        values = (values - low) * (65535 / ((high - low) or 1))
         image = Image.fromarray(np.round(values / 257).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")

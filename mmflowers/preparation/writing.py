@@ -248,7 +248,7 @@ def write_contact_sheet(records: Iterable[Record], classes: list[str], target: T
 def _square(path: Path) -> Image.Image:
     with Image.open(path) as image:
         image.draft("RGB", (SHEET_SIDE, SHEET_SIDE))
-        return ImageOps.fit(image.convert("RGB"), (SHEET_SIDE, SHEET_SIDE))
+        return ImageOps.fit(image, (SHEET_SIDE, SHEET_SIDE)).convert("RGB")
 
 
 def write_metadata(metadata: dict, records: Iterable[Record], target: Target) -> None:

@@ -188,6 +188,34 @@ def test_truncated_files_are_dropped(format_):
         assert found.verdict == "dropped", (format_, share, found)
 
 
+def test_a_png_that_breaks_where_its_exif_is_looked_for_is_dropped():
+    header = b"IHDR" + struct.pack(">II", 63, 48)
+    header += (whole := encode(photo(), "PNG"))[24:29]
+    data = whole[:12] + header + zlib.crc32(header).to_bytes(4, "big") + whole[33:]
+    found, _ = examine(data, ".png")
+    assert (found.verdict, found.reason.split()[0]) == ("dropped", "damaged")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "I;16", "F"])
+def test_a_conversion_band_by_band_gives_what_one_of_the_whole_gives(mode, monkeypatch):
+    image = (
+        photo().convert("I").point(lambda value: value * 250).convert("I;16")
+        if mode == "I;16"
+        else photo().convert(mode)
+    )
+    if mode == "RGBA":
+        image.putalpha(photo(1).convert("L"))
+    exif = Image.Exif()
+    exif[inspection.ORIENTATION] = 6
+    format_ = "TIFF" if mode == "F" else "PNG"
+    data = encode(image, format_, exif=exif, **({"transparency": 7} if mode == "P" else {}))
+    found, whole = examine(data, f".{format_.lower()}")
+    monkeypatch.setattr(inspection, "BAND_PIXELS", 5 * 64)
+    assert examine(data, f".{format_.lower()}") == (found, whole)
+    assert found.verdict == "converted"
+    assert len(Image.open(io.BytesIO(whole)).getcolors(3072)) > 9
+
+
 def test_a_small_grey_decoding_finds_all_damage_that_a_full_one_finds():
     rng = random.Random(0)
     clean = [encode(photo(1, (320, 240))), encode(photo(2, (320, 240)), progressive=True)]
