@@ -91,7 +91,8 @@ def _read_list(root: Path, split: str, classes: list[str], problems: list[Proble
         if not line.strip():
             continue
         name, _, label = line.strip().rpartition(" ")
-        if not name or not label.isdecimal():
+        # Python reads no number of thousands of digits, and no file system a name with a NUL.
+        if not name or not label.isdecimal() or len(label) > 9 or "\0" in name:
             malformed.append(f"line {number}")
         elif name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts or name[1:3] == ":/":
             absolute.append(f"line {number}: {name}")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from mmengine.config import Config, DictAction
 
 from mmflowers.errors import InputError
+
+T = TypeVar("T")
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
@@ -25,7 +29,22 @@ def load_config(path: str | Path) -> Config:
     try:
         return Config.fromfile(path)
     except Exception as error:  # a config is code: whatever its author got wrong is bad input, not our bug
-        raise InputError(f"{path} can't be read: {type(error).__name__}: {error}", "mend the config") from error
+        what = " ".join(str(error).split())
+        raise InputError(f"{path} can't be read: {type(error).__name__}: {what}", "mend the config") from error
+
+
+def _of_a_known_form(step: Callable[..., T]) -> Callable[..., T]:
+    """Make a step that trips over a config of another form say so; a check of each key would be most of this module."""
+
+    @functools.wraps(step)
+    def tried(config: Config, *arguments: Any, **options: Any) -> T:
+        try:
+            return step(config, *arguments, **options)
+        except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+            what = f"the config hasn't the form of a classifier's training ({step.__name__}: {error})"
+            raise InputError(what, "compare it with the shipped ones in configs/") from error
+
+    return tried
 
 
 def merge_options(config: Config, options: Sequence[str]) -> None:
@@ -46,13 +65,15 @@ def merge_options(config: Config, options: Sequence[str]) -> None:
 def datasets(config: Config) -> Iterator[dict]:
     """The innermost dataset of each dataloader the config has, wrappers (RepeatDataset …) taken off."""
     for name in LOADERS:
-        dataset = (config.get(name) or {}).get("dataset")
+        loader = config.get(name)
+        dataset = loader.get("dataset") if isinstance(loader, dict) else None
         while isinstance(dataset, dict) and isinstance(dataset.get("dataset"), dict):
             dataset = dataset["dataset"]
         if isinstance(dataset, dict):
             yield dataset
 
 
+@_of_a_known_form
 def data_root(config: Config) -> str:
     """The one dataset folder that the config means.
 
@@ -67,6 +88,7 @@ def data_root(config: Config) -> str:
     return roots.pop()
 
 
+@_of_a_known_form
 def set_data_root(config: Config, data_root: str | Path) -> None:
     """Point every dataset at another dataset folder."""
     config.data_root = str(data_root)
@@ -74,6 +96,7 @@ def set_data_root(config: Config, data_root: str | Path) -> None:
         dataset["data_root"] = str(data_root)
 
 
+@_of_a_known_form
 def test_on(config: Config, split: str) -> None:
     """Point the test side at the list of ``split``."""
     dataset = config.test_dataloader.dataset
@@ -82,6 +105,7 @@ def test_on(config: Config, split: str) -> None:
     dataset.ann_file = f"{split}.txt"
 
 
+@_of_a_known_form
 def set_classes(config: Config, count: int) -> None:
     """Fit the head, and what else counts classes, to the dataset folder."""
     config.model.head.num_classes = count
@@ -90,6 +114,7 @@ def set_classes(config: Config, count: int) -> None:
             preprocessor["num_classes"] = count
 
 
+@_of_a_known_form
 def fit_to_laptop(config: Config, epochs: int = 3, scale: float = 5 / 7) -> None:
     """Shrink a recipe: at most ``epochs`` epochs (2 or more), schedules in proportion, 160 px in place of 224 px.
 
@@ -113,6 +138,7 @@ def fit_to_laptop(config: Config, epochs: int = 3, scale: float = 5 / 7) -> None
                 transform[key] = round(transform[key] * scale)
 
 
+@_of_a_known_form
 def settle_loaders(config: Config) -> None:
     """Let loaders without workers persist nobody: torch refuses the pair."""
     for name in LOADERS:

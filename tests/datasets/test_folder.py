@@ -70,6 +70,13 @@ def test_everything_wrong_is_said_at_once(folder: Path) -> None:
     assert "1 files that are not there (val/red rose/val 0.jpg)" in text
 
 
+def test_labels_and_names_that_no_system_takes_are_malformed_lines(folder: Path) -> None:
+    with (folder / "val.txt").open("a") as file:
+        file.write(f"val/x.jpg {'9' * 5000}\nval/dai\0sy/x.jpg 0\n")
+    (problem,) = problems(folder)
+    assert "2 malformed lines (line 7, line 8)" in problem
+
+
 def test_labels_against_the_class_folder_are_found(folder: Path) -> None:
     (folder / "classes.txt").write_text("red rose\ndaisy\nTulpe ü\n", encoding="utf-8")
     assert "has label 0 (red rose)" in problems(folder)[0]

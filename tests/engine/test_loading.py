@@ -78,7 +78,8 @@ def test_a_checkpoint_as_mmengine_writes_it_loads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip", b"\x80\x02}q\x00.", pickle.dumps([1, 2])]
+    "content",
+    [b"", b"not a checkpoint", b"PK\x03\x04 half a zip", b"\x80\x02}q\x00.", pickle.dumps([1, 2]), b"\x80\x02a."],
 )
 def test_what_is_no_checkpoint_is_one_clear_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(content)
