@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo flowers test test-slow test-onedl lint bench clean
+.PHONY: demo flowers test test-slow fuzz test-onedl lint bench clean
 
 # A mirror or a CPU build is chosen by pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL), nothing here.
 # OpenCV's usual package needs libGL, which servers often lack; its headless edition is the same without windows.
@@ -34,6 +34,10 @@ test: $(VENV)/.made
 
 test-slow: $(VENV)/.made
 	$(BIN)/python -m pytest -m slow
+
+# Mutated images, archives, configs, lists and checkpoints, and kills of the preparation; FUZZ="--seed 7" draws others.
+fuzz: $(VENV)/.made
+	$(BIN)/python tests/fuzz.py $(FUZZ)
 
 # The same tests with the OneDL editions of mmpretrain, mmengine and mmcv, in an environment of their own.
 test-onedl: .venv-onedl/.made-onedl

@@ -1,0 +1,71 @@
+"""A small slice of `make fuzz`, and that the fuzz itself would notice."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mmflowers.errors import InputError
+
+pytest.importorskip("resource", reason="measures memory as POSIX does")
+import fuzz
+
+
+@pytest.mark.parametrize(("kind", "number"), [("images", 20), ("archives", 40), ("lists", 40), ("checkpoints", 40)])
+def test_whatever_comes_in_ends_in_a_verdict_or_an_input_error(kind: str, number: int) -> None:
+    row = fuzz.run(fuzz.KINDS[kind], number, seed=1)
+    assert row.number == row.refused + row.accepted == number
+
+
+def raises(number: int, rng: random.Random, place: Path) -> Iterator[fuzz.Case]:
+    yield fuzz.Case(lambda: 1 / 0, lambda error: (1, 0))
+
+
+def says_two_lines(number: int, rng: random.Random, place: Path) -> Iterator[fuzz.Case]:
+    def act() -> None:
+        raise InputError("two\nlines")
+
+    yield fuzz.Case(act, lambda error: (1, 0))
+
+
+def dies(number: int, rng: random.Random, place: Path) -> Iterator[fuzz.Case]:
+    yield fuzz.Case(lambda: os._exit(3), lambda error: (1, 0))
+
+
+def does_nothing(number: int, rng: random.Random, place: Path) -> Iterator[fuzz.Case]:
+    yield fuzz.Case(lambda: None, lambda error: (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [(raises, "ZeroDivisionError"), (says_two_lines, "no clear line"), (dies, "died"), (does_nothing, r"\d+ MB")],
+)
+def test_a_broken_promise_is_noticed_and_its_input_kept(
+    kind: fuzz.Kind, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(fuzz, "MOST_MB", 1 if kind is does_nothing else fuzz.MOST_MB)
+    with pytest.raises(AssertionError, match=said) as caught:
+        fuzz.run(kind, 1, seed=0)
+    (kept,) = tmp_path.iterdir()
+    assert str(kept) in str(caught.value)
+
+
+def test_every_change_of_a_folder_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    seen = [fuzz.tree(tmp_path)]
+    for change in (
+        lambda: (tmp_path / "a").write_text("y"),
+        lambda: (tmp_path / "b").mkdir(),
+        lambda: (tmp_path / "b" / "c").symlink_to("../a"),
+        lambda: (tmp_path / "a").unlink(),
+    ):
+        change()
+        seen.append(fuzz.tree(tmp_path))
+    assert all(one != other for one, other in itertools.pairwise(seen))
