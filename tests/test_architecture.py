@@ -18,6 +18,7 @@ DOORS = {
     "models": set(),
     "evaluation": set(),
     "visualization": {"evaluation"},
+    "checks": {"engine", "datasets"},
     "engine": {"datasets", "models", "evaluation", "visualization"},
 }
 LIGHT = (
@@ -26,6 +27,7 @@ LIGHT = (
     "preparation.prepare",
     "preparation.rendered",
     "datasets.folder",
+    "checks.run",
     "evaluation.history",
     "visualization.curves",
 )

@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument(
         "--against", metavar="FILE|DIR", help="compare photo by photo with these predictions, or those of a work dir"
     )
+    parser.add_argument("--skip-checks", action="store_true", help="leave out what tools/check.py looks at")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by old launchers; not used")
     parser.add_argument(
@@ -33,6 +34,8 @@ def main() -> None:
     elif args.config and not args.checkpoint:
         parser.error("with a config a checkpoint is needed too")
 
+    from mmflowers.checks.findings import report
+    from mmflowers.checks.run import check_testing
     from mmflowers.engine.testing import test
     from mmflowers.evaluation.predictions import format_per_class, read_predictions
     from mmflowers.evaluation.statistics import compare, format_top1_interval, predictions_file
@@ -40,6 +43,10 @@ def main() -> None:
     # Read before anything is tested: the test may be the one that writes this file.
     against = predictions_file(args.against, args.split) if args.against else None
     other = read_predictions(against) if against else None
+
+    def check(config, problems) -> None:
+        report(check_testing(config, problems, split=args.split, options=args.cfg_options), config.work_dir)
+
     predictions, path = test(
         args.config,
         args.checkpoint,
@@ -48,6 +55,7 @@ def main() -> None:
         work_dir=args.work_dir,
         launcher=args.launcher,
         cfg_options=args.cfg_options,
+        before=None if args.skip_checks else check,
     )
     if predictions is not None:
         print(format_per_class(predictions))

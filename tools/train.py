@@ -35,6 +35,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, help="default: the config's, 0")
     parser.add_argument("--laptop", action="store_true", help="a small run to see it work: 3 epochs, smaller images")
+    parser.add_argument("--skip-checks", action="store_true", help="leave out what tools/check.py looks at")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by old launchers; not used")
     parser.add_argument(
@@ -44,8 +45,11 @@ def main() -> None:
 
     from mmengine.dist import is_main_process
 
+    from mmflowers.checks.findings import report
+    from mmflowers.checks.run import check_training
     from mmflowers.engine.training import configure, train
 
+    problems = None if args.skip_checks else []
     config = configure(
         args.config,
         data=args.data,
@@ -57,7 +61,10 @@ def main() -> None:
         laptop=args.laptop,
         launcher=args.launcher,
         cfg_options=args.cfg_options,
+        problems=problems,
     )
+    if problems is not None:
+        report(check_training(config, problems, options=args.cfg_options), config.work_dir)
     outcome = train(config)
     if is_main_process():
         if outcome.best_score is not None:

@@ -32,7 +32,10 @@ from http.client import HTTPException
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
+from mmflowers.checks.findings import report
+from mmflowers.checks.run import check_dataset
 from mmflowers.commands import Parser, progress, run
+from mmflowers.datasets.fingerprints import fingerprints, seen_photos
 from mmflowers.datasets.folder import DatasetFolder, read_dataset_folder
 from mmflowers.errors import InputError, Problem
 
@@ -75,6 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--start-method", choices=("default", "spawn", "fork"), default="default", help="of the workers"
     )
+    parser.add_argument("--skip-checks", action="store_true", help="leave out what tools/check.py looks at")
     rerun = parser.add_mutually_exclusive_group()
     rerun.add_argument("--resume", action="store_true", help="go on from last.pth of the work dir")
     rerun.add_argument("--force", action="store_true", help="replace the run that the work dir holds")
@@ -287,6 +291,16 @@ def read_and_decode(data: Path) -> DatasetFolder:
     return folder
 
 
+def check_split(data: Path, folder: DatasetFolder, weights: str | None) -> None:
+    """Refuse weights of an earlier run of ours that was trained on photos that are in val now."""
+    beside = Path(weights or WEIGHTS).expanduser().with_name("last.pth")
+    if weights not in (None, "none") and beside.is_file():
+        val = [data / name for name, _ in folder.samples["val"]]
+        if seen := seen_photos(load(beside).get("trained_on"), val):
+            what = f"{weights} was trained on {len(seen)} of the {len(val)} photos of val ({', '.join(seen[:3])} …)"
+            raise InputError(what, "keep the split it was trained with, or start from weights that saw none of them")
+
+
 def pick_device(name: str) -> torch.device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -333,8 +347,16 @@ def main(args: argparse.Namespace) -> None:
     device = attempt(pick_device, args.device)
     state = attempt(open_work_dir, args.work_dir, args.resume, args.force)
     model = attempt(resnet18, "none" if args.resume else args.weights)  # a resumed run brings its own tensors
+    if folder and not (args.resume or args.skip_checks):
+        attempt(check_split, args.data, folder, args.weights)
+    if not args.skip_checks:
+        said = {problem.what for problem in problems}
+        findings = [finding for finding in check_dataset(args.data) if finding.what not in said]
+        problems += [Problem(finding.what, finding.hint) for finding in findings if finding.level == "error"]
     if problems:
         raise InputError(problems=problems)
+    if not args.skip_checks:
+        report(findings, args.work_dir)
     digest = hashlib.sha256(repr((folder.classes, folder.samples)).encode()).hexdigest()[:16]
     settings = {"dataset": digest, "batch_size": args.batch_size, "lr": args.lr, "seed": args.seed, "amp": args.amp}
     if state and state.get("settings") != settings:
@@ -356,6 +378,7 @@ def main(args: argparse.Namespace) -> None:
     if args.workers and args.start_method != "default":
         loading["multiprocessing_context"] = args.start_method
     train_set = Flowers(args.data, folder.samples["train"], TRAIN_TRANSFORMS)
+    trained_on = fingerprints(args.data / name for name, _ in folder.samples["train"])
     val_set = Flowers(args.data, folder.samples["val"], VAL_TRANSFORMS)
     train_loader = DataLoader(train_set, shuffle=True, **loading)  # new workers each epoch: they take the epoch's seed
     val_loader = DataLoader(val_set, persistent_workers=args.workers > 0, **loading)
@@ -385,6 +408,7 @@ def main(args: argparse.Namespace) -> None:
             write(args.work_dir / "best_model.pth", {name: tensor.cpu() for name, tensor in model.state_dict().items()})
         write_history(args.work_dir, history, best)
         state = {"settings": settings, "history": history, "best_correct": best_correct, "best": best}
+        state |= {"trained_on": trained_on}
         state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
         write(args.work_dir / "last.pth", state)  # after the others: if the epoch breaks off, --resume repeats it
         numbers = f"train loss {train_loss:.4f} acc {train_acc:.2f} %  val loss {val_loss:.4f} acc {val_acc:.2f} %"

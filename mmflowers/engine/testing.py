@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmengine.dist import is_main_process
@@ -12,7 +12,7 @@ from mmflowers.engine import configuration
 from mmflowers.engine.hooks import BEST
 from mmflowers.engine.runner import FlowersRunner
 from mmflowers.engine.training import check_classes, join_process_group
-from mmflowers.errors import InputError
+from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.metrics import CollectPredictions
 from mmflowers.evaluation.predictions import Predictions, write_predictions
 
@@ -27,6 +27,7 @@ def test(
     runs: str | Path = "work_dirs",
     launcher: str = "none",
     cfg_options: Sequence[str] = (),
+    before: Callable[[configuration.Config, list[tuple[str, Problem]]], object] | None = None,
 ) -> tuple[Predictions | None, Path]:
     """Run a checkpoint over ``split`` and write ``predictions_<split>.csv`` into its work dir.
 
@@ -39,6 +40,8 @@ def test(
         runs: Where runs are looked for.
         launcher: As in training.
         cfg_options: ``KEY=VALUE`` overrides in MMEngine's dotted form.
+        before: Called with the settled config and what is wrong so far, each with its place, before anything is built;
+            default: what is wrong is raised.
 
     Returns:
         The predictions (None on all but the main process) and the file they are in.
@@ -48,26 +51,28 @@ def test(
     """
     checkpoint = Path(checkpoint) if checkpoint else last_run(Path(runs)) / BEST
     config = configuration.load_config(config_path or kept_config(checkpoint.parent))
-    if data is not None:
-        configuration.set_data_root(config, data)
-    configuration.merge_options(config, cfg_options)
-    configuration.settle_loaders(config)
-    configuration.test_on(config, split)
-
-    root = configuration.data_root(config)
-    classes = read_dataset_folder(root, splits=(split,)).classes
-    configuration.set_classes(config, len(classes))
-    check_classes(checkpoint, classes, root)
-
     out = Path(work_dir or checkpoint.parent)
     config.work_dir = str(out / "test")  # apart: MMEngine leaves the config that it runs in its work dir
     config.launcher = launcher
-    config.resume, config.load_from = False, str(checkpoint)
-    config.test_evaluator = [
-        *_as_list(config.test_evaluator),
-        dict(type="CollectPredictions", data_root=root),
-    ]
-    config.custom_hooks = []  # those of the training: nothing to draw, nothing to keep
+    problems: list[tuple[str, Problem]] = []
+    for where, step in (
+        ("config", lambda: _settle(config, data, split, cfg_options)),
+        ("dataset", lambda: _fit(config, checkpoint, split)),
+    ):
+        try:
+            step()
+        except InputError as error:
+            problems.extend((where, problem) for problem in error.problems)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # not of the form that configs have
+            problem = Problem(f"can't be settled: {type(error).__name__}: {error}", "compare the config with configs/")
+            problems.append((where, problem))
+    if before is not None:
+        before(config, problems)
+    elif problems:
+        raise InputError(problems=[problem for _, problem in problems])
+
+    collect_predictions = dict(type="CollectPredictions", data_root=configuration.data_root(config))
+    config.test_evaluator = [*_as_list(config.test_evaluator), collect_predictions]
     join_process_group(launcher)
     runner = FlowersRunner.from_cfg(config)
     runner.test()
@@ -78,6 +83,23 @@ def test(
         return None, path
     write_predictions(collect.predictions, path)
     return collect.predictions, path
+
+
+def _settle(config: configuration.Config, data: str | Path | None, split: str, cfg_options: Sequence[str]) -> None:
+    if data is not None:
+        configuration.set_data_root(config, data)
+    configuration.merge_options(config, cfg_options)
+    config.custom_hooks = []  # those of the training: nothing to draw, nothing to keep
+    configuration.settle_loaders(config)
+    configuration.test_on(config, split)
+
+
+def _fit(config: configuration.Config, checkpoint: Path, split: str) -> None:
+    config.resume, config.load_from = False, str(checkpoint)
+    root = configuration.data_root(config)
+    classes = read_dataset_folder(root, splits=(split,)).classes
+    configuration.set_classes(config, len(classes))
+    check_classes(checkpoint, classes, root)
 
 
 def last_run(runs: Path) -> Path:

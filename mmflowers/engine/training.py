@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlparse
 
 import torch
 from mmengine.device import get_device
+from mmengine.dist import get_world_size
 
 from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.engine import configuration
 from mmflowers.engine.loading import load_checkpoint_file
+from mmflowers.engine.loops import OutOfMemory
+from mmflowers.engine.record import RecordHook
 from mmflowers.engine.runner import LAST, FlowersRunner
 from mmflowers.engine.weights import fetch_weights
-from mmflowers.errors import InputError
+from mmflowers.errors import InputError, Problem
 
 
 class Outcome(NamedTuple):
@@ -45,6 +52,7 @@ def configure(
     laptop: bool = False,
     launcher: str = "none",
     cfg_options: Sequence[str] = (),
+    problems: list[tuple[str, Problem]] | None = None,
 ) -> configuration.Config:
     """Settle everything a training depends on, building nothing yet.
 
@@ -59,56 +67,125 @@ def configure(
         laptop: Shrink the recipe: 3 epochs, smaller images.
         launcher: "none", "pytorch" (torchrun), "slurm" or "mpi".
         cfg_options: ``KEY=VALUE`` overrides in MMEngine's dotted form; applied last.
+        problems: Takes what is wrong, each with its place, in place of its being raised. The config is then settled as
+            far as it can be, and weights that need a download are left for later.
 
     Raises:
-        InputError: Config, dataset folder, weights or work dir are not in order.
+        InputError: Config, dataset folder, weights or work dir are not in order, with all that is wrong; where the
+            config can't be read at all, with ``problems`` too.
     """
+    found: list[tuple[str, Problem]] = []
+
+    def attempt(where: str, step: Callable, *arguments: Any) -> Any:
+        try:
+            return step(*arguments)
+        except InputError as error:
+            found.extend((where, problem) for problem in error.problems)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # not of the form that configs have
+            problem = Problem(f"can't be settled: {type(error).__name__}: {error}", "compare the config with configs/")
+            found.append((where, problem))
+        return None
+
     config = configuration.load_config(config_path)
     config.work_dir = str(work_dir or config.get("work_dir") or Path("work_dirs") / Path(config_path).stem)
     config.launcher = launcher
+    attempt("config", _merge, config, data, laptop, seed, amp, cfg_options)
+    folder = attempt("dataset", lambda: read_dataset_folder(configuration.data_root(config)))
+    if folder:
+        attempt("config", configuration.set_classes, config, len(folder.classes))
+    if resume:
+        attempt("resume", _set_resume, config, weights, resume, folder.classes if folder else None)
+    else:
+        config.resume = False
+        attempt("work dir", _refuse_used_work_dir, config)
+        attempt("weights", _set_weights, config, weights)
+    if problems is not None:
+        problems.extend(found)
+    elif found:
+        raise InputError(problems=[problem for _, problem in found])
+    elif config.get("load_from"):
+        fetch_weights(config.load_from)
+    return config
+
+
+def _merge(
+    config: configuration.Config,
+    data: str | Path | None,
+    laptop: bool,
+    seed: int | None,
+    amp: bool,
+    cfg_options: Sequence[str],
+) -> None:
     if data is not None:
         configuration.set_data_root(config, data)
     if laptop:
         configuration.fit_to_laptop(config)
     if seed is not None:
         config.randomness = {**config.get("randomness", {}), "seed": seed}
+    hooks = [dict(type=RecordHook.__name__)]
     if amp:
         config.optim_wrapper.type = "BFloat16OptimWrapper"
-        quick = [dict(type="ChannelsLastHook"), dict(type="FastDepthwiseHook")]
-        config.custom_hooks = [*config.get("custom_hooks", []), *quick]
+        hooks += [dict(type="ChannelsLastHook"), dict(type="FastDepthwiseHook")]
+    config.custom_hooks = [*(config.get("custom_hooks") or []), *hooks]
     configuration.merge_options(config, cfg_options)
     configuration.settle_loaders(config)
 
-    classes = read_dataset_folder(configuration.data_root(config)).classes
-    configuration.set_classes(config, len(classes))
-    if resume:
-        _set_resume(config, weights, resume, classes)
-    else:
-        _set_weights(config, weights)
-    return config
 
-
-def train(config: configuration.Config) -> Outcome:
+def train(config: configuration.Config, *, oom: Literal["stop", "retry"] = "stop") -> Outcome:
     """Train as a settled config says (see ``configure``).
+
+    Args:
+        config: Changed where a smaller batch had to be taken.
+        oom: What to do when a batch doesn't fit into memory: "stop", saying what would fit, or "retry" with that,
+            accumulating gradients so that the effective batch stays (BatchNorm sees the smaller one), from
+            ``last.pth`` if the run has got that far. Several processes always stop.
 
     Raises:
         InputError: What building shows to be wrong: weights that don't fit, images that can't be read.
+        OutOfMemory: See ``oom``.
     """
     join_process_group(config.launcher)
-    runner = FlowersRunner.from_cfg(config)
-    runner.train()
+    while True:
+        runner = FlowersRunner.from_cfg(config)
+        try:
+            runner.train()
+            break
+        except OutOfMemory as error:
+            if oom == "stop" or not error.fits or get_world_size() > 1:
+                raise
+            too_much = error.with_traceback(None)  # which would keep the model alive
+        del runner
+        gc.collect()
+        _take_less(config, too_much)
     best_score, best_epoch = (runner.message_hub.get_info(key, default=None) for key in ("best_score", "best_epoch"))
     return Outcome(Path(config.work_dir), best_score, best_epoch)
 
 
-def _set_weights(config: configuration.Config, weights: str | None) -> None:
-    """Decide what the model starts from, before anything is built; a file that can't be had is known at once."""
-    config.resume = False
+def _take_less(config: configuration.Config, error: OutOfMemory) -> None:
+    """Give a loader the batch that fits; training accumulates what a batch was before."""
+    loader = config[error.loader]
+    parts = -(-loader.batch_size // error.fits)
+    loader.batch_size = error.fits
+    if error.loader == "train_dataloader":
+        config.optim_wrapper.accumulative_counts = config.optim_wrapper.get("accumulative_counts", 1) * parts
+    last = Path(config.work_dir, LAST)
+    if last.is_file():
+        config.resume, config.load_from = True, str(last)
+    print(f"{error.problems[0].what}: going on with batches of {error.fits}", file=sys.stderr, flush=True)
+    # MMEngine keeps state by this name, by default one that differs by the second.
+    config.experiment_name = f"{Path(config.work_dir).name}_{error.fits}_{time.monotonic_ns()}"
+
+
+def _refuse_used_work_dir(config: configuration.Config) -> None:
     if Path(config.work_dir, LAST).exists():
         raise InputError(
             f"{config.work_dir} holds a run already",
             "--resume goes on with it, --work-dir names another folder; delete the folder to start anew",
         )
+
+
+def _set_weights(config: configuration.Config, weights: str | None) -> None:
+    """Decide what the model starts from, before anything is built; a file that isn't there is known at once."""
     if weights == "none":
         config.load_from = None
     elif weights is not None:
@@ -117,11 +194,20 @@ def _set_weights(config: configuration.Config, weights: str | None) -> None:
         raise InputError(
             "the config names no weights (load_from)", "--weights FILE, or --weights none for a start from scratch"
         )
-    if config.load_from:
+    if config.load_from and not needs_download(config.load_from):
         fetch_weights(config.load_from)
 
 
-def _set_resume(config: configuration.Config, weights: str | None, resume: str | bool, classes: list[str]) -> None:
+def needs_download(source: str) -> bool:
+    """Whether weights (see ``fetch_weights``) lie on a server still."""
+    address = urlparse(source)
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(address.path).name)
+    return address.scheme in ("http", "https") and not cached.is_file()
+
+
+def _set_resume(
+    config: configuration.Config, weights: str | None, resume: str | bool, classes: list[str] | None
+) -> None:
     """Decide what is resumed, and that it can be, before anything is built."""
     last = Path(config.work_dir, LAST)
     checkpoint = last if resume is True else Path(str(resume))
@@ -133,8 +219,9 @@ def _set_resume(config: configuration.Config, weights: str | None, resume: str |
         raise InputError(
             f"{config.work_dir} holds another run than {checkpoint}", "--work-dir names a folder for what is resumed"
         )
-    check_classes(checkpoint, classes, configuration.data_root(config))
     config.resume, config.load_from = True, str(checkpoint)
+    if classes is not None:
+        check_classes(checkpoint, classes, configuration.data_root(config))
 
 
 def check_classes(checkpoint: Path, classes: list[str], data_root: str) -> None:

@@ -1,0 +1,208 @@
+"""Checks of the photos: leaks between splits, lists that other tools wrote, loaders that read the folder otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmflowers.checks.findings import Finding, check, error, warning
+from mmflowers.checks.keys import LOADERS, as_list, get
+
+if TYPE_CHECKING:
+    from mmflowers.checks.run import Case
+
+SPLITS = {"train", "val", "test"}
+NAMED = 3  # of many photos so many are named
+AGAIN = "prepare the dataset folder again: python tools/prepare_flowers.py leaves no copy on both sides"
+
+
+def some(names: list[str]) -> str:
+    """A few of ``names``, and how many more."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+@check(pitfall=6, of="dataset")
+def lists_of_other_tools(case: Case) -> Iterator[Finding]:
+    """What a list that can't be read looks like, where it is a known kind."""
+    for split in ("train", "val") if case.folder is None and case.root else ():
+        path = case.root / f"{split}.txt"
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            named = (case.root / "classes.txt").read_text(encoding="utf-8-sig").split("\n")
+        except (OSError, UnicodeDecodeError):
+            continue
+        for what, is_so in (
+            ("lines run together: something wrote them without \\n", re.compile(r"\.\w{3,4} \d+(?=[^\d\s])").search),
+            ("lines are Python tuples", re.compile(r"^\s*[(\[].*[)\]],?$").match),
+            ("labels are class names, not numbers", _ends_in({name.strip() for name in named} - {""})),
+        ):
+            wrong = [str(number) for number, line in enumerate(lines, 1) if is_so(line)]
+            if wrong:
+                yield error(str(path), f"{what} (line {some(wrong)})", f"a line is `{split}/daisy/x.jpg 0`")
+
+
+def _ends_in(classes: set[str]) -> Callable[[str], bool]:
+    return lambda line: line.strip().split(" ")[-1] in classes
+
+
+@check(pitfall=2, of="dataset")
+def copies_across_splits(case: Case) -> Iterator[Finding]:
+    """The same bytes in two splits under any name; only files of one size are read."""
+    if case.folder is None or len(case.folder.samples) < 2:
+        return
+    alike = defaultdict(list)
+    for split, samples in case.folder.samples.items():
+        for name, _ in samples:
+            alike[(case.root / name).stat().st_size].append((split, name))
+    same = defaultdict(list)
+    for size, photos in alike.items():
+        if len({split for split, _ in photos}) > 1:
+            for split, name in photos:
+                same[size, hashlib.sha256((case.root / name).read_bytes()).digest()].append((split, name))
+    yield from _leaks(case, same.values(), "are in two splits under other names")
+
+
+@check(of="dataset")
+def photos_decode(case: Case) -> Iterator[Finding]:
+    """With ``--deep``: every photo decodes to its end, and no val photo has the pixels of one in train."""
+    if not case.deep or case.folder is None:
+        return
+    photos = [(split, name) for split, samples in case.folder.samples.items() for name, _ in samples]
+    with ThreadPool(os.cpu_count()) as pool:  # Pillow lets go of Python's lock while it decodes
+        pixels = pool.map(lambda photo: _pixels(case.root / photo[1]), photos, chunksize=8)
+    broken = [name for (_, name), digest in zip(photos, pixels, strict=True) if digest is None]
+    if broken:
+        yield error("dataset", f"{len(broken)} photos can't be decoded ({some(broken)})", AGAIN)
+    same = defaultdict(list)
+    for photo, digest in zip(photos, pixels, strict=True):
+        if digest:
+            same[digest].append(photo)
+    yield from _leaks(case, same.values(), "have the pixels of one in another split")
+
+
+def _pixels(path: Path) -> bytes | None:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return hashlib.sha256(f"{image.size}".encode() + image.convert("RGB").tobytes()).digest()
+    except Exception:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error …
+        return None
+
+
+def _leaks(case: Case, groups: Any, what: str) -> Iterator[Finding]:
+    pairs = []
+    for photos in groups:
+        first = dict(reversed(photos))  # a photo of each split
+        if len(first) > 1:
+            pairs.append(" = ".join(first[split] for split in case.folder.samples if split in first))
+    if pairs:
+        yield error("dataset", f"{len(pairs)} photos {what} ({some(pairs)}): a leak", AGAIN)
+
+
+@check(pitfall=4, of="dataset")
+def leftovers(case: Case) -> Iterator[Finding]:
+    """Photos that lie in the split folders and on no list: of an earlier split, or put there by hand."""
+    if case.folder is None:
+        return
+    listed = {case.root / name for samples in case.folder.samples.values() for name, _ in samples}
+    folders = {path.parent for path in listed if path.relative_to(case.root).parts[0] in case.folder.samples}
+    extra = sorted(
+        path.relative_to(case.root).as_posix()
+        for folder in folders
+        for path in map(Path, _files(folder))
+        if path not in listed
+    )
+    if extra:
+        yield warning(
+            "dataset",
+            f"{len(extra)} photos are on no list ({some(extra)})",
+            "they are not used; to use them, prepare the dataset folder again",
+        )
+
+
+def _files(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.path for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+
+
+@check(pitfall=10, of="dataset")
+def class_folders(case: Case) -> Iterator[Finding]:
+    """Photos outside of class folders: labels can be held against nothing, and equal names overwrite each other."""
+    for split, samples in case.folder.samples.items() if case.folder else ():
+        flat = [name for name, label in samples if Path(name).parent.name != case.folder.classes[label]]
+        if flat:
+            what = f"{len(flat)} photos of {split}.txt lie in no folder of their class ({some(flat)})"
+            yield warning("dataset", what, "labels can't be checked there, and same names of two classes get lost")
+
+
+def _looking(case: Case) -> Iterator[tuple[str, dict, str, Path]]:
+    """Each loader's dataset that isn't ours but MMPretrain's for folders: place, config, type, folder it looks into."""
+    for loader in LOADERS:
+        dataset = get(case.config, f"{loader}.dataset")
+        while isinstance(dataset, dict) and isinstance(dataset.get("dataset"), dict):
+            dataset = dataset["dataset"]
+        kind = str(dataset.get("type")).rpartition(".")[2] if isinstance(dataset, dict) else ""
+        if kind and kind != "FlowersDataset" and (not case.testing or loader == "test_dataloader"):
+            prefix = dataset.get("data_prefix") or (dataset.get("split") if kind == "ImageNet" else "") or ""
+            prefix = prefix.get("img_path", "") if isinstance(prefix, dict) else prefix
+            yield f"{loader}.dataset", dataset, kind, Path(str(dataset.get("data_root") or ""), str(prefix))
+
+
+OURS = "dataset = dict(type='FlowersDataset', data_root=…, ann_file='train.txt' or 'val.txt', pipeline=…)"
+
+
+@check(pitfall=1)
+def classes_a_loader_would_see(case: Case) -> Iterator[Finding]:
+    """A loader that takes folders for classes, and the folders that it would take."""
+    for where, dataset, kind, folder in _looking(case):
+        if dataset.get("ann_file") or kind not in ("CustomDataset", "ImageNet"):
+            continue
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        if SPLITS & set(names):
+            yield error(where, f"would take {' and '.join(names)} in {folder} for the classes", OURS)
+        elif case.folder and names and names != case.folder.classes:
+            what = f"would number the folders {some(names)} of {folder}, which aren't those of classes.txt in its order"
+            yield error(where, what, OURS)
+
+
+@check(pitfall=8)
+def class_names(case: Case) -> Iterator[Finding]:
+    """Names in a config that aren't those of the folders, and names that nobody gave."""
+    if case.folder is None:
+        return
+    for where, dataset, kind, _ in _looking(case):
+        given = (dataset.get("metainfo") or {}).get("classes") or dataset.get("classes")
+        if isinstance(given, str) and Path(given).is_file():
+            given = Path(given).read_text(encoding="utf-8").splitlines()
+        if given is None and kind == "ImageNet":
+            yield error(where, "stores ImageNet's 1000 class names with the checkpoint", OURS)
+        elif given is None and dataset.get("ann_file"):
+            yield error(where, "names no classes, and its list has numbers only", OURS)
+        elif given is not None and as_list(given) != case.folder.classes:
+            theirs, ours = (", ".join(map(str, names)) for names in (as_list(given), case.folder.classes))
+            what = f"calls the classes {theirs}; classes.txt has {ours}"
+            yield error(where, what, OURS)
+
+
+@check(pitfall=9)
+def two_prefixes(case: Case) -> Iterator[Finding]:
+    """``split`` and ``data_prefix`` both set, or a prefix before paths that have it already."""
+    for loader in LOADERS:
+        dataset = get(case.config, f"{loader}.dataset") or {}
+        if dataset.get("split") and dataset.get("data_prefix"):
+            yield error(f"{loader}.dataset", "split and data_prefix are both set", f"one of them; or {OURS}")
+    for where, dataset, _, folder in _looking(case):
+        ann_file = Path(str(dataset.get("data_root") or ""), str(dataset.get("ann_file") or "nothing"))
+        try:
+            name = ann_file.read_text(encoding="utf-8").splitlines()[0].rpartition(" ")[0]
+        except (OSError, UnicodeDecodeError, IndexError):
+            continue
+        if not (folder / name).is_file():
+            yield error(where, f"its list's first photo would be {folder / name}, which isn't there", OURS)

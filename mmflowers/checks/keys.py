@@ -1,0 +1,327 @@
+"""Checks of the config's form: keys nobody reads, types nobody registered, numbers that are none."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import inspect
+import math
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mmflowers.checks.findings import Finding, check, error
+
+if TYPE_CHECKING:
+    from mmflowers.checks.run import Case
+
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+READ_BY_RUNNER = {  # beside the arguments of its constructor
+    *("custom_imports", "default_scope", "runner_type", "strategy", "model_wrapper_cfg", "find_unused_parameters"),
+    *("sync_bn", "compile", "activation_checkpointing", "efficient_conv_bn_eval", "data_root", "dataset_type"),
+    *("query_dataloader", "gallery_dataloader", "vis_backends"),
+}
+OLD_KEYS = {  # the dialect before MMEngine, and where each went
+    "data": "train_dataloader, val_dataloader and test_dataloader",
+    "optimizer": "optim_wrapper = dict(optimizer=dict(…))",
+    "optimizer_config": "optim_wrapper = dict(clip_grad=…)",
+    "lr_config": "param_scheduler",
+    "runner": "train_cfg = dict(by_epoch=True, max_epochs=…)",
+    "total_epochs": "train_cfg = dict(by_epoch=True, max_epochs=…)",
+    "evaluation": "val_evaluator, and train_cfg = dict(val_interval=…)",
+    "checkpoint_config": "default_hooks = dict(checkpoint=…)",
+    "log_config": "default_hooks = dict(logger=…)",
+    "workflow": "train_cfg and val_cfg",
+    "resume_from": "--resume",
+    "dist_params": "env_cfg = dict(dist_cfg=…)",
+    "cudnn_benchmark": "env_cfg = dict(cudnn_benchmark=…)",
+    "fp16": "--amp",
+    "img_norm_cfg": "data_preprocessor",
+    "seed": "randomness = dict(seed=…)",
+}
+OLD_ARGUMENTS = {
+    "samples_per_gpu": ("batch_size",),
+    "workers_per_gpu": ("num_workers",),
+    "size": ("scale", "crop_size"),
+    "flip_prob": ("prob",),
+}
+OLD_TRANSFORMS = ("Collect", "ImageToTensor", "ToTensor", "DefaultFormatBundle")
+PARAMWISE = {
+    *("custom_keys", "bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "dwconv_decay_mult", "flat_decay_mult"),
+    *("dcn_offset_lr_mult", "bypass_duplicate", "layer_decay_rate", "num_layers"),
+}
+COUNTS = {  # whole numbers, and the least each may be
+    "train_cfg.max_epochs": 1,
+    "train_cfg.max_iters": 1,
+    "train_cfg.val_interval": 1,
+    "optim_wrapper.accumulative_counts": 1,
+    "model.head.num_classes": 2,
+    "randomness.seed": 0,
+    **{f"{loader}.batch_size": 1 for loader in LOADERS},
+    **{f"{loader}.num_workers": 0 for loader in LOADERS},
+}
+RATES = {  # numbers, the least and the largest each may be
+    "optim_wrapper.optimizer.lr": (1e-300, math.inf),
+    "optim_wrapper.optimizer.momentum": (0, 1),
+    "optim_wrapper.optimizer.weight_decay": (0, math.inf),
+    "model.head.loss.label_smooth_val": (0, 1),
+}
+TRAINING = ("model", "model.backbone", "model.head", "train_dataloader.dataset", "train_cfg", "optim_wrapper.optimizer")
+TESTING = ("model", "model.backbone", "model.head", "test_dataloader.dataset", "test_evaluator")
+
+
+def get(config: Any, path: str) -> Any:
+    """What lies at a dotted path of nested dicts; None where there is nothing."""
+    for key in path.split("."):
+        config = config.get(key) if isinstance(config, dict) or hasattr(config, "_cfg_dict") else None
+    return config
+
+
+def as_list(value: Any) -> list:
+    """A config's dict-or-list as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def suggest(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
+    """A hint that names the nearest of ``known``."""
+    close = difflib.get_close_matches(name, sorted(known), 1, cutoff)
+    return f"{close[0]} is meant?" if close else otherwise
+
+
+@check(pitfall=13)
+def parts_are_there(case: Case) -> Iterator[Finding]:
+    """Without these nothing can be built."""
+    for path in TESTING if case.testing else TRAINING:
+        value = get(case.config, path)
+        if not isinstance(value, (dict, list) if path.endswith("evaluator") else dict):
+            yield error(
+                path, "the config has none" if value is None else f"a dict is needed, not {value!r}", "see configs/"
+            )
+    for side in ("val", "test"):
+        trio = [f"{side}_dataloader", f"{side}_cfg", f"{side}_evaluator"]
+        missing = [name for name in trio if case.config.get(name) is None]
+        if 0 < len(missing) < 3:
+            yield error(
+                ", ".join(missing), f"missing beside the rest of the {side} side", f"{', '.join(trio)}: all or none"
+            )
+
+
+@check(pitfall=13)
+def top_level_keys(case: Case) -> Iterator[Finding]:
+    """MMEngine reads the keys it knows and leaves the others alone without a word."""
+    from mmengine.runner import Runner
+
+    known = {*inspect.signature(Runner.__init__).parameters, *READ_BY_RUNNER} - {"self", "cfg"}
+    optional = {option.partition("=")[0].split(".")[0] for option in case.options}
+    for key in case.config:
+        value = case.config[key]
+        if key in OLD_KEYS:
+            if value is not None and not _is_used(value, {k: v for k, v in case.config.items() if k != key}):
+                yield error(key, "a key of the 0.x dialect, which nothing reads", f"now {OLD_KEYS[key]}")
+        elif key not in known:
+            close = difflib.get_close_matches(key, sorted(known), 1, 0.8)
+            if close or key in optional:
+                hint = suggest(key, known, "name what is read, as train_dataloader.batch_size", 0.8)
+                yield error(key, "nothing reads this key", hint)
+
+
+def _is_used(value: Any, place: Any) -> bool:
+    """Whether a helper variable's dict or list went into another part of the config."""
+    if isinstance(place, dict):
+        if isinstance(value, dict) and all(key in place and place[key] == value[key] for key in value):
+            return True
+        return any(_is_used(value, item) for item in place.values())
+    if isinstance(place, (list, tuple)):
+        return place == value or any(_is_used(value, item) for item in place)
+    return False
+
+
+class Built(NamedTuple):
+    """A dict of the config that a class is built from."""
+
+    where: str
+    config: dict
+    registry: str
+    default: str = ""  # the type where none is named
+    extra: tuple[str, ...] = ()  # keys taken by whoever builds it
+
+
+@check(pitfall=13)
+def arguments(case: Case) -> Iterator[Finding]:
+    """Types that aren't registered, and arguments that their constructors don't take."""
+    import mmpretrain.registry
+    from mmengine.registry import DefaultScope
+
+    with DefaultScope.overwrite_default_scope(case.config.get("default_scope") or "mmpretrain"):
+        for where, config, name, default, extra in _built(case.config):
+            kind = config.get("type", default)
+            registry = getattr(mmpretrain.registry, name)
+            if isinstance(kind, str) and kind:
+                builder = registry.get(kind)
+                if builder is None:
+                    known = {*registry.module_dict, *(registry.parent.module_dict if registry.parent else ())}
+                    old = kind in OLD_TRANSFORMS
+                    hint = (
+                        "PackInputs took its place" if old else suggest(kind, known, "custom_imports names its module")
+                    )
+                    yield error(f"{where}.type", f"no {kind} is registered", hint)
+                    continue
+            elif inspect.isclass(kind):
+                builder = kind
+            else:
+                if not default and "type" not in config:
+                    yield error(where, "has no type", "type='…' names the class to build")
+                continue
+            names = accepted(builder)
+            for key in config if names is not None else ():
+                if key not in names | {"type", "_scope_", *extra}:
+                    new = [name for name in OLD_ARGUMENTS.get(key, ()) if name in names]
+                    hint = f"now {new[0]}" if new else suggest(key, {*names, *extra} - {"self"}, "take it out")
+                    yield error(
+                        f"{where}.{key}",
+                        f"{kind if isinstance(kind, str) else kind.__name__} takes no such argument",
+                        hint,
+                    )
+    yield from _plain_arguments(case.config)
+
+
+def _built(config: Any) -> Iterator[Built]:
+    yield from _dicts("model", config.get("model"), "MODELS")
+    for part in ("backbone", "neck", "head"):
+        yield from _dicts(f"model.{part}", get(config, f"model.{part}"), "MODELS")
+    yield from _dicts("model.head.loss", get(config, "model.head.loss"), "MODELS")
+    classifier = "ClsDataPreprocessor" if get(config, "model.type") == "ImageClassifier" else ""
+    for where in ("data_preprocessor", "model.data_preprocessor"):
+        preprocessor = get(config, where)
+        if classifier or "type" in (preprocessor or ()):
+            yield from _dicts(where, preprocessor, "MODELS", classifier)
+    for loader in LOADERS:
+        for where, dataset in _datasets(f"{loader}.dataset", get(config, f"{loader}.dataset")):
+            yield Built(where, dataset, "DATASETS")
+            for index, transform in enumerate(as_list(dataset.get("pipeline"))):
+                yield from _dicts(f"{where}.pipeline.{index}", transform, "TRANSFORMS")
+        yield from _dicts(f"{loader}.sampler", get(config, f"{loader}.sampler"), "DATA_SAMPLERS")
+        yield from _dicts(f"{loader}.batch_sampler", get(config, f"{loader}.batch_sampler"), "DATA_SAMPLERS")
+    for evaluator in ("val_evaluator", "test_evaluator"):
+        yield from _dicts(evaluator, config.get(evaluator), "METRICS")
+    for name, hook in (config.get("default_hooks") or {}).items():
+        yield from _dicts(f"default_hooks.{name}", hook, "HOOKS", extra=("priority",))
+    yield from _dicts("custom_hooks", config.get("custom_hooks"), "HOOKS", extra=("priority",))
+    wrapper = ("constructor", "paramwise_cfg")
+    yield from _dicts("optim_wrapper", config.get("optim_wrapper"), "OPTIM_WRAPPERS", "OptimWrapper", wrapper)
+    yield from _dicts("optim_wrapper.optimizer", get(config, "optim_wrapper.optimizer"), "OPTIMIZERS")
+    schedulers = config.get("param_scheduler")
+    yield from _dicts("param_scheduler", schedulers, "PARAM_SCHEDULERS", extra=("convert_to_iter_based",))
+    by_epoch = get(config, "train_cfg.by_epoch")
+    loop = "" if by_epoch is None else "EpochBasedTrainLoop" if by_epoch else "IterBasedTrainLoop"
+    yield from _dicts("train_cfg", config.get("train_cfg"), "LOOPS", loop, ("by_epoch",))
+    yield from _dicts("val_cfg", config.get("val_cfg"), "LOOPS", "ValLoop")
+    yield from _dicts("test_cfg", config.get("test_cfg"), "LOOPS", "TestLoop")
+    yield from _dicts("visualizer", config.get("visualizer"), "VISUALIZERS", "Visualizer")
+
+
+def _dicts(where: str, value: Any, registry: str, default: str = "", extra: tuple[str, ...] = ()) -> Iterator[Built]:
+    several = isinstance(value, (list, tuple))
+    for index, item in enumerate(as_list(value)):
+        if isinstance(item, dict):
+            yield Built(f"{where}.{index}" if several else where, item, registry, default, extra)
+
+
+def _datasets(where: str, dataset: Any) -> Iterator[tuple[str, dict]]:
+    """A dataset and those it wraps."""
+    if isinstance(dataset, dict):
+        yield where, dataset
+        yield from _datasets(f"{where}.dataset", dataset.get("dataset"))
+        for index, inner in enumerate(as_list(dataset.get("datasets"))):
+            yield from _datasets(f"{where}.datasets.{index}", inner)
+
+
+def _plain_arguments(config: Any) -> Iterator[Finding]:
+    """Of the dicts that Runner takes apart itself."""
+    from mmengine.runner import set_random_seed
+    from torch.utils.data import DataLoader
+
+    loader = {*inspect.signature(DataLoader.__init__).parameters, "num_batch_per_epoch"} - {"self"}
+    known = dict.fromkeys(LOADERS, loader)
+    known["randomness"] = {*inspect.signature(set_random_seed).parameters}
+    known["env_cfg"] = {"cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"}
+    if "constructor" not in (config.get("optim_wrapper") or ()):
+        known["optim_wrapper.paramwise_cfg"] = PARAMWISE
+    for where, names in known.items():
+        value = get(config, where)
+        for key in value if isinstance(value, dict) else ():
+            if key not in names:
+                new = [name for name in OLD_ARGUMENTS.get(key, ()) if name in names]
+                yield error(
+                    f"{where}.{key}",
+                    "nothing reads this key",
+                    f"now {new[0]}" if new else suggest(key, names, "take it out"),
+                )
+
+
+def accepted(builder: Any) -> set[str] | None:
+    """The arguments by name that a class takes, those that it passes on to its bases included; None: any."""
+    if isinstance(builder, functools.partial):  # mmpretrain registers torchvision's transforms wrapped in one
+        return accepted(builder.keywords["transform"]) if "transform" in builder.keywords else None
+    if not inspect.isclass(builder):
+        return None
+    names: set[str] = set()
+    for kind in builder.__mro__:
+        if kind is object:
+            break
+        if "__init__" in vars(kind):
+            parameters = inspect.signature(kind.__init__).parameters.values()
+            names |= {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+            rest = [one.name for one in parameters if one.kind == one.VAR_KEYWORD]
+            if not rest:
+                break
+            taken = _taken(kind.__init__, rest[0])
+            if taken is None:
+                return None
+            names |= taken
+    return names
+
+
+def _taken(init: Any, rest: str) -> set[str] | None:
+    """What a constructor takes out of its ``**rest`` by name; None unless it hands the others to its base only."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(init)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+    taken, passed_on = set(), []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        target = node.func
+        if any(
+            word.arg is None and isinstance(word.value, ast.Name) and word.value.id == rest for word in node.keywords
+        ):
+            passed_on.append(isinstance(target, ast.Attribute) and target.attr == "__init__")
+        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == rest:
+            taken |= {item.value for item in node.args[:1] if isinstance(item, ast.Constant)}
+    return taken if passed_on and all(passed_on) else None
+
+
+@check()
+def numbers(case: Case) -> Iterator[Finding]:
+    """Numbers given as text, fractions of a batch, rates below zero."""
+    for path, least in COUNTS.items():
+        value = get(case.config, path)
+        if value is not None and (type(value) is not int or value < least):
+            yield error(
+                path, f"{value!r} is no whole number from {least}", f"{path.split('.')[-1]}={max(least, 1)}, say"
+            )
+    for path, (least, largest) in RATES.items():
+        value = get(case.config, path)
+        if value is not None and not (type(value) in (int, float) and least <= value <= largest):
+            hint = (
+                "a number without quotes"
+                if isinstance(value, str)
+                else "above 0"
+                if least > 0
+                else f"{least} to {largest}"
+            )
+            yield error(path, f"{value!r} is no such number", hint)

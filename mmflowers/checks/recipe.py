@@ -1,0 +1,230 @@
+"""Checks of the recipe: pipelines, schedule, metrics, normalisation, freezing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmflowers.checks.findings import Finding, check, error, warning
+from mmflowers.checks.keys import as_list, get
+
+if TYPE_CHECKING:
+    from mmflowers.checks.run import Case
+
+RANDOM = re.compile(r"Random|Jitter|AutoAugment|RandAug|TrivialAugment|AugMix|Lighting|Mixup|CutMix|Cutout")
+IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])  # mean and std of 0..255 pixels, RGB
+FREE_RATE = "param_scheduler = dict(_delete_=True, type='ConstantLR', factor=1.0) says that the rate is constant"
+
+
+def _dataset(case: Case, side: str) -> dict:
+    dataset = get(case.config, f"{side}_dataloader.dataset")
+    while isinstance(dataset, dict) and isinstance(dataset.get("dataset"), dict):
+        dataset = dataset["dataset"]
+    return dataset if isinstance(dataset, dict) else {}
+
+
+def _types(pipeline: Any) -> list[str]:
+    return [str(step.get("type")) for step in as_list(pipeline) if isinstance(step, dict)]
+
+
+def _random(pipeline: Any) -> list[str]:
+    steps = [step for step in as_list(pipeline) if isinstance(step, dict) and step.get("prob", step.get("p")) != 0]
+    return [kind for kind in _types(steps) if RANDOM.search(kind)]
+
+
+@check(pitfall=5)
+def augmented_validation(case: Case) -> Iterator[Finding]:
+    """Chance in what is measured, and none in what is learned from."""
+    for side in ("test",) if case.testing else ("val", "test"):
+        found = _random(_dataset(case, side).get("pipeline"))
+        if found:
+            swapped = not case.testing and not _random(_dataset(case, "train").get("pipeline"))
+            hint = (
+                "train and test pipelines are swapped"
+                if swapped
+                else "measure on plain photos: resize and crop the centre"
+            )
+            what = f"draws {', '.join(found)} at random, so its number changes from run to run"
+            yield error(f"{side}_dataloader.dataset.pipeline", what, hint)
+    train = _dataset(case, "train").get("pipeline")
+    if not case.testing and train and not _random(train) and not get(case.config, "data_preprocessor.batch_augments"):
+        yield warning(
+            "train_dataloader.dataset.pipeline", "augments nothing", "RandomResizedCrop and RandomFlip are usual"
+        )
+
+
+def _fires(scheduler: dict, epochs: int) -> bool:
+    """Whether a scheduler changes anything within the training; in doubt it does."""
+    kind, begin = scheduler.get("type"), scheduler.get("begin") or 0
+    if not scheduler.get("by_epoch", True) or "LR" not in str(kind):
+        return True
+    if begin >= epochs:
+        return False
+    if kind == "MultiStepLR":
+        return any(begin + at < epochs for at in as_list(scheduler.get("milestones")))
+    if kind == "StepLR":
+        return begin + scheduler.get("step_size", 1) < epochs
+    return True
+
+
+@check(pitfall=11)
+def schedule_within_the_training(case: Case) -> Iterator[Finding]:
+    """Steps that come after the last epoch; a constant rate that is said so is what is meant."""
+    epochs = get(case.config, "train_cfg.max_epochs")
+    if case.testing or type(epochs) is not int:
+        return
+    schedulers = [item for item in as_list(case.config.get("param_scheduler")) if isinstance(item, dict)]
+    idle = [str(item.get("type")) for item in schedulers if not _fires(item, epochs)]
+    if idle:
+        rate = (
+            "the learning rate stays as it is"
+            if len(idle) == len(schedulers)
+            else "their part of the schedule is left out"
+        )
+        yield warning("param_scheduler", f"{', '.join(idle)} never fires within {epochs} epochs: {rate}", FREE_RATE)
+    for item in schedulers:
+        span = item.get("T_max")
+        left = epochs - (item.get("begin") or 0)
+        if (
+            item.get("type") == "CosineAnnealingLR"
+            and item.get("by_epoch", True)
+            and type(span) is int
+            and span > left > 0
+        ):
+            what = f"a cosine over {span} epochs is broken off after {left}: the rate never reaches its end"
+            yield warning("param_scheduler", what, f"T_max={left}")
+
+
+@check(pitfall=12)
+def rate_for_fine_tuning(case: Case) -> Iterator[Finding]:
+    """ImageNet's rate from scratch is too large for weights that know something already."""
+    optimizer = get(case.config, "optim_wrapper.optimizer") or {}
+    rate, limit = optimizer.get("lr"), 0.1 if optimizer.get("type") == "SGD" else 0.01
+    known = optimizer.get("type") in ("SGD", "Adam", "AdamW")
+    if not case.testing and case.source and known and type(rate) in (int, float) and rate >= limit:
+        what = f"{rate:g} is a rate to train from scratch with, and {Path(case.source).name} is pretrained"
+        yield warning("optim_wrapper.optimizer.lr", what, f"{limit / 20:g} is a usual start for fine-tuning")
+
+
+@check(pitfall=14)
+def test_side_is_that_of_val(case: Case) -> Iterator[Finding]:
+    """A test on other data, or by another measure, than the validation."""
+    val, test = _dataset(case, "val"), _dataset(case, "test")
+    for key in ("type", "data_root") if val and test else ():
+        if val.get(key) != test.get(key):
+            what = f"{test.get(key)} here, {val.get(key)} in val: tests are about other data"
+            yield error(f"test_dataloader.dataset.{key}", what, "test_dataloader = val_dataloader")
+    one, other = case.config.get("val_evaluator"), case.config.get("test_evaluator")
+    if one and other and _topk(one) != _topk(other):
+        what = f"measures top-{_topk(other)}, val top-{_topk(one)}"
+        yield warning("test_evaluator.topk", what, "test_evaluator = val_evaluator")
+
+
+def _topk(evaluator: Any) -> list[int]:
+    return [
+        k
+        for metric in as_list(evaluator)
+        if isinstance(metric, dict)
+        for k in as_list(metric.get("topk", (1,)))
+        if type(k) is int
+    ]
+
+
+@check(pitfall=16)
+def topk_of_few_classes(case: Case) -> Iterator[Finding]:
+    """The top five of five classes are always right."""
+    count = len(case.folder.classes) if case.folder else 0
+    for name in ("test_evaluator",) if case.testing else ("val_evaluator", "test_evaluator"):
+        wrong = [k for k in _topk(case.config.get(name)) if count and k >= count]
+        if wrong:
+            what = f"top-{wrong[0]} of {count} classes " + ("is always 100 %" if wrong[0] == count else "doesn't exist")
+            yield error(f"{name}.topk", what, "topk=(1, )")
+    head = get(case.config, "model.head") or {}
+    wrong = [k for k in as_list(head.get("topk")) if head.get("cal_acc") and type(k) is int and count and k > count]
+    if wrong:
+        yield error("model.head.topk", f"top-{wrong[0]} of {count} classes doesn't exist", "topk=(1, )")
+
+
+@check(pitfall=17)
+def normalisation(case: Case) -> Iterator[Finding]:
+    """Mean and std on the scale of the pixels, and those that the weights were trained with."""
+    preprocessor = get(case.config, "model.data_preprocessor") or case.config.get("data_preprocessor") or {}
+    mean, std = (as_list(preprocessor.get(key)) for key in ("mean", "std"))
+    steps = _types(_dataset(case, "test" if case.testing else "train").get("pipeline"))
+    scaled = any(kind.rpartition("/")[2] in ("ToTensor", "Normalize", "ConvertImageDtype") for kind in steps)
+    if not all(type(value) in (int, float) for value in mean + std):
+        yield error("data_preprocessor", "mean and std are not numbers", "mean=[123.675, 116.28, 103.53], say")
+        return
+    if mean and not scaled and max(mean + std) <= 1:
+        what = f"mean {mean} is for pixels of 0..1, and these are 0..255"
+        yield error(
+            "data_preprocessor.mean", what, "times 255: mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]"
+        )
+        return
+    if mean and scaled and max(mean) > 1:
+        what = f"the pipeline scales pixels to 0..1 already ({', '.join(steps)}), mean {mean} is for 0..255"
+        yield error("data_preprocessor.mean", what, "do it in one place only")
+        return
+    expected = _normalisation_of_weights(case)
+    if not expected or scaled or case.testing:
+        return
+    if not mean:
+        yield warning("data_preprocessor.mean", "pixels aren't normalised", f"the weights expect mean={expected[0]}")
+        return
+    off = any(abs(a - b) > 1.5 for a, b in zip(mean + std, [*expected[0], *expected[1]], strict=False))
+    if off:
+        what = f"mean {mean}, std {std}, and the weights were trained with {expected[0]}, {expected[1]}"
+        yield warning("data_preprocessor.mean", what, f"mean={expected[0]}, std={expected[1]}")
+    elif not preprocessor.get("to_rgb"):
+        yield warning("data_preprocessor.to_rgb", "photos are read as BGR, and the weights expect RGB", "to_rgb=True")
+
+
+def _normalisation_of_weights(case: Case) -> tuple[list[float], list[float]] | None:
+    """What the weights were trained with: by timm's entry, by OpenMMLab's config of their name, or a ResNet's."""
+    if not case.source:
+        return None
+    backbone = get(case.config, "model.backbone") or {}
+    if backbone.get("type") == "TIMMBackbone":
+        import timm
+
+        entry = timm.models.get_pretrained_cfg(str(backbone.get("model_name")), allow_unregistered=True)
+        return ([255 * value for value in entry.mean], [255 * value for value in entry.std]) if entry else None
+    named = re.match(r"(.+)_\d{8}-[0-9a-f]{8}\.pth$", Path(case.source).name)
+    found = _config_of(named.group(1)) if named else None
+    if found is not None:
+        preprocessor = found.get("data_preprocessor") or {}
+        return (preprocessor["mean"], preprocessor["std"]) if preprocessor.get("mean") else None
+    own_run = isinstance((case.checkpoint or {}).get("meta"), dict)
+    return IMAGENET if backbone.get("type") == "ResNet" and not own_run else None
+
+
+def _config_of(name: str) -> Any:
+    import mmpretrain
+    from mmengine.config import Config
+
+    found = list(Path(mmpretrain.__file__).parent.glob(f".mim/configs/*/{name}.py"))
+    return Config.fromfile(found[0]) if found else None
+
+
+@check(pitfall=18)
+def freezing(case: Case) -> Iterator[Finding]:
+    """Freezing, and rates of single layers, that match no layer."""
+    if case.testing or case.model is None:
+        return
+    frozen = get(case.config, "model.backbone.frozen_stages")
+    if type(frozen) is int and frozen >= 0 and all(p.requires_grad for p in case.model.backbone.parameters()):
+        yield error(
+            "model.backbone.frozen_stages", f"{frozen} freezes no layer", "1 freezes the stem and the first stage"
+        )
+    names = [name for name, _ in case.model.named_parameters()]
+    custom = get(case.config, "optim_wrapper.paramwise_cfg.custom_keys") or {}
+    for key, options in custom.items():
+        if not any(key in name for name in names):
+            near = sorted({name.rpartition(".")[0] for name in names if key.split(".")[0] in name})[:1]
+            hint = f"parameters are called like {(near or names)[0]}"
+            stops = isinstance(options, dict) and options.get("lr_mult") == 0
+            yield (error if stops else warning)(
+                f"optim_wrapper.paramwise_cfg.custom_keys.{key}", "matches no parameter of the model", hint
+            )
