@@ -235,7 +235,8 @@ def seed_images() -> dict[str, list[bytes]]:
 
 
 def images(number: int, rng: random.Random, place: Path) -> Iterator[Case]:
-    """Folders of mutated photos through the whole preparation; the largest that is admitted among them."""
+    """Folders of mutated photos through the whole preparation; the largest that are admitted through the inspection."""
+    from mmflowers.preparation.inspection import inspect_file
     from mmflowers.preparation.prepare import prepare
     from mmflowers.preparation.rendered import KINDS, render_flowers
     from mmflowers.preparation.writing import Target, is_whole
@@ -258,11 +259,21 @@ def images(number: int, rng: random.Random, place: Path) -> Iterator[Case]:
             extension = rng.choice([*seeds, "txt", "JPG", "heic", "svg"])
         return extension, data
 
-    done = 0
-    while done < number or large:
+    for at, data in enumerate(large):  # one by one: what is timed is a photo, not the contact sheet too
+        (place / "large").mkdir(exist_ok=True)
+        (place / f"{at}.png").write_bytes(data)
+
+        def judged(at=at) -> None:
+            found = inspect_file(str(place / f"{at}.png"), content=place / "large")
+            assert found.verdict in ("kept", "converted"), found
+
+        yield Case(judged, lambda error: (0, 1))
+    shutil.rmtree(place / "large", ignore_errors=True)
+    done = len(large)
+    while done < number:
         shutil.rmtree(place / "source", ignore_errors=True)
         shutil.copytree(place / "good", place / "source")
-        batch = [("png", large.pop())] if large else [one() for _ in range(min(BATCH, number - done))]
+        batch = [one() for _ in range(min(BATCH, number - done))]
         names = []
         for at, (extension, data) in enumerate(batch):
             names.append(f"{KINDS[at % 2]}/{done + at} mutated.{extension}")
@@ -298,12 +309,10 @@ def _readable_by_all(path: Path, name: str) -> None:
     import numpy as np
     from PIL import Image
 
-    if path.stat().st_size > 100_000:  # the large ones: decoding them here would be this process's own gigabyte
-        return
     try:
         with Image.open(path) as image:
             width, height = image.size
-            if width * height > 20_000_000:
+            if width * height > 20_000_000:  # decoding it here would be this process's own gigabyte
                 return
             image.convert("RGB")
     except Exception as error:
