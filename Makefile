@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo flowers test test-slow fuzz test-onedl lint bench clean
+.PHONY: demo flowers test test-slow soak fuzz test-onedl lint bench clean
 
 # A mirror or a CPU build is chosen by pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL), nothing here.
 # OpenCV's usual package needs libGL, which servers often lack; its headless edition is the same without windows.
@@ -38,6 +38,10 @@ test-slow: $(VENV)/.made
 # Mutated images, archives, configs, lists and checkpoints, and kills of the preparation; FUZZ="--seed 7" draws others.
 fuzz: $(VENV)/.made
 	$(BIN)/python tests/fuzz.py $(FUZZ)
+
+# 50 kills and 20 stops of a small training, each resumed: about 20 minutes.
+soak: $(VENV)/.made
+	$(BIN)/python tests/soak.py
 
 # The same tests with the OneDL editions of mmpretrain, mmengine and mmcv, in an environment of their own.
 test-onedl: .venv-onedl/.made-onedl

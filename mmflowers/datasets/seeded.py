@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -138,8 +139,18 @@ class SeededDataset(Dataset):
 
 @FUNCTIONS.register_module()
 def leave_signals_to_the_trainer(worker_id: int) -> None:
-    """Let Ctrl-C, which reaches the whole group of processes, pass a loader worker by: the trainer may still need it.
+    """Let signals that reach the whole group of processes (Ctrl-C, torchrun, Slurm) pass a loader worker by.
 
-    Workers end with their trainer, however that ends (torch's own watchdog).
+    The trainer may still need it to end its iteration. A SIGTERM from the trainer itself ends it; and a trainer that
+    is gone, however that came, is noticed by torch.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows: there torch's way stays, which ends the worker
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads started from here on inherit it
+        threading.Thread(target=_end_with_the_trainer, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_the_trainer(trainer: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)

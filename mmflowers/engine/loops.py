@@ -176,6 +176,8 @@ class ExactTrainLoop(EpochBasedTrainLoop):
 
         def ask(signum: int, frame: object) -> None:
             self._signal = signum
+            if hasattr(signal, "SIGCHLD"):  # workers that the signal has reached too are no error now
+                signal.signal(signal.SIGCHLD, lambda *_: None)
             for number, handler in before.items():
                 signal.signal(number, handler)
             print("stopping after this iteration; a second signal stops at once", file=sys.stderr, flush=True)
@@ -201,9 +203,10 @@ class ExactTrainLoop(EpochBasedTrainLoop):
 
     def _stop(self) -> NoReturn:
         self.runner.save_last()
-        self.runner.logger.info(
-            f"stopped in epoch {self._epoch + 1} after {self.epoch_iter} iterations; --resume goes on"
-        )
+        self._leave(f"in epoch {self._epoch + 1} after {self.epoch_iter} iterations")
+
+    def _leave(self, place: str) -> NoReturn:
+        self.runner.logger.info(f"stopped {place}; --resume goes on there")
         raise KeyboardInterrupt if self._signal == signal.SIGINT else Stopped(self._signal)
 
 
@@ -215,7 +218,7 @@ class StoppableValLoop(ValLoop):
         """Validate one batch."""
         train_loop = self.runner._train_loop
         if isinstance(train_loop, ExactTrainLoop) and train_loop._asked_to_stop():
-            raise KeyboardInterrupt if train_loop._signal == signal.SIGINT else Stopped(train_loop._signal)
+            train_loop._leave(f"in the validation of epoch {train_loop.epoch}")
         try:
             super().run_iter(idx, data_batch)
             return
