@@ -35,6 +35,12 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, help="default: the config's, 0")
     parser.add_argument("--laptop", action="store_true", help="a small run to see it work: 3 epochs, smaller images")
+    parser.add_argument(
+        "--oom",
+        choices=("stop", "retry"),
+        default="stop",
+        help="out of memory: stop and say what fits, or go on with that and the same effective batch",
+    )
     parser.add_argument("--skip-checks", action="store_true", help="leave out what tools/check.py looks at")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by old launchers; not used")
@@ -65,7 +71,7 @@ def main() -> None:
     )
     if problems is not None:
         report(check_training(config, problems, options=args.cfg_options), config.work_dir)
-    outcome = train(config)
+    outcome = train(config, oom=args.oom)
     if is_main_process():
         if outcome.best_score is not None:
             print(f"best val top-1 {outcome.best_score:.2f} % at epoch {outcome.best_epoch}")

@@ -116,7 +116,7 @@ def set_classes(config: Config, count: int) -> None:
 
 @_of_a_known_form
 def fit_to_laptop(config: Config, epochs: int = 3, scale: float = 5 / 7) -> None:
-    """Shrink a recipe: at most ``epochs`` epochs (2 or more), schedules in proportion, 160 px in place of 224 px.
+    """Shrink a recipe: at most ``epochs`` epochs (2 or more), schedules in proportion, images 5/7 as wide.
 
     Every number of the recipe that counts epochs is scaled alike, so that a warm-up stays a warm-up and a step a step.
     """
