@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_validated(run: Run, t
 class NarrowClassifier(ImageClassifier):
     """Has memory for so many photos a step, in training and in testing."""
 
-    room = {"train": 3, "test": 99}
+    room: ClassVar = {"train": 3, "test": 99}
 
     def train_step(self, data, optim_wrapper):
         if len(data["inputs"]) > self.room["train"]:
@@ -179,7 +180,7 @@ def test_a_full_disk_loses_nothing_that_was_there(run: Run, tmp_path: Path) -> N
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10 << 20, before[1]))  # a checkpoint is larger, a log is not
     try:
-        with pytest.raises(InputError, match="can't write .*the checkpoints in .* are whole"):
+        with pytest.raises(InputError, match=r"can't write .*the checkpoints in .* are whole"):
             run(resume=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
