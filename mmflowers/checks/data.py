@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections import defaultdict
@@ -102,8 +103,21 @@ def _leaks(case: Case, groups: Any, what: str) -> Iterator[Finding]:
         first = dict(reversed(photos))  # a photo of each split
         if len(first) > 1:
             pairs.append(" = ".join(first[split] for split in case.folder.samples if split in first))
-    if pairs:
-        yield error("dataset", f"{len(pairs)} photos {what} ({some(pairs)}): a leak", AGAIN)
+    if not pairs:
+        return
+    told = f"{len(pairs)} photos {what} ({some(pairs)}): a leak"
+    if _keeps_copies(case.root):  # asked for, to compare with others on a given split
+        yield warning("dataset", told, "--duplicates keep left them in; without it the preparation takes them out")
+    else:
+        yield error("dataset", told, AGAIN)
+
+
+def _keeps_copies(root: Path) -> bool:
+    try:
+        options = json.loads((root / "dataset.json").read_text(encoding="utf-8"))["options"]
+        return options["duplicates"] == "keep"
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 @check(pitfall=4, of="dataset")

@@ -108,6 +108,16 @@ def test_02_two_independent_splits_put_val_photos_into_train(folder: Path, check
     shown(check(), "error", "1 photos are in two splits (rose/")
 
 
+def test_02_copies_that_the_preparation_was_asked_to_keep_are_a_warning(folder: Path) -> None:
+    photo = next((folder / "val" / "rose").iterdir())
+    shutil.copy(photo, folder / "train" / "rose" / "copy.jpg")
+    edit(folder / "train.txt", lambda lines: [*lines, "train/rose/copy.jpg 2"])
+    metadata = json.loads((folder / "dataset.json").read_text())
+    metadata["options"]["duplicates"] = "keep"
+    (folder / "dataset.json").write_text(json.dumps(metadata))
+    shown(check_dataset(folder), "warning", "1 photos are in two splits under other names", "--duplicates keep")
+
+
 def test_03_weights_of_a_run_on_another_split(folder: Path, trained: Path, check) -> None:
     shutil.copy(trained / "best.pth", "best.pth")
     assert not [finding for finding in check(weights="best.pth") if finding.level == "error"]  # the same split
