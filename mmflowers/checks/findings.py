@@ -102,6 +102,9 @@ def report(findings: list[Finding], work_dir: str | Path | None = None) -> None:
         raise InputError(problems=[_problem(finding, width) for finding in errors])
     if work_dir is not None and first:
         path = Path(work_dir) / KEPT
+        path.unlink(missing_ok=True)  # of an earlier run
+        if not warnings:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps([asdict(finding) for finding in warnings], indent=1) + "\n", encoding="utf-8")
 

@@ -67,6 +67,16 @@ RATES = {  # numbers, the least and the largest each may be
     "optim_wrapper.optimizer.weight_decay": (0, math.inf),
     "model.head.loss.label_smooth_val": (0, 1),
 }
+KINDS = {  # what may lie where, beside nothing at all
+    dict: (
+        *("data_preprocessor", "val_cfg", "test_cfg", "default_hooks", "randomness", "env_cfg", "visualizer"),
+        *("val_dataloader", "test_dataloader", "optim_wrapper", "optim_wrapper.paramwise_cfg", "custom_imports"),
+        *(f"{loader}.sampler" for loader in LOADERS),
+    ),
+    (dict, list): ("val_evaluator", "test_evaluator", "param_scheduler", "model.neck"),
+    list: ("custom_hooks",),
+    str: ("load_from", "default_scope"),
+}
 TRAINING = ("model", "model.backbone", "model.head", "train_dataloader.dataset", "train_cfg", "optim_wrapper.optimizer")
 TESTING = ("model", "model.backbone", "model.head", "test_dataloader.dataset", "test_evaluator")
 
@@ -83,6 +93,12 @@ def as_list(value: Any) -> list:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def scope(config: Any) -> str:
+    """The registry that a config's types are looked up in."""
+    named = config.get("default_scope")
+    return named if named and isinstance(named, str) else "mmpretrain"
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
@@ -107,6 +123,20 @@ def parts_are_there(case: Case) -> Iterator[Finding]:
             yield error(
                 ", ".join(missing), f"missing beside the rest of the {side} side", f"{', '.join(trio)}: all or none"
             )
+
+
+@check(pitfall=13)
+def kinds(case: Case) -> Iterator[Finding]:
+    """Dicts and lists where MMEngine takes them apart."""
+    for kind, paths in KINDS.items():
+        wanted = " or ".join(one.__name__ for one in as_list(kind))
+        for path in paths:
+            value = get(case.config, path)
+            items = value if isinstance(value, list) else []
+            if value is not None and not isinstance(value, kind):
+                yield error(path, f"a {wanted} is needed, not {value!r}", "see configs/")
+            elif not all(isinstance(item, dict) for item in items):
+                yield error(path, f"a list of dicts is needed, not {value!r}", "see configs/")
 
 
 @check(pitfall=13)
@@ -155,7 +185,7 @@ def arguments(case: Case) -> Iterator[Finding]:
     import mmpretrain.registry
     from mmengine.registry import DefaultScope
 
-    with DefaultScope.overwrite_default_scope(case.config.get("default_scope") or "mmpretrain"):
+    with DefaultScope.overwrite_default_scope(scope(case.config)):
         for where, config, name, default, extra in _built(case.config):
             kind = config.get("type", default)
             registry = getattr(mmpretrain.registry, name)
@@ -172,8 +202,8 @@ def arguments(case: Case) -> Iterator[Finding]:
             elif inspect.isclass(kind):
                 builder = kind
             else:
-                if not default and "type" not in config:
-                    yield error(where, "has no type", "type='…' names the class to build")
+                if "type" in config or not default:
+                    yield error(where, "has no type that can be built", "type='…' names the class")
                 continue
             names = accepted(builder)
             for key in config if names is not None else ():
@@ -207,7 +237,8 @@ def _built(config: Any) -> Iterator[Built]:
         yield from _dicts(f"{loader}.batch_sampler", get(config, f"{loader}.batch_sampler"), "DATA_SAMPLERS")
     for evaluator in ("val_evaluator", "test_evaluator"):
         yield from _dicts(evaluator, config.get(evaluator), "METRICS")
-    for name, hook in (config.get("default_hooks") or {}).items():
+    hooks = config.get("default_hooks")
+    for name, hook in hooks.items() if isinstance(hooks, dict) else ():
         yield from _dicts(f"default_hooks.{name}", hook, "HOOKS", extra=("priority",))
     yield from _dicts("custom_hooks", config.get("custom_hooks"), "HOOKS", extra=("priority",))
     wrapper = ("constructor", "paramwise_cfg")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import mmflowers.checks.data
-import mmflowers.checks.keys
 import mmflowers.checks.recipe
 import mmflowers.checks.weights  # noqa: F401
+from mmflowers.checks import keys
 from mmflowers.checks.findings import CHECKS, Finding, from_problems, run_checks
 from mmflowers.datasets.folder import DatasetFolder, read_dataset_folder
 from mmflowers.errors import InputError, Problem
@@ -146,12 +146,15 @@ def _build_model(config: Any) -> Any:
     from mmengine.registry import DefaultScope
     from mmpretrain.registry import MODELS
 
-    model = copy.deepcopy(dict(config.get("model") or {}))
+    model = config.get("model")
+    if not isinstance(model, dict):
+        return None  # said by the check of kinds
+    model = copy.deepcopy(dict(model))
     if isinstance(backbone := model.get("backbone"), dict) and backbone.get("pretrained"):
         backbone["pretrained"] = False  # timm would download at once
     model.setdefault("data_preprocessor", copy.deepcopy(config.get("data_preprocessor")))
     reason = None
-    with DefaultScope.overwrite_default_scope(config.get("default_scope") or "mmpretrain"):
+    with DefaultScope.overwrite_default_scope(keys.scope(config)):
         for device in ("meta", "cpu"):
             logging.disable(logging.WARNING)  # what it says while it is built, it says again in the run
             try:

@@ -109,7 +109,7 @@ def test_02_two_independent_splits_put_val_photos_into_train(folder: Path, check
 
 
 def test_02_copies_that_the_preparation_was_asked_to_keep_are_a_warning(folder: Path) -> None:
-    photo = next((folder / "val" / "rose").iterdir())
+    photo = sorted((folder / "val" / "rose").iterdir())[0]
     shutil.copy(photo, folder / "train" / "rose" / "copy.jpg")
     edit(folder / "train.txt", lambda lines: [*lines, "train/rose/copy.jpg 2"])
     metadata = json.loads((folder / "dataset.json").read_text())
