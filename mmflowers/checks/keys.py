@@ -137,6 +137,10 @@ def kinds(case: Case) -> Iterator[Finding]:
                 yield error(path, f"a {wanted} is needed, not {value!r}", "see configs/")
             elif not all(isinstance(item, dict) for item in items):
                 yield error(path, f"a list of dicts is needed, not {value!r}", "see configs/")
+    hooks = case.config.get("default_hooks")
+    for name, hook in hooks.items() if isinstance(hooks, dict) else ():
+        if hook is not None and not isinstance(hook, dict):
+            yield error(f"default_hooks.{name}", f"a dict is needed, not {hook!r}", "see configs/")
 
 
 @check(pitfall=13)

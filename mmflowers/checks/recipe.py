@@ -137,6 +137,10 @@ def topk_of_few_classes(case: Case) -> Iterator[Finding]:
     """The top five of five classes are always right."""
     count = len(case.folder.classes) if case.folder else 0
     for name in ("test_evaluator",) if case.testing else ("val_evaluator", "test_evaluator"):
+        for metric in as_list(case.config.get(name)):
+            given = metric.get("topk", 1) if isinstance(metric, dict) else 1
+            if not as_list(given) or not all(type(k) is int and k > 0 for k in as_list(given)):
+                yield error(f"{name}.topk", f"{given!r} is no number of classes", "topk=(1, )")
         wrong = [k for k in _topk(case.config.get(name)) if count and k >= count]
         if wrong:
             what = f"top-{wrong[0]} of {count} classes " + ("is always 100 %" if wrong[0] == count else "doesn't exist")
@@ -154,8 +158,11 @@ def normalisation(case: Case) -> Iterator[Finding]:
     mean, std = (as_list(preprocessor.get(key)) for key in ("mean", "std"))
     steps = _types(_dataset(case, "test" if case.testing else "train").get("pipeline"))
     scaled = any(kind.rpartition("/")[2] in ("ToTensor", "Normalize", "ConvertImageDtype") for kind in steps)
-    if not all(type(value) in (int, float) for value in mean + std):
-        yield error("data_preprocessor", "mean and std are not numbers", "mean=[123.675, 116.28, 103.53], say")
+    numbers = all(type(value) in (int, float) for value in mean + std)
+    if not numbers or len(mean) != len(std) or len(mean) not in (0, 1, 3):
+        yield error(
+            "data_preprocessor", "mean and std are not three numbers each", "mean=[123.675, 116.28, 103.53], say"
+        )
         return
     if mean and not scaled and max(mean + std) <= 1:
         what = f"mean {mean} is for pixels of 0..1, and these are 0..255"

@@ -377,6 +377,19 @@ def test_warnings_are_told_once_and_kept_with_the_run(folder: Path, tiny_config:
     assert log.read_text().count("never fires within 1 epochs") == 1
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        *("model = 3", "model = [1]", "train_dataloader = []", "val_evaluator = 'x'", "param_scheduler = 3"),
+        *("train_cfg = dict(_delete_=True)", "default_hooks = [1]", "custom_hooks = 'x'", "default_scope = 3"),
+        *("randomness = [1]", "val_evaluator = dict(topk='x')", "data_preprocessor = dict(mean=[1])"),
+        *("optim_wrapper = dict(optimizer=dict(_delete_=True, type=5))", "model = dict(backbone='ResNet')"),
+    ],
+)
+def test_a_config_of_wrong_types_is_told_and_no_traceback(lines: str, check) -> None:
+    assert any(finding.level == "error" for finding in check(lines))
+
+
 def test_checking_alone_says_all_and_how_long_it_took(folder: Path) -> None:
     result = run_tool("check.py", "--data", folder, cwd=Path.cwd())
     assert result.returncode == 0 and result.stdout.startswith("0 errors, 0 warnings, checked in ")
