@@ -93,7 +93,7 @@ def test_the_laptop_mode_shrinks_every_recipe_in_proportion(config: Config, epoc
         for transform in dataset["pipeline"]
         if "Crop" in transform["type"]
     ]
-    assert [round(size * 7 / 5) for size in fit] == crops  # once each, though val and test may share a pipeline
+    assert fit == [round(size * 5 / 7) for size in crops]  # once each, though val and test may share a pipeline
 
 
 def test_exercise_2s_script_and_its_config_train_on_the_same_pixels(tmp_path: Path) -> None:
