@@ -17,8 +17,9 @@ DOORS = {
     "datasets": set(),
     "models": set(),
     "evaluation": set(),
-    "visualization": {"evaluation"},
+    "visualization": {"evaluation", "datasets"},
     "checks": {"engine", "datasets"},
+    "deploy": {"engine", "datasets", "preparation", "visualization"},
     "engine": {"datasets", "models", "evaluation", "visualization"},
 }
 LIGHT = (
@@ -28,8 +29,11 @@ LIGHT = (
     "preparation.rendered",
     "datasets.folder",
     "checks.run",
+    "deploy.inputs",
+    "deploy.output",
     "evaluation.history",
     "visualization.curves",
+    "visualization.report",
 )
 
 

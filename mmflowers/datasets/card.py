@@ -1,0 +1,54 @@
+"""What a dataset folder says of itself: ``dataset.json``, and of every file of its source ``files.csv``."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmflowers.errors import InputError
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """Where the photos come from, and what was left out.
+
+    Attributes:
+        facts: The content of ``dataset.json``; empty where the folder was made by hand.
+        dropped: How many files were left out for each reason, most first.
+        copies: ``(path, the path it is a copy of, whether it was left out)`` of each identical copy, by source paths.
+    """
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    copies: list[tuple[str, str, bool]] = field(default_factory=list)
+
+
+def read_card(root: Path) -> DataCard:
+    """Read what lies there of both files.
+
+    Raises:
+        InputError: One of them isn't what the preparation writes.
+    """
+    facts, rows = {}, []
+    path = root / "dataset.json"
+    try:
+        if path.is_file():
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(facts, dict):
+                raise ValueError("not an object")
+        path = root / "files.csv"
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = [
+                    (row["path"], row["verdict"], row["reason"], row["duplicate_of"]) for row in csv.DictReader(file)
+                ]
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        hint = "python tools/prepare_flowers.py writes it; a folder without it will do too"
+        raise InputError(f"{path} can't be read: {error!r}", hint) from error
+    dropped = Counter(reason for _, verdict, reason, _ in rows if verdict == "dropped")
+    copies = [(name, other, verdict == "dropped") for name, verdict, _, other in rows if other]
+    return DataCard(facts, dict(dropped.most_common()), copies)

@@ -1,0 +1,163 @@
+"""Numbers → figures, in colours that a page can exchange for those of a dark one."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmflowers.evaluation.calibration import Calibration
+from mmflowers.evaluation.history import History
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, MUTED, LINE = "#1f2328", "#59636e", "#d1d9e0"
+SERIES = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#9a6700")
+# The names under which a page's style sheet holds the colours of its light and its dark side.
+VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"}
+VARIABLES |= {colour: f"--series-{number}" for number, colour in enumerate(SERIES, 1)}
+
+
+def curves_figure(runs: Mapping[str, History]) -> Figure:
+    """Validation accuracy with its best epoch, training loss and learning rate of one run, or of several."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(6.0, 6.0)
+    accuracy, loss, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1.2))
+    for number, (name, history) in enumerate(runs.items()):
+        colour = SERIES[number % len(SERIES)]
+        style = dict(color=colour, marker="o", markersize=3, linewidth=1.5)
+        accuracy.plot(history.val_epochs, history.accuracies, label=name, **style)
+        if history.accuracies:
+            accuracy.plot(*history.best, marker="*", markersize=13, color=SERIES[1] if len(runs) == 1 else colour)
+        loss.plot(history.epochs, history.losses, **style)
+        rate.plot(history.epochs, history.rates, color=colour, drawstyle="steps-mid", linewidth=1.5)
+    (only, *others) = runs.items()
+    if others:
+        legend = accuracy.legend(loc="lower right", frameon=False)
+        for text in legend.get_texts():
+            text.set(parse_math=False, color=INK)
+    elif only[1].accuracies:
+        at, top = only[1].best
+        accuracy.set_title(f"{only[0]}: best val top-1 {top:.2f} % at epoch {at}", parse_math=False)
+    for axes, label in ((accuracy, "val top-1 (%)"), (loss, "training loss"), (rate, "learning rate")):
+        axes.set_ylabel(label)
+        _plain(axes)
+    rate.set_ylim(bottom=0)
+    rate.set_xlabel("epoch")
+    rate.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.align_ylabels()
+    return figure
+
+
+def reliability_figure(calibration: Calibration) -> Figure:
+    """How often predictions of each confidence are right, and below it how many photos have which confidence."""
+    figure = _figure(6.0, 5.2)
+    share, count = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    width = np.diff(calibration.edges)
+    middle = calibration.edges[:-1] + width / 2
+    filled = calibration.counts > 0
+    share.bar(middle[filled], calibration.accuracy[filled], width[filled] * 0.9, color=SERIES[0], label="right")
+    share.plot(
+        calibration.confidence[filled],
+        calibration.accuracy[filled],
+        color=SERIES[1],
+        marker="o",
+        markersize=4,
+        linestyle="none",
+        label="mean confidence of the bin",
+    )
+    share.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1, label="as confident as right")
+    for text in share.legend(loc="upper left", frameon=False).get_texts():
+        text.set_color(INK)
+    share.set(ylim=(0, 1.03), ylabel="share right")
+    count.bar(middle, calibration.counts, width * 0.9, color=MUTED)
+    count.set(xlim=(0, 1), xlabel="confidence", ylabel="photos")
+    for axes in (share, count):
+        _plain(axes)
+    figure.align_ylabels()
+    return figure
+
+
+def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Counts of photos, shape (classes, classes): a row a true class, a column a predicted one."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    side = max(5.0, 1.6 + 0.42 * len(classes))
+    figure = _figure(side, side)
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("blues", ["#ffffff", SERIES[0]]), vmin=0, vmax=1)
+    for row, column in np.argwhere(matrix):
+        colour = "#ffffff" if shares[row, column] > 0.5 else INK
+        axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour)
+    axes.set(xlabel="predicted", ylabel="true")
+    for axis, turn in ((axes.xaxis, 90), (axes.yaxis, 0)):
+        axis.set_ticks(range(len(classes)), classes, rotation=turn, parse_math=False)
+    _plain(axes, grid=False)
+    return figure
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a PNG in light colours, whole or not at all."""
+    partial = path.with_name(f".{path.stem}.partial.png")
+    with _quiet():
+        figure.savefig(partial, dpi=150, facecolor="white")
+    partial.replace(path)
+
+
+def inline_svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an ``<svg>`` element for a page that defines ``VARIABLES``; ids begin with ``name``."""
+    import matplotlib
+    from markupsafe import escape
+
+    buffer = io.StringIO()
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with _quiet(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    _, start, svg = buffer.getvalue().partition("<svg ")
+    attributes, _, body = svg.partition(">")
+    view_box = re.search(r'viewBox="[^"]*"', attributes)[0]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    # Several figures share a page: their ids must not meet.
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", body).replace("xlink:href", "href")
+    body = re.sub(r"font: [^;\"]*?(\d[\d.]*px)[^;\"]*", r"font-size: \1", body)  # the page's own font
+    for colour, variable in VARIABLES.items():
+        body = body.replace(colour, f"var({variable})")
+    return f'{start}{view_box} role="img" aria-label="{escape(description)}">{body}'
+
+
+def _figure(width_inches: float, height_inches: float) -> Figure:
+    # Built without pyplot: no display, no global state, no interference with a notebook's figures.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _plain(axes, grid: bool = True) -> None:
+    """Only the lines and the ink that are needed."""
+    axes.tick_params(colors=MUTED, length=0)
+    axes.spines[:].set_visible(False)
+    for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
+        text.set_color(INK)
+    axes.set_axisbelow(True)
+    if grid:
+        axes.grid(color=LINE, linewidth=0.8)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Class names of scripts that matplotlib's font lacks are drawn as boxes, without a word about each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield

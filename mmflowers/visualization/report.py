@@ -1,0 +1,316 @@
+"""A run, or several, as one page that needs nothing but itself, with its figures beside it."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import mmflowers
+from mmflowers.datasets.card import DataCard, read_card
+from mmflowers.errors import InputError, Problem
+from mmflowers.evaluation.calibration import calibrate
+from mmflowers.evaluation.facts import RunFacts, read_facts, tested_on
+from mmflowers.evaluation.history import History, read_history
+from mmflowers.evaluation.predictions import Predictions, per_class_table, read_predictions
+from mmflowers.evaluation.statistics import SIGNIFICANT, compare, wilson_interval
+
+GALLERY = 24  # photos in each gallery
+SMALL, LARGE = 160, 320  # longer side of a thumbnail in a cell and in a gallery, in pixels
+MAX_PHOTOS, MAX_BYTES = 2500, 10_000_000  # thumbnails in cells, as a number and as text in the page
+COPIES = 50  # copies that are named
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is shown of one run."""
+
+    name: str
+    work_dir: Path
+    predictions: Predictions
+    facts: RunFacts
+    history: History | None
+
+
+def write_report(
+    work_dirs: Sequence[Path], out: Path | None = None, *, data: Path | None = None, split: str = "val", bins: int = 15
+) -> Path:
+    """Write the page of the first run, with the others beside it in a table and in its curves.
+
+    Args:
+        work_dirs: Of tested runs; what they are compared by is the first.
+        out: The page's file, default ``report/report.html`` in the first work dir. PNG and CSV go beside it.
+        data: The dataset folder; default the one that the first run was tested on.
+        split: Whose predictions.
+        bins: Of the calibration.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        InputError: A run that wasn't tested, predictions of other photos than the first run's, no dataset folder.
+    """
+    runs = _read_runs(work_dirs, split)
+    first = runs[0]
+    root = _dataset_folder(first.work_dir, data)
+    out = out or first.work_dir / "report" / "report.html"
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    compared = [_compared(run, first) for run in runs]
+    figures = _draw(runs, out.parent, bins)
+    _write_tables(runs, compared, out.parent, bins)
+    page = _render(
+        runs=runs,
+        run=first,
+        compared=compared,
+        split=split,
+        card=_data_facts(read_card(root), root),
+        figures=figures,
+        calibration=calibrate(first.predictions, bins),
+        classes=per_class_table(first.predictions),
+        **_photos(first.predictions, root),
+    )
+    partial = out.with_name(f".{out.name}.partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(out)
+    return out
+
+
+def confusion_matrix(predictions: Predictions) -> np.ndarray:
+    """Photos of each true class (row) that were taken for each class (column), int64 of shape (classes, classes)."""
+    matrix = np.zeros((len(predictions.classes),) * 2, dtype=np.int64)
+    np.add.at(matrix, (predictions.labels, predictions.predicted), 1)
+    return matrix
+
+
+def _read_runs(work_dirs: Sequence[Path], split: str) -> list[Run]:
+    problems, runs = [], []
+    twice = {name for name, count in Counter(folder.resolve().name for folder in work_dirs).items() if count > 1}
+    for folder in work_dirs:
+        path = folder / f"predictions_{split}.csv"
+        if not path.is_file():
+            option = "" if split == "val" else f" --split {split}"
+            hint = f"run first: python tools/test.py {folder / 'best.pth'}{option}"
+            problems.append(Problem(f"{folder} has no {path.name}", hint))
+            continue
+        try:
+            name = str(folder) if folder.resolve().name in twice else folder.resolve().name
+            history = read_history(folder) if any(folder.glob("*/vis_data/scalars.json")) else None
+            runs.append(Run(name, folder, read_predictions(path), read_facts(folder), history))
+        except InputError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise InputError(problems=problems)
+    return runs
+
+
+def _dataset_folder(work_dir: Path, data: Path | None) -> Path:
+    recorded = tested_on(work_dir)
+    if data is None and recorded is None:
+        raise InputError(f"{work_dir} has no config that names its photos", "--data names the dataset folder")
+    # A relative path is one from where the training was started: here, or wherever the work dir lies in.
+    places = [Path(recorded), *(base / recorded for base in work_dir.resolve().parents)] if data is None else [data]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise InputError(f"no dataset folder at {places[0]}", "--data names it")
+
+
+def _compared(run: Run, first: Run) -> dict[str, Any]:
+    predictions = run.predictions
+    correct, total = predictions.correct, len(predictions.images)
+    low, high = wilson_interval(correct, total)
+    row = dict(
+        run=run.name,
+        top1=correct / total,
+        correct=correct,
+        total=total,
+        low=low,
+        high=high,
+        best_epoch=run.history.best[0] if run.history and run.history.accuracies else None,
+        ece=calibrate(predictions).error,
+    )
+    if run is first:
+        return {**row, "only_this": None, "only_first": None, "p_value": None, "verdict": ""}
+    found = compare(predictions, first.predictions)
+    better = "better" if found.only_this > found.only_other else "worse"
+    verdict = better if found.p_value < SIGNIFICANT else "no difference"
+    counts = dict(only_this=found.only_this, only_first=found.only_other, p_value=found.p_value)
+    return {**row, **counts, "verdict": verdict}
+
+
+def _draw(runs: Sequence[Run], folder: Path, bins: int) -> dict[str, str]:
+    """Write every figure as a PNG; return those of the page as SVG."""
+    from mmflowers.visualization.figures import (
+        confusion_figure,
+        curves_figure,
+        inline_svg,
+        reliability_figure,
+        save_png,
+    )
+
+    predictions = runs[0].predictions
+    shown = {}
+    histories = {run.name: run.history for run in runs if run.history}
+    if histories:
+        curves = curves_figure(histories)
+        save_png(curves, folder / "curves.png")
+        best = ", ".join(
+            f"{name} {h.best[1]:.2f} % at epoch {h.best[0]}" for name, h in histories.items() if h.val_epochs
+        )
+        description = f"Validation top-1, training loss and learning rate by epoch. Best: {best or 'not validated'}."
+        shown["curves"] = inline_svg(curves, "curves", description)
+    reliability = reliability_figure(calibrate(predictions, bins))
+    save_png(reliability, folder / "reliability.png")
+    shown["reliability"] = inline_svg(
+        reliability, "reliability", "Share of right predictions and number of photos by confidence; the table has both."
+    )
+    save_png(confusion_figure(confusion_matrix(predictions), predictions.classes), folder / "confusion.png")
+    return shown
+
+
+def _write_tables(runs: Sequence[Run], compared: list[dict], folder: Path, bins: int) -> None:
+    predictions = runs[0].predictions
+    calibration = calibrate(predictions, bins)
+    _write_csv(folder / "runs.csv", list(compared[0]), (row.values() for row in compared))
+    _write_csv(folder / "per_class.csv", ["class", "precision", "recall", "f1", "photos"], per_class_table(predictions))
+    _write_csv(
+        folder / "confusion.csv",
+        ["true \\ predicted", *predictions.classes],
+        ([name, *row] for name, row in zip(predictions.classes, confusion_matrix(predictions), strict=True)),
+    )
+    edges = calibration.edges
+    columns = (edges[:-1], edges[1:], calibration.counts, calibration.confidence, calibration.accuracy)
+    _write_csv(
+        folder / "reliability.csv", ["above", "to", "photos", "confidence", "accuracy"], zip(*columns, strict=True)
+    )
+    _write_csv(folder / "curves.csv", ["run", "epoch", "loss", "learning_rate", "val_top1"], _epochs(runs))
+
+
+def _epochs(runs: Sequence[Run]) -> Iterable[list]:
+    for run in runs:
+        if run.history:
+            accuracies = dict(zip(run.history.val_epochs, run.history.accuracies, strict=True))
+            training = dict(
+                zip(run.history.epochs, zip(run.history.losses, run.history.rates, strict=True), strict=True)
+            )
+            for epoch in sorted(accuracies.keys() | training.keys()):
+                yield [run.name, epoch, *training.get(epoch, ("", "")), accuracies.get(epoch, "")]
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+    partial.replace(path)
+
+
+def _data_facts(card: DataCard, root: Path) -> dict[str, Any]:
+    facts = card.facts
+    source, options, digests = (facts.get(key) or {} for key in ("source", "options", "digests"))
+    counts = facts.get("counts") or {}
+    ratios = ", ".join(
+        f"{key.removesuffix('_ratio')} {options[key]:g}" for key in ("val_ratio", "test_ratio") if options.get(key)
+    )
+    split = source.get("split") or f"drawn class by class ({ratios})"
+    rows = {
+        "dataset folder": root.resolve().name,
+        "source": f"{source.get('name', '')} ({source.get('kind', '')})" if source else "",
+        "photos": ", ".join(f"{sum(classes.values()):,} {split}" for split, classes in counts.items()),
+        "classes": str(len(facts["classes"])) if facts.get("classes") else "",
+        "split": split if facts else "",
+        "seed of the split": str(options.get("seed", "")) if facts and not source.get("split") else "",
+        "digest": digests.get("dataset", "")[:16],
+        "prepared by": ", ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items()),
+    }
+    return dict(
+        rows={label: text for label, text in rows.items() if text},
+        dropped=card.dropped,
+        copies=card.copies[:COPIES],
+        more_copies=max(len(card.copies) - COPIES, 0),
+        known=bool(facts),
+    )
+
+
+def _photos(predictions: Predictions, root: Path) -> dict[str, Any]:
+    """The galleries, and the confusion matrix with the photos of its cells, mistakes before hits."""
+    predicted, confidence = predictions.predicted, predictions.scores.max(axis=1)
+    hit = predicted == predictions.labels
+    mistakes = sorted(np.flatnonzero(~hit), key=lambda index: -confidence[index])
+    hits = sorted(np.flatnonzero(hit), key=lambda index: confidence[index])
+    everything = [*mistakes, *hits]
+
+    def photo(index: int, picture: str | None) -> dict[str, Any]:
+        true, taken_for = predictions.labels[index], predicted[index]
+        return dict(
+            image=predictions.images[index],
+            true=predictions.classes[true],
+            predicted=predictions.classes[taken_for],
+            hit=true == taken_for,
+            score=float(predictions.scores[index, taken_for]),
+            true_score=float(predictions.scores[index, true]),
+            picture=picture,
+        )
+
+    # Threads are enough: Pillow decodes, scales and encodes without Python's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def pictures(indices: Sequence[int], side: int) -> Iterable[str | None]:
+            return pool.map(lambda index: _data_uri(root / predictions.images[index], side), indices)
+
+        galleries = [
+            [photo(*pair) for pair in zip(chosen, pictures(chosen, LARGE), strict=True)]
+            for chosen in (mistakes[:GALLERY], hits[:GALLERY])
+        ]
+        cells: dict[tuple[int, int], list] = {}
+        size = 0
+        chosen = everything[:MAX_PHOTOS]
+        for index, picture in zip(chosen, pictures(chosen, SMALL), strict=True):
+            size += len(picture or "")
+            if size <= MAX_BYTES:
+                cells.setdefault((predictions.labels[index], predicted[index]), []).append(photo(index, picture))
+    return dict(matrix=confusion_matrix(predictions), mistakes=galleries[0], doubtful=galleries[1], cells=cells)
+
+
+def _data_uri(path: Path, side: int) -> str | None:
+    """A JPEG of at most ``side`` pixels as a data URI; None where there is no photo to be read any more."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (2 * side, 2 * side))
+            picture = ImageOps.exif_transpose(image).convert("RGB")
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=75)
+    except Exception:  # Pillow's decoders raise of every kind; one damaged photo doesn't cost the report
+        return None
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _render(**content: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("mmflowers.visualization"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
+    content["version"] = mmflowers.__version__
+    content["figures"] = {name: Markup(svg) for name, svg in content["figures"].items()}
+    return environment.get_template("report.html.j2").render(content).lstrip()

@@ -1,0 +1,275 @@
+"""The report of a run: what it holds, that it needs nothing else, and how it behaves in a browser."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmflowers.datasets.folder import read_dataset_folder
+from mmflowers.errors import InputError
+from mmflowers.evaluation.predictions import Predictions, write_predictions
+from mmflowers.visualization.report import write_report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CONFIG = """\
+data_root = {root!r}
+load_from = 'https://example.org/weights/resnet18_1234.pth'
+model = dict(backbone=dict(depth=18, type='ResNet'), head=dict(num_classes=5), type='ImageClassifier')
+randomness = dict(seed=7)
+test_dataloader = dict(
+    dataset=dict(data_root={root!r}, pipeline=[dict(crop_size=224, type='CenterCrop'), dict(type='PackInputs')]))
+train_cfg = dict(by_epoch=True, max_epochs=2)
+unreadable = open('/etc/passwd').read()
+"""
+LOG = """\
+2026/01/01 00:00:00 - mmengine - INFO -
+------------------------------------------------------------
+System environment:
+    Python: 3.11.7 (main, May  9 2026) [GCC 12.2.0]
+    CUDA available: True
+    GPU 0,1: NVIDIA H200
+    PyTorch: 2.15.0+cu132
+    MMEngine: 0.10.7
+
+Runtime environment:
+    seed: 7
+------------------------------------------------------------
+"""
+
+
+def make_run(folder: Path, root: Path, *, seed: int = 0, classes: list[str] | None = None, skill: float = 0.6) -> Path:
+    """A tested run on the val photos of ``root``, its scores drawn at random around the truth."""
+    data = read_dataset_folder(root)
+    images, labels = zip(*data.samples["val"], strict=True)
+    generator = np.random.default_rng(seed)
+    scores = generator.dirichlet(np.ones(len(data.classes)), len(labels)) * (1 - skill)
+    scores[np.arange(len(labels)), labels] += skill * (generator.random(len(labels)) < 0.7)
+    scores /= scores.sum(axis=1, keepdims=True)
+    start = folder / "20260101_000000"
+    (start / "vis_data").mkdir(parents=True)
+    entries = [
+        {"loss": 1.5, "lr": 0.02, "epoch": 1, "step": 9},
+        {"accuracy/top1": 60.0, "step": 1},
+        {"loss": 0.5, "lr": 0.01, "epoch": 2, "step": 18},
+        {"accuracy/top1": 80.0 + seed, "step": 2},
+    ]
+    (start / "vis_data" / "scalars.json").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    (start / "20260101_000000.log").write_text(LOG)
+    (folder / "tiny.py").write_text(CONFIG.format(root=str(root)))
+    predictions = Predictions(list(images), np.array(labels), scores.astype(np.float32), classes or data.classes)
+    write_predictions(predictions, folder / "predictions_val.csv")
+    return folder
+
+
+@pytest.fixture
+def run(dataset: Path, tmp_path: Path) -> Path:
+    return make_run(tmp_path / "work_dirs" / "tiny", dataset)
+
+
+def text_of(page: str) -> str:
+    """What a reader sees, on one line."""
+    body = re.sub(r"<(style|svg).*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).split())
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_page_tells_what_was_trained_on_what_and_how_good_it_is(run: Path, dataset: Path) -> None:
+    warning = {
+        "level": "warning",
+        "where": "optim_wrapper",
+        "what": "lr 0.1 is ImageNet's",
+        "hint": "0.005",
+        "pitfall": 12,
+    }
+    (run / "checks.json").write_text(json.dumps([warning]))
+    text = text_of(write_report([run]).read_text(encoding="utf-8"))
+    right = sum(row["label"] == row["predicted"] for row in rows(run / "predictions_val.csv"))
+    assert 0 < right < 10
+    assert f"Top-1 {10 * right:.2f} % {right} of 10 right" in text
+    for fact in ("rendered flowers (rendered)", "40 train, 10 val", "resnet18_1234.pth", "seed 7", "ResNet 18"):
+        assert fact in text
+    for fact in ("224 px", "PyTorch 2.15.0+cu132", "NVIDIA H200", "lr 0.1 is ImageNet's", "No file of the source was"):
+        assert fact in text
+    assert json.loads((dataset / "dataset.json").read_text())["digests"]["dataset"][:16] in text
+    assert str(dataset) not in text  # a page that is mailed says nothing of the disk it was made on
+
+
+def test_figures_lie_beside_the_page_as_pictures_and_tables(run: Path) -> None:
+    folder = write_report([run]).parent
+    assert folder == run / "report"
+    for name in ("curves", "confusion", "reliability"):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert len(picture.convert("RGB").getcolors(1 << 20)) > 20  # lines and text, not an empty sheet
+    assert [row["val_top1"] for row in rows(folder / "curves.csv")] == ["60.0", "80.0"]
+    predictions = rows(run / "predictions_val.csv")
+    for row in rows(folder / "confusion.csv"):
+        for name in (name for name in row if name != "true \\ predicted"):
+            expected = [p for p in predictions if (p["label"], p["predicted"]) == (row["true \\ predicted"], name)]
+            assert int(row[name]) == len(expected)
+    assert sum(int(row["photos"]) for row in rows(folder / "reliability.csv")) == 10
+    assert not list(folder.glob(".*"))
+
+
+def test_every_photo_is_in_the_cell_of_its_label_and_prediction_and_mistakes_come_first(run: Path) -> None:
+    page = write_report([run]).read_text(encoding="utf-8")
+    cells = re.findall(r'<section class="cell" id="cell-(\d)-(\d)">(.*?)</section>', page, re.DOTALL)
+    shown = {
+        (int(a), int(b)): re.findall(r'<img src="data:image/jpeg[^>]*title="([^"]*)"', cell) for a, b, cell in cells
+    }
+    classes = [
+        name.removeprefix("score_") for name in rows(run / "predictions_val.csv")[0] if name.startswith("score_")
+    ]
+    expected: dict[tuple[int, int], list[str]] = {}
+    for row in rows(run / "predictions_val.csv"):
+        expected.setdefault((classes.index(row["label"]), classes.index(row["predicted"])), []).append(row["image"])
+    assert {cell: sorted(images) for cell, images in shown.items()} == expected
+    linked = {(int(a), int(b)) for a, b in re.findall(r'href="#cell-(\d)-(\d)"', page)}
+    assert linked == set(expected)
+
+    gallery = re.search(r'<section id="mistakes">(.*?)</section>', page, re.DOTALL)[1]
+    scores = [float(score) for score in re.findall(r'taken for \w+ with ([\d.]+) %"', gallery)]
+    assert len(scores) == sum(row["label"] != row["predicted"] for row in rows(run / "predictions_val.csv"))
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_the_page_needs_nothing_but_itself(run: Path) -> None:
+    page = write_report([run]).read_text(encoding="utf-8")
+    assert not re.search(r"https?:|//[a-z]|<link|<script|<iframe|@import", re.sub(r"base64,[^\"]*", "", page))
+    assert set(re.findall(r'\b(?:src|href)="(.)[^"]', page)) == {"d", "#"}  # data URIs and places in the page
+    assert "default-src 'none'" in page
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="|url\()#([^")]*)', page)) <= set(ids)
+
+
+def test_names_are_text_whatever_they_hold(dataset: Path, tmp_path: Path) -> None:
+    root = tmp_path / 'it\'s "mine" & <b>'
+    shutil.copytree(dataset, root)
+    evil = "<script>alert(1)</script>"
+    names = [evil, "$x_1^", "a\"b'c", "{{ 7 * 7 }}", "バラ"]
+    run = make_run(tmp_path / "<i>run</i> & $co", root, classes=names)
+    old = (run / "predictions_val.csv").read_text(encoding="utf-8")
+    first = old.splitlines()[1].split(",")[0]
+    quoted = first.rpartition("/")[0] + '/it\'s "<img src=x onerror=alert(1)>".jpg'
+    (run / "predictions_val.csv").write_text(
+        old.replace(first, '"' + quoted.replace('"', '""') + '"', 1), encoding="utf-8"
+    )
+    page = write_report([run]).read_text(encoding="utf-8")
+    for forbidden in ("<script", "<img src=x", "<i>run", "onerror=alert(1)>"):
+        assert forbidden not in page
+    assert text_of(page).count(evil) > 2
+    assert all(name in text_of(page) for name in names)
+    assert "photo not found" in page  # the quoted one isn't there
+
+
+def test_a_damaged_photo_is_named_and_costs_nothing_else(run: Path, dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset, tmp_path / "data")
+    image = rows(run / "predictions_val.csv")[0]["image"]
+    (tmp_path / "data" / image).write_bytes(b"no photo")
+    page = write_report([run], data=tmp_path / "data").read_text(encoding="utf-8")
+    assert f'title="{image}">photo not found' in page
+    assert len(re.findall(r'<div class="photos">.*?</div>\n</section>', page, re.DOTALL)) > 1
+
+
+def test_runs_are_compared_with_the_first(run: Path, dataset: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "work_dirs" / "other", dataset, seed=1)
+    page = write_report([run, other], tmp_path / "both.html").read_text(encoding="utf-8")
+    first, second = rows(tmp_path / "runs.csv")
+    assert [first["run"], second["run"]] == ["tiny", "other"]
+    ours, theirs = (rows(folder / "predictions_val.csv") for folder in (run, other))
+    hits = [[row["label"] == row["predicted"] for row in table] for table in (ours, theirs)]
+    assert int(second["only_this"]) == sum(b and not a for a, b in zip(*hits, strict=True))
+    assert int(second["only_first"]) == sum(a and not b for a, b in zip(*hits, strict=True))
+    assert second["verdict"] == "no difference"
+    assert "Runs side by side" in text_of(page)
+    assert len(rows(tmp_path / "curves.csv")) == 4
+
+    elsewhere = other / "predictions_val.csv"
+    elsewhere.write_text(elsewhere.read_text().replace("val/daisy", "val/other_daisy"))
+    with pytest.raises(InputError, match="are in one of the two sets of predictions only"):
+        write_report([run, other], tmp_path / "both.html")
+
+
+def test_a_page_of_thousands_of_photos_stays_small(run: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmflowers.visualization.report.MAX_BYTES", 20_000)
+    page = write_report([run]).read_text(encoding="utf-8")
+    cells = "".join(re.findall(r'<section class="cell".*?</section>', page, re.DOTALL))
+    assert 0 < sum(map(len, re.findall(r'src="([^"]*)"', cells))) <= 20_000
+    assert "0 of them here" in text_of(page)
+
+
+def test_what_keeps_a_report_from_being_made_is_said_all_at_once(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(InputError) as caught:
+        write_report([tmp_path / "a", tmp_path])
+    assert [problem.what for problem in caught.value.problems] == [
+        f"{tmp_path / 'a'} has no predictions_val.csv",
+        f"{tmp_path} has no predictions_val.csv",
+    ]
+    assert "run first: python tools/test.py" in caught.value.problems[0].hint
+    (run / "tiny.py").write_text("data_root = 'gone'\n")
+    with pytest.raises(InputError, match="no dataset folder at gone"):
+        write_report([run])
+    (run / "tiny.py").unlink()
+    with pytest.raises(InputError, match="no config that names its photos"):
+        write_report([run])
+
+
+# Chromium runs this in a copy of the page, in a frame: its own window can't be as narrow as a phone.
+PROBE = """<script>
+const cell = document.querySelector('.confusion a'), panel = document.querySelector(cell.getAttribute('href'));
+const shown = () => panel.checkVisibility() && panel.querySelector('img').getBoundingClientRect().width > 20;
+const answers = {before: shown(), background: getComputedStyle(document.body).backgroundColor,
+  width: innerWidth, page: document.documentElement.scrollWidth,
+  text: getComputedStyle(document.querySelector('.chart text')).fill};
+cell.click();
+answers.after = shown();
+answers.pictures = panel.querySelectorAll('img').length;
+answers.broken = [...document.images].filter(image => image.complete && !image.naturalWidth).length;
+parent.postMessage(JSON.stringify(answers), '*');
+</script>"""
+FRAME = """<!DOCTYPE html><meta name="color-scheme" content="light dark"><pre></pre>
+<script>addEventListener('message', event => document.querySelector('pre').append(event.data));</script>
+<iframe src="probed.html" style="width: {width}px; height: 800px; border: 0"></iframe>"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium: apt-get install chromium")
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 1200), ("light", 360)])
+def test_in_a_browser_it_follows_the_scheme_fits_the_width_and_opens_cells(
+    run: Path, tmp_path: Path, scheme: str, width: int
+) -> None:
+    page = write_report([run]).read_text(encoding="utf-8")
+    (tmp_path / "original.html").write_text(page, encoding="utf-8")
+    probed = re.sub(r"<meta http-equiv[^>]*>", "", page).replace("</body>", PROBE + "</body>")
+    (tmp_path / "probed.html").write_text(probed, encoding="utf-8")
+    (tmp_path / "frame.html").write_text(FRAME.format(width=width), encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    command += ["--window-size=1300,900", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
+    command += [f"--blink-settings=preferredColorScheme={int(scheme == 'light')}", "--virtual-time-budget=3000"]
+    for name in ("original.html", "frame.html"):
+        command_line = [*command, "--dump-dom", (tmp_path / name).as_uri()]
+        result = subprocess.run(command_line, capture_output=True, text=True, check=False, timeout=120)
+        assert "CONSOLE" not in result.stderr, result.stderr
+        assert "</footer>" in result.stdout or name == "frame.html", result.stderr
+    answers = json.loads(re.search(r"<pre>(.*?)</pre>", result.stdout)[1])
+    assert answers["background"] == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(13, 17, 23)")
+    assert answers["text"] in (
+        ("rgb(31, 35, 40)", "rgb(89, 99, 110)") if scheme == "light" else ("rgb(230, 237, 243)", "rgb(154, 164, 174)")
+    )
+    assert answers["width"] == width
+    assert answers["page"] <= answers["width"]
+    assert (answers["before"], answers["after"], answers["broken"]) == (False, True, 0)
+    assert answers["pictures"] > 0

@@ -1,0 +1,47 @@
+"""Show a tested run as one self-contained page: what it was trained on, its curves, mistakes and calibration.
+
+examples:
+  python tools/report.py                                   the last run in work_dirs
+  python tools/report.py work_dirs/mine                    → work_dirs/mine/report/report.html
+  python tools/report.py work_dirs/mine work_dirs/other    side by side: is the second better, or is it chance?
+  python tools/report.py work_dirs/mine --out mine.html
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmflowers.commands import Parser, existing_folder, run
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "work_dirs",
+        nargs="*",
+        type=existing_folder,
+        metavar="work_dir",
+        help="of a tested run (default: the last run in work_dirs); further ones are compared with the first",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the page (default: report/report.html in the first work dir)"
+    )
+    parser.add_argument(
+        "--data", type=existing_folder, metavar="DIR", help="dataset folder (default: the one it was tested on)"
+    )
+    parser.add_argument("--split", choices=("val", "test", "train"), default="val")
+    args = parser.parse_args()
+
+    from mmflowers.visualization.report import write_report
+
+    work_dirs = args.work_dirs
+    if not work_dirs:
+        from mmflowers.engine.testing import last_run  # loads torch, which is not needed otherwise
+
+        work_dirs = [last_run(Path("work_dirs"))]
+    path = write_report(work_dirs, args.out, data=args.data, split=args.split)
+    print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    run(main)
