@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote, unquote, urlsplit
@@ -25,6 +25,7 @@ PAUSE_S = 1.0  # before the second attempt; twice that before the third, and so 
 SLOW_WINDOW_S, SLOW_BYTES_PER_S = 60.0, 1024  # a server that drips never runs into the read timeout
 MAX_BYTES = 64 << 30  # where the size isn't known beforehand
 CHUNK_BYTES = 1 << 17
+MAX_PHOTO_BYTES, PHOTO_S = 64 << 20, 60.0  # of a single photo
 RETRIED_STATUSES = {408, 429, 500, 502, 503, 504}
 
 
@@ -90,6 +91,40 @@ def fetch(
     raise InputError(f"{name} can't be downloaded ({'; '.join(dict.fromkeys(reasons))})", hint)
 
 
+def fetch_photo(url: str, *, limit: int = MAX_PHOTO_BYTES, seconds: float = PHOTO_S) -> bytes:
+    """Return the bytes that an address sends, if they can be those of an image; nothing is kept.
+
+    Raises:
+        InputError: In one line: no answer, an error page, more than ``limit`` bytes, or not done within ``seconds``.
+    """
+    deadline = time.monotonic() + seconds
+    data = bytearray()
+    try:
+        with _opener().open(_asked_for(url), timeout=CONNECT_TIMEOUT_S) as response:
+            kind = response.headers.get_content_type() if "Content-Type" in response.headers else "image/"
+            if not kind.startswith("image/") and kind not in ("application/octet-stream", "binary/octet-stream"):
+                raise _Failed(f"it sends {kind}, not an image")
+            length = response.headers.get("Content-Length", "")
+            total = int(length) if re.fullmatch(r"\d{1,18}", length) else None
+            while (total or 0) <= limit >= len(data) and (chunk := response.read1(CHUNK_BYTES)):
+                data += chunk
+                if time.monotonic() > deadline:
+                    raise _Failed(f"it takes more than {seconds:.0f} s")
+            if max(len(data), total or 0) > limit:
+                raise _Failed(f"it sends more than {limit:,} bytes")
+            if total is not None and len(data) < total:
+                raise _Failed(f"the connection broke after {len(data):,} of {total:,} bytes")
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise InputError(_one_line(f"answers {error.code} {error.reason}")) from error
+    except TimeoutError as error:
+        raise InputError("no answer in time") from error
+    except (_Failed, OSError, http.client.HTTPException, ValueError) as error:  # ValueError: no address at all
+        reason = getattr(error, "reason", error)
+        raise InputError(_one_line(str(getattr(reason, "strerror", None) or reason or type(error).__name__))) from error
+    return bytes(data)
+
+
 def file_name(url: str) -> str:
     """Return the last part of an address, safe as the name of a file."""
     return re.sub(r"[^\w.+-]", "_", unquote(urlsplit(url).path).rpartition("/")[2]).lstrip(".")[-100:] or "download"
@@ -135,12 +170,9 @@ def _download(url: str, part: BinaryIO, sha256: str, size: int | None) -> None:
 
 def _request(url: str, part: BinaryIO, start: int, size: int | None) -> int:
     """Append what is missing after ``start`` bytes; return where the answer really began (0: a whole new file)."""
-    headers = {"User-Agent": "mmflowers", "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    request = urllib.request.Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers=headers)
+    headers = {"Range": f"bytes={start}-"} if start else {}
     try:
-        response = _opener().open(request, timeout=CONNECT_TIMEOUT_S)
+        response = _opener().open(_asked_for(url, headers), timeout=CONNECT_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416 and start:
@@ -192,6 +224,11 @@ def _request(url: str, part: BinaryIO, start: int, size: int | None) -> int:
         if expected is not None and received < expected:
             raise _Interrupted(f"the connection broke after {received:,} of {expected:,} bytes")
     return start
+
+
+def _asked_for(url: str, headers: Mapping[str, str] | None = None) -> urllib.request.Request:
+    headers = {"User-Agent": "mmflowers", "Accept-Encoding": "identity", **(headers or {})}
+    return urllib.request.Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers=headers)
 
 
 def _page(response: http.client.HTTPResponse, start: int) -> str:

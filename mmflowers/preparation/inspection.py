@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Iterator
 from functools import partial
+from io import FileIO
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import NamedTuple
@@ -197,23 +198,12 @@ def examine(data: bytes, extension: str, *, resize: int | None = None) -> tuple[
     Returns:
         The findings without size and digests, and the bytes of the converted image (None unless converted).
     """
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except MemoryError:
-        raise
-    except Image.DecompressionBombError:  # Pillow's own limit, above ours
-        return Inspection(reason="absurdly large"), None
-    except Exception:  # whatever a decoder makes of hostile bytes
-        return Inspection(reason="damaged" if data.startswith((JPEG_MAGIC, PNG_MAGIC)) else "not an image"), None
+    image, refused = _open(data)
+    if image is None:
+        return refused, None
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        return Inspection(width=width, height=height, reason="absurdly large"), None
-    if min(width, height) < MIN_SIDE:
-        return Inspection(width=width, height=height, reason="absurdly tiny"), None
+    frames = getattr(image, "n_frames", 1)
     try:
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format in ("GIF", "WEBP", "PNG"):
-            return Inspection(width=width, height=height, reason="animated"), None
         if image.format == "PNG":
             image.load()  # else getexif() would, its failure pass for a corrupt EXIF, and a second load() do nothing
         changes = _changes(image, data, frames)
@@ -261,6 +251,37 @@ def examine(data: bytes, extension: str, *, resize: int | None = None) -> tuple[
     return found, converted
 
 
+def decode(data: bytes) -> tuple[Image.Image | None, str]:
+    """Decode a photo's bytes, under the limits that ``examine`` judges by and to the pixels that it writes.
+
+    Args:
+        data: The whole file.
+
+    Returns:
+        The upright 8-bit RGB image and an empty reason; or None and why there is none.
+    """
+    if not data:
+        return None, "empty"
+    image, refused = _open(data)
+    if image is None:
+        return None, refused.reason
+    try:
+        return upright_rgb(image), ""
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a decoder makes of hostile bytes
+        return None, _damage(error)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Give an image as 8-bit RGB, transparent parts over white, turned as its EXIF orientation says."""
+    image.load()  # before getexif(), as in ``examine``
+    rotation = _rotation(image)
+    if image.mode != "RGB" or "transparency" in image.info:
+        image = _plain(image)
+    return image if rotation is None else image.transpose(rotation)
+
+
 def perceptual_hash(image: Image.Image) -> tuple[int | None, bytes]:
     """Hash what an image looks like, so that a rescaled or recompressed copy is a few bits away.
 
@@ -283,6 +304,33 @@ def perceptual_hash(image: Image.Image) -> tuple[int | None, bytes]:
     ordered = np.sort(low, axis=None)  # np.std and np.median cost as much as all the rest here
     bits = np.packbits(low > (ordered[31] + ordered[32]) / 2)
     return int.from_bytes(bits.tobytes(), "big"), small.reduce(HASH_SIDE // THUMBNAIL_SIDE).tobytes()
+
+
+def _open(data: bytes) -> tuple[Image.Image | None, Inspection]:
+    """Open an image without decoding it; None, and the findings, where its header is reason enough to refuse it."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except MemoryError:
+        raise
+    except Image.DecompressionBombError:  # Pillow's own limit, above ours
+        return None, Inspection(reason="absurdly large")
+    except Exception:  # whatever a decoder makes of hostile bytes
+        return None, Inspection(reason="damaged" if data.startswith((JPEG_MAGIC, PNG_MAGIC)) else "not an image")
+    width, height = image.size
+    found = Inspection(width=width, height=height)
+    if width * height > MAX_PIXELS:
+        return None, found._replace(reason="absurdly large")
+    if min(width, height) < MIN_SIDE:
+        return None, found._replace(reason="absurdly tiny")
+    try:
+        frames = getattr(image, "n_frames", 1)
+    except MemoryError:
+        raise
+    except Exception as error:  # as above
+        return None, found._replace(reason=_damage(error))
+    if frames > 1 and image.format in ("GIF", "WEBP", "PNG"):
+        return None, found._replace(reason="animated")
+    return image, found
 
 
 def _record(file) -> Record:
@@ -330,14 +378,23 @@ def _hash_task(name: str, *, root: str) -> str:
         return ""
 
 
+def open_regular(path: str | Path) -> FileIO:
+    """Open a file to read, unbuffered.
+
+    Raises:
+        OSError: There is none, or it is a FIFO or the like, which isn't waited for.
+    """
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return os.fdopen(fd, "rb", buffering=0)
+    os.close(fd)
+    raise OSError(errno.EINVAL, "not a regular file")
+
+
 def _read(path: str | Path, *, keep: bool = True) -> tuple[bytes | None, int, int, str]:
     """Read a file once: its bytes (None if not wanted or too large), size, mtime in ns and sha256."""
-    # O_NONBLOCK: opening a FIFO must not wait for a writer.
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(fd, "rb", buffering=0) as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
+    with open_regular(path) as file:
+        status = os.fstat(file.fileno())
         if keep and status.st_size <= MAX_BYTES:
             data = file.read()
             return data, len(data), status.st_mtime_ns, hashlib.sha256(data).hexdigest()

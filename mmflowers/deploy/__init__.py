@@ -1,0 +1,1 @@
+"""A trained run at work: photos from anywhere in, predictions out."""

@@ -1,0 +1,60 @@
+"""Grad-CAM overlays of what is predicted, a picture for each photo."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from mmflowers.deploy.classifier import FlowerClassifier, Prediction
+from mmflowers.errors import InputError
+from mmflowers.visualization.cam import grad_cam, overlay
+
+
+class Overlays:
+    """Draws where the network saw the class that it names, on the pixels that it saw.
+
+    Args:
+        folder: Gets ``<name of the photo>.jpg``, numbered where that is taken; made if missing.
+        classifier: The one that predicts.
+    """
+
+    def __init__(self, folder: Path, classifier: FlowerClassifier) -> None:
+        self.folder, self.model = folder, classifier.model
+
+    def draw(self, predictions: Iterable[Prediction], pixels: Tensor | list[Tensor] | None) -> None:
+        """Draw a batch.
+
+        Args:
+            predictions: Of the batch; those of photos that can't be read are passed over.
+            pixels: As ``read_batches`` gives them.
+
+        Raises:
+            InputError: The folder can't be written to, or the network has no map to show.
+        """
+        # One by one: without a crop photos differ in size, and padding is nothing to look at.
+        read = (found for found in predictions if not found.reason)
+        for found, image in zip(read, () if pixels is None else pixels, strict=True):
+            prepared = self.model.data_preprocessor({"inputs": image[None]})["inputs"]
+            cam = grad_cam(self.model, prepared)[0].cpu().numpy()
+            # The config's pipeline works in BGR; padding of the preprocessor lies right and below.
+            rgb = image.flip(0).permute(1, 2, 0).numpy()
+            picture = Image.fromarray(overlay(rgb, cam[: rgb.shape[0], : rgb.shape[1]]))
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._save(picture, Path(found.image).stem or "photo")
+            except OSError as error:
+                raise InputError(f"can't write to {self.folder}: {error.strerror}", "make room") from error
+
+    def _save(self, picture: Image.Image, stem: str) -> None:
+        for number in itertools.count(1):
+            path = self.folder / (f"{stem}.jpg" if number == 1 else f"{stem}_{number}.jpg")
+            try:
+                with path.open("xb") as file:
+                    picture.save(file, "JPEG", quality=90)
+                return
+            except FileExistsError:
+                continue

@@ -1,0 +1,63 @@
+"""Grad-CAM: where in a photo a network saw what it names."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmflowers.errors import InputError
+
+OPACITY = 0.5
+
+
+def grad_cam(model: nn.Module, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Weigh the backbone's last feature map by how much it speaks for a class.
+
+    Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017.
+    A channel's weight is the mean gradient of the class's logit over the map; what speaks against the class is cut off.
+    The map is taken out of the graph, so that the gradient goes through neck and head alone.
+
+    Args:
+        model: An MMPretrain classifier with backbone, neck and head.
+        inputs: What the backbone takes: float of shape (n, 3, H, W), normalised.
+        labels: The classes to explain, int64 of shape (n,); default what the network predicts.
+
+    Returns:
+        Float32 of shape (n, H, W), from 0 to 1 in each photo; all 0 where nothing speaks for the class.
+
+    Raises:
+        InputError: The backbone's output isn't a map (a vision transformer's tokens).
+    """
+    with torch.no_grad():
+        stages = model.extract_feat(inputs, stage="backbone")
+    features = stages[-1].detach()
+    if features.ndim != 4 or features.shape[2] * features.shape[3] < 2:
+        raise InputError("Grad-CAM needs a backbone that ends in a map", "take a convolutional network for --cam")
+    with torch.enable_grad():
+        features.requires_grad_()
+        maps = (*stages[:-1], features)
+        logits = model.head(model.neck(maps) if model.with_neck else maps)
+        chosen = logits.argmax(dim=1) if labels is None else labels
+        (gradients,) = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), features)
+    weights = gradients.mean(dim=(2, 3), keepdim=True)
+    cam = (weights * features.detach()).sum(dim=1, keepdim=True).relu().float()
+    cam = F.interpolate(cam, size=inputs.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    return cam / cam.amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(cam.dtype).tiny)
+
+
+def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
+    """Lay a map over its photo, from blue (0) over green to red (1).
+
+    Args:
+        image: RGB, uint8 of shape (H, W, 3).
+        cam: Float of shape (H, W), from 0 to 1.
+
+    Returns:
+        RGB, uint8 of shape (H, W, 3).
+    """
+    import cv2
+
+    colours = cv2.applyColorMap((255 * cam).round().astype(np.uint8), cv2.COLORMAP_JET)[..., ::-1]
+    return (image * (1 - OPACITY) + colours * OPACITY).round().astype(np.uint8)

@@ -1,0 +1,93 @@
+"""Predict photos with a trained run: a line for each, or a file of rows; what can't be read gets a row too.
+
+examples:
+  python tools/predict.py photo.jpg                                  with the last run in work_dirs
+  python tools/predict.py photos/ more.zip 'x/**/*.png' --run work_dirs/mine --out predictions.csv
+  python tools/predict.py https://example.org/rose.jpg --top-k 1
+  find photos -name '*.jpg' | python tools/predict.py - --out predictions.jsonl
+  python tools/predict.py photos/ --sort-into by_class --link --cam overlays
+  python tools/predict.py --camera
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmflowers.commands import Parser, run
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGES",
+        help="files, folders (with all below), quoted globs, archives, http(s) addresses; - reads a list from stdin",
+    )
+    parser.add_argument("--run", metavar="WORK_DIR", help="the run to predict with (default: the last in work_dirs)")
+    parser.add_argument(
+        "--top-k", type=_positive, default=3, metavar="K", help="likeliest classes in a row (default: 3)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="rows go into this .csv, .jsonl or .parquet file")
+    parser.add_argument("--sort-into", type=Path, metavar="DIR", help="copy each photo into DIR/<its class>")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--move", dest="how", action="store_const", const="move", help="with --sort-into: move instead")
+    how.add_argument("--link", dest="how", action="store_const", const="link", help="with --sort-into: link instead")
+    parser.add_argument("--cam", type=Path, metavar="DIR", help="draw into DIR where the network looked (Grad-CAM)")
+    parser.add_argument(
+        "--camera", type=int, nargs="?", const=0, metavar="N", help="watch camera N (default: 0) until Ctrl-C"
+    )
+    parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="(default: 32)")
+    parser.add_argument("--workers", type=_natural, default=2, metavar="N", help="processes that decode (default: 2)")
+    parser.add_argument("--amp", action="store_true", help="bfloat16, faster on processors and GPUs that have it")
+    args = parser.parse_args()
+    if bool(args.images) == (args.camera is not None):
+        parser.error("give either images or --camera")
+    if args.how and not args.sort_into:
+        parser.error(f"--{args.how} needs --sort-into")
+    if args.camera is not None and args.sort_into:
+        parser.error("--camera and --sort-into exclude each other: there is no file to sort")
+
+    from mmflowers.deploy.inputs import require_inputs
+    from mmflowers.deploy.output import check_output
+
+    if args.images:
+        require_inputs(args.images)
+    if args.out:
+        check_output(args.out)
+
+    from mmflowers.deploy.classifier import FlowerClassifier
+    from mmflowers.deploy.predicting import predict_all
+    from mmflowers.engine.testing import last_run
+
+    predict_all(
+        FlowerClassifier.from_run(args.run or last_run(Path("work_dirs")), amp=args.amp),
+        args.images,
+        camera=args.camera,
+        top_k=args.top_k,
+        out=args.out,
+        sort_into=args.sort_into,
+        how=args.how or "copy",
+        cam=args.cam,
+        batch_size=args.batch_size,
+        workers=args.workers,
+    )
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return number
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+if __name__ == "__main__":
+    run(main)
