@@ -47,10 +47,13 @@ def run(main: Callable[[], object]) -> NoReturn:
     each problem), 130 and 143 after SIGINT and SIGTERM.
     """
 
+    asked: list[int] = []
+
     def stop(signum: int, frame: object) -> NoReturn:
+        asked.append(signum)
         if hasattr(signal, "SIGCHLD"):  # a signal to the whole group ends torch's loader workers too, and its handler
             signal.signal(signal.SIGCHLD, lambda *_: None)  # would raise a RuntimeError for them over Stopped
-        raise Stopped(signum)
+        raise KeyboardInterrupt if signum == signal.SIGINT else Stopped(signum)
 
     def not_lost(unraisable) -> None:
         # A signal that arrives in a callback (around a fork, in a finaliser) raises where Python drops exceptions.
@@ -61,6 +64,8 @@ def run(main: Callable[[], object]) -> NoReturn:
             threading.Timer(0.1, signal.raise_signal, (asked,)).start()
 
     signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where the shell has it ignored
+        signal.signal(signal.SIGINT, stop)
     sys.unraisablehook = not_lost
     code = 0
     try:
@@ -78,8 +83,12 @@ def run(main: Callable[[], object]) -> NoReturn:
     except BrokenPipeError:  # `… | head` went away: nobody is left to read what we would say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception:
-        traceback.print_exc()
-        code = EXIT_BUG
+        if asked:  # a library's bare `except:` has made another error of it (MMEngine's, around its config formatter)
+            code = 128 + asked[0]
+            print("stopped", file=sys.stderr)
+        else:
+            traceback.print_exc()
+            code = EXIT_BUG
     sys.exit(code)
 
 
