@@ -4,7 +4,7 @@ examples:
   python tools/report.py                                   the last run in work_dirs
   python tools/report.py work_dirs/mine                    → work_dirs/mine/report/report.html
   python tools/report.py work_dirs/mine work_dirs/other    side by side: is the second better, or is it chance?
-  python tools/report.py work_dirs/mine --out mine.html
+  python tools/report.py work_dirs/mine --out mine.html --cam
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ def main() -> None:
         "--data", type=existing_folder, metavar="DIR", help="dataset folder (default: the one it was tested on)"
     )
     parser.add_argument("--split", choices=("val", "test", "train"), default="val")
+    parser.add_argument(
+        "--cam", action="store_true", help="show under mistakes and doubtful hits where best.pth looked (Grad-CAM)"
+    )
     args = parser.parse_args()
 
     from mmflowers.visualization.report import write_report
@@ -39,7 +42,12 @@ def main() -> None:
         from mmflowers.engine.testing import last_run  # loads torch, which is not needed otherwise
 
         work_dirs = [last_run(Path("work_dirs"))]
-    path = write_report(work_dirs, args.out, data=args.data, split=args.split)
+    classifier = None
+    if args.cam:
+        from mmflowers.deploy.classifier import FlowerClassifier
+
+        classifier = FlowerClassifier.from_run(work_dirs[0])
+    path = write_report(work_dirs, args.out, data=args.data, split=args.split, classifier=classifier)
     print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

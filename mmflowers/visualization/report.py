@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from mmflowers.evaluation.facts import RunFacts, read_facts, tested_on
 from mmflowers.evaluation.history import History, read_history
 from mmflowers.evaluation.predictions import Predictions, per_class_table, read_predictions
 from mmflowers.evaluation.statistics import SIGNIFICANT, compare, wilson_interval
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 GALLERY = 24  # photos in each gallery
 SMALL, LARGE = 160, 320  # longer side of a thumbnail in a cell and in a gallery, in pixels
@@ -42,7 +45,13 @@ class Run:
 
 
 def write_report(
-    work_dirs: Sequence[Path], out: Path | None = None, *, data: Path | None = None, split: str = "val", bins: int = 15
+    work_dirs: Sequence[Path],
+    out: Path | None = None,
+    *,
+    data: Path | None = None,
+    split: str = "val",
+    bins: int = 15,
+    classifier: Any = None,
 ) -> Path:
     """Write the page of the first run, with the others beside it in a table and in its curves.
 
@@ -52,12 +61,15 @@ def write_report(
         data: The dataset folder; default the one that the first run was tested on.
         split: Whose predictions.
         bins: Of the calibration.
+        classifier: The first run's, with its ``model`` and ``pipeline`` (``mmflowers.FlowerClassifier``): the galleries
+            then show by Grad-CAM where it saw the class that it named.
 
     Returns:
         The page's path.
 
     Raises:
-        InputError: A run that wasn't tested, predictions of other photos than the first run's, no dataset folder.
+        InputError: A run that wasn't tested, predictions of other photos than the first run's, no dataset folder,
+            a network that Grad-CAM can't explain.
     """
     runs = _read_runs(work_dirs, split)
     first = runs[0]
@@ -76,8 +88,9 @@ def write_report(
         card=_data_facts(read_card(root), root),
         figures=figures,
         calibration=calibrate(first.predictions, bins),
+        with_cam=classifier is not None,
         classes=per_class_table(first.predictions),
-        **_photos(first.predictions, root),
+        **_photos(first.predictions, root, classifier),
     )
     partial = out.with_name(f".{out.name}.partial")
     partial.write_text(page, encoding="utf-8")
@@ -243,7 +256,7 @@ def _data_facts(card: DataCard, root: Path) -> dict[str, Any]:
     )
 
 
-def _photos(predictions: Predictions, root: Path) -> dict[str, Any]:
+def _photos(predictions: Predictions, root: Path, classifier: Any) -> dict[str, Any]:
     """The galleries, and the confusion matrix with the photos of its cells, mistakes before hits."""
     predicted, confidence = predictions.predicted, predictions.scores.max(axis=1)
     hit = predicted == predictions.labels
@@ -251,7 +264,7 @@ def _photos(predictions: Predictions, root: Path) -> dict[str, Any]:
     hits = sorted(np.flatnonzero(hit), key=lambda index: confidence[index])
     everything = [*mistakes, *hits]
 
-    def photo(index: int, picture: str | None) -> dict[str, Any]:
+    def photo(index: int, picture: str | None, overlay: str | None = None) -> dict[str, Any]:
         true, taken_for = predictions.labels[index], predicted[index]
         return dict(
             image=predictions.images[index],
@@ -261,7 +274,14 @@ def _photos(predictions: Predictions, root: Path) -> dict[str, Any]:
             score=float(predictions.scores[index, taken_for]),
             true_score=float(predictions.scores[index, true]),
             picture=picture,
+            overlay=overlay,
         )
+
+    def explained(index: int, picture: str | None) -> dict[str, Any]:
+        if classifier is None or picture is None:
+            return photo(index, picture)
+        found = _explain(classifier, root / predictions.images[index], int(predicted[index]))
+        return photo(index, picture, _as_uri(found, LARGE))
 
     # Threads are enough: Pillow decodes, scales and encodes without Python's lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -270,7 +290,7 @@ def _photos(predictions: Predictions, root: Path) -> dict[str, Any]:
             return pool.map(lambda index: _data_uri(root / predictions.images[index], side), indices)
 
         galleries = [
-            [photo(*pair) for pair in zip(chosen, pictures(chosen, LARGE), strict=True)]
+            [explained(*pair) for pair in zip(chosen, pictures(chosen, LARGE), strict=True)]
             for chosen in (mistakes[:GALLERY], hits[:GALLERY])
         ]
         cells: dict[tuple[int, int], list] = {}
@@ -284,19 +304,40 @@ def _photos(predictions: Predictions, root: Path) -> dict[str, Any]:
 
 
 def _data_uri(path: Path, side: int) -> str | None:
-    """A JPEG of at most ``side`` pixels as a data URI; None where there is no photo to be read any more."""
+    """A small JPEG of the photo as a data URI; None where there is no photo to be read any more."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
             image.draft("RGB", (2 * side, 2 * side))
-            picture = ImageOps.exif_transpose(image).convert("RGB")
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=75)
+            return _as_uri(ImageOps.exif_transpose(image).convert("RGB"), side)
     except Exception:  # Pillow's decoders raise of every kind; one damaged photo doesn't cost the report
         return None
+
+
+def _as_uri(picture: Image, side: int) -> str:
+    buffer = io.BytesIO()
+    picture.thumbnail((side, side))
+    picture.save(buffer, "JPEG", quality=75)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _explain(classifier: Any, path: Path, label: int) -> Image:
+    """The pixels that the network saw, with what spoke for the class ``label`` laid over them."""
+    import torch
+    from PIL import Image, ImageOps
+
+    from mmflowers.visualization.cam import grad_cam, overlay
+
+    with Image.open(path) as image:
+        rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    # As LoadImageFromFile leaves it: BGR.
+    sample = {"img": np.ascontiguousarray(rgb[..., ::-1]), "img_shape": rgb.shape[:2], "ori_shape": rgb.shape[:2]}
+    pixels = classifier.pipeline(sample)["inputs"]
+    prepared = classifier.model.data_preprocessor({"inputs": pixels[None]})["inputs"]
+    cam = grad_cam(classifier.model, prepared, torch.tensor([label], device=prepared.device))[0].cpu().numpy()
+    seen = pixels.flip(0).permute(1, 2, 0).numpy()
+    return Image.fromarray(overlay(seen, cam[: seen.shape[0], : seen.shape[1]]))  # without the preprocessor's padding
 
 
 def _render(**content: Any) -> str:
