@@ -3,6 +3,7 @@
 examples:
   python tools/benchmark.py prepare --source photos        # rate against a bare loop that reads, hashes and decodes
   python tools/benchmark.py prepare --memory 100000        # peak memory with that many small photos
+  python tools/benchmark.py predict --run work_dirs/mine --source my_dataset   # tools/predict.py against tools/test.py
 """
 
 from __future__ import annotations
@@ -28,8 +29,16 @@ def main() -> None:
     prepare.add_argument("--workers", type=int, default=2, help="processes on either side (default: 2)")
     prepare.add_argument("--repeats", type=int, default=5, help="(default: 5)")
     prepare.add_argument("--json", action="store_true", help="print the figures as JSON")
+    predict = commands.add_parser("predict", help="prediction against the test of the same photos: speed")
+    predict.add_argument("--run", type=existing_folder, required=True, metavar="WORK_DIR", help="a trained run")
+    predict.add_argument(
+        "--source", type=existing_folder, required=True, metavar="DIR", help="a dataset folder with the run's classes"
+    )
+    predict.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
+    predict.add_argument("--repeats", type=int, default=5, help="(default: 5)")
+    predict.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse_args()
-    {"prepare": _prepare}[args.command](args)
+    {"prepare": _prepare, "predict": _predict}[args.command](args)
 
 
 def _prepare(args) -> None:
@@ -50,6 +59,17 @@ def _prepare(args) -> None:
             f"ratio          {got['ratio']:7.2f} (median; {got['ratio_min']:.2f} to {got['ratio_max']:.2f})"
         )
     print(json.dumps(got, indent=2) if args.json else text)
+
+
+def _predict(args) -> None:
+    from mmflowers.deploy.benchmark import measure_prediction
+
+    got = measure_prediction(args.run, args.source, workers=args.workers, repeats=args.repeats)
+    lines = [f"{got['photos']:,} photos, {got['workers']} workers, {got['cores']} cores, n = {got['repeats']} rounds"]
+    for side, rate in got["median_photos_per_second"].items():
+        ratio = "; {:.2f} times the test's ({:.2f} to {:.2f})".format(*got["ratio"][side]) if side != "test" else ""
+        lines.append(f"{side:<14} {rate:6.1f} photos/s (median, from start to exit{ratio})")
+    print(json.dumps(got, indent=2) if args.json else "\n".join(lines))
 
 
 if __name__ == "__main__":

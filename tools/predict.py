@@ -60,9 +60,15 @@ def main() -> None:
     from mmflowers.deploy.classifier import FlowerClassifier
     from mmflowers.deploy.predicting import predict_all
     from mmflowers.engine.testing import last_run
+    from mmflowers.errors import InputError
 
+    try:
+        work_dir = args.run or last_run(Path("work_dirs"))
+    except InputError as error:
+        hint = "python tools/train.py CONFIG trains one, --run names one elsewhere"
+        raise InputError(error.problems[0].what, hint) from error
     predict_all(
-        FlowerClassifier.from_run(args.run or last_run(Path("work_dirs")), amp=args.amp),
+        FlowerClassifier.from_run(work_dir, amp=args.amp),
         args.images,
         camera=args.camera,
         top_k=args.top_k,

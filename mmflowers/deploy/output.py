@@ -52,28 +52,39 @@ def open_output(path: Path, top_k: int) -> Iterator[Write]:
         InputError: It can't be written.
     """
     kind = path.suffix.lower()
-    try:
-        if kind == ".parquet":
-            with _parquet(path, top_k) as write:
-                yield write
-            return
-        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if kind == ".csv":
-                writer.writerow(_columns(top_k))
-
-            def write(predictions: list[Prediction]) -> None:
-                if kind == ".csv":
-                    writer.writerows(_cells(found, top_k) for found in predictions)
-                else:
-                    file.writelines(json.dumps(_object(found)) + "\n" for found in predictions)
-                file.flush()
-
+    if kind == ".parquet":
+        with _parquet(path, top_k) as write:
             yield write
+        return
+    with _explained(path):
+        file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+    writer = csv.writer(file, lineterminator="\n")
+
+    def write(predictions: list[Prediction]) -> None:
+        with _explained(path):
+            if kind == ".csv":
+                writer.writerows(_cells(found, top_k) for found in predictions)
+            else:
+                file.writelines(json.dumps(_object(found)) + "\n" for found in predictions)
+            file.flush()
+
+    try:
+        if kind == ".csv":
+            writer.writerow(_columns(top_k))
+        yield write
+    finally:
+        with _explained(path):
+            file.close()
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        if error.filename not in (None, str(path)):
-            raise
-        raise InputError(f"can't write {path}: {error.strerror}", "make room, or choose another --out") from error
+        raise InputError(
+            f"can't write {path}: {error.strerror or error}", "make room, or choose another --out"
+        ) from error
 
 
 @contextmanager
@@ -89,7 +100,8 @@ def _parquet(path: Path, top_k: int) -> Iterator[Write]:
 
     def put() -> None:
         values = [[row[column] if row[column] != "" else None for row in held] for column in range(len(columns) - 1)]
-        writer.write_table(pyarrow.table([*values, [row[-1] for row in held]], schema=schema))
+        with _explained(path):
+            writer.write_table(pyarrow.table([*values, [row[-1] for row in held]], schema=schema))
         held.clear()
 
     def write(predictions: list[Prediction]) -> None:
@@ -99,8 +111,10 @@ def _parquet(path: Path, top_k: int) -> Iterator[Write]:
         if len(held) >= ROW_GROUP:
             put()
 
+    with _explained(path):
+        writer = pyarrow.parquet.ParquetWriter(partial, schema)
     try:
-        with pyarrow.parquet.ParquetWriter(partial, schema) as writer:
+        with writer:
             yield write
             put()
         partial.replace(path)

@@ -7,10 +7,12 @@ import http.server
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,6 +165,29 @@ def test_a_list_on_stdin_is_printed_as_it_comes_and_moved(trained: Path, photo: 
     assert [path.name for path in tmp_path.glob("*.jpg")] == ["c.jpg"]
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal_it_leaves_whole_rows(
+    trained: Path, photo: bytes, tmp_path: Path, signum: signal.Signals
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(photo)
+    out = tmp_path / "out.csv"
+    command = [sys.executable, str(ROOT / "tools" / "predict.py"), "-", "--run", str(trained), "--out", str(out)]
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "--batch-size", "1", "--workers", "1"], cwd=tmp_path, **pipes) as process:
+        process.stdin.write("a.jpg\n" * 4)
+        process.stdin.flush()
+        deadline = time.monotonic() + 120
+        while not (out.exists() and out.read_text().count("\n") > 1) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signum)
+        assert process.wait(timeout=60) == 128 + signum
+        assert process.stderr.read().splitlines()[-1] == "stopped"
+        process.stdin.close()
+    header, *rows = out.read_text().splitlines()
+    assert header.startswith("path,class,score") and rows
+    assert all(row.startswith("a.jpg,") and row.count(",") == header.count(",") for row in rows)
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
@@ -222,6 +247,17 @@ def test_parquet_is_written_with_pyarrow_and_asked_for_without(trained: Path, ph
     assert good.pop("class") == "rose"
     assert good == dict(path="a.jpg", score=0.75, class_2="tulip", score_2=0.25, reason="")
     assert bad["class"] is None and bad["score"] is None and bad["reason"] == "empty"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_full_disk_is_said_in_a_line(kind: str, tmp_path: Path) -> None:
+    (tmp_path / f"x.{kind}").symlink_to("/dev/full")
+    with (
+        pytest.raises(InputError, match=rf"can't write .*x\.{kind}: No space left on device"),
+        open_output(tmp_path / f"x.{kind}", 1) as write,
+    ):
+        write([Prediction("a.jpg", reason="empty")])
 
 
 def test_a_name_that_is_no_utf8_comes_back_byte_for_byte(tmp_path: Path) -> None:
