@@ -170,6 +170,7 @@ def soak(folder: Path, kills: int, terms: int, rng: random.Random) -> Counter:
     number = runs = 0
     while plan or runs:
         name, workers = f"run{number}", 2 * (number % 2)
+        started = time.time()
         process = trainings.start(name, workers=workers)
         try:
             if plan and trainings.begun(name, process, runs):
@@ -181,7 +182,8 @@ def soak(folder: Path, kills: int, terms: int, rng: random.Random) -> Counter:
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-        torn = list((folder / name).glob(".*partial"))
+        partials = (folder / name).glob(".*partial")  # an earlier kill may have left one that wasn't written over yet
+        torn = [path for path in partials if path.stat().st_mtime > started]
         found = trainings.checkpoints(name)
         # Python takes its handlers back as it exits: a signal can still come when all is done.
         if code == 0 or (code == -signal.SIGTERM and b"results: " in (folder / f"{name}.log").read_bytes()[-100:]):
