@@ -9,6 +9,8 @@ examples:
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 
 from mmflowers.commands import Parser, existing_folder, run
@@ -44,9 +46,10 @@ def main() -> None:
         work_dirs = [last_run(Path("work_dirs"))]
     classifier = None
     if args.cam:
-        from mmflowers.deploy.classifier import FlowerClassifier
+        with contextlib.redirect_stdout(sys.stderr):  # mmengine tells stdout of timm's networks
+            from mmflowers.deploy.classifier import FlowerClassifier
 
-        classifier = FlowerClassifier.from_run(work_dirs[0])
+            classifier = FlowerClassifier.from_run(work_dirs[0])
     path = write_report(work_dirs, args.out, data=args.data, split=args.split, classifier=classifier)
     print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 

@@ -29,7 +29,7 @@ def curves_figure(runs: Mapping[str, History]) -> Figure:
     """Validation accuracy with its best epoch, training loss and learning rate of one run, or of several."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(6.0, 6.0)
+    figure = _figure(5.2, 5.6)
     accuracy, loss, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1.2))
     for number, (name, history) in enumerate(runs.items()):
         colour = SERIES[number % len(SERIES)]
@@ -46,7 +46,7 @@ def curves_figure(runs: Mapping[str, History]) -> Figure:
             text.set(parse_math=False, color=INK)
     elif only[1].accuracies:
         at, top = only[1].best
-        accuracy.set_title(f"{only[0]}: best val top-1 {top:.2f} % at epoch {at}", parse_math=False)
+        accuracy.set_title(f"{only[0]}: best val top-1 {top:.2f} % at epoch {at}", parse_math=False, wrap=True)
     for axes, label in ((accuracy, "val top-1 (%)"), (loss, "training loss"), (rate, "learning rate")):
         axes.set_ylabel(label)
         _plain(axes)
@@ -59,12 +59,19 @@ def curves_figure(runs: Mapping[str, History]) -> Figure:
 
 def reliability_figure(calibration: Calibration) -> Figure:
     """How often predictions of each confidence are right, and below it how many photos have which confidence."""
-    figure = _figure(6.0, 5.2)
+    figure = _figure(5.2, 4.8)
     share, count = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     width = np.diff(calibration.edges)
     middle = calibration.edges[:-1] + width / 2
     filled = calibration.counts > 0
-    share.bar(middle[filled], calibration.accuracy[filled], width[filled] * 0.9, color=SERIES[0], label="right")
+    share.bar(
+        middle[filled],
+        calibration.accuracy[filled],
+        width[filled] * 0.9,
+        color=SERIES[0],
+        alpha=0.6,
+        label="share right",
+    )
     share.plot(
         calibration.confidence[filled],
         calibration.accuracy[filled],
@@ -72,10 +79,10 @@ def reliability_figure(calibration: Calibration) -> Figure:
         marker="o",
         markersize=4,
         linestyle="none",
-        label="mean confidence of the bin",
+        label="mean confidence",
     )
-    share.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1, label="as confident as right")
-    for text in share.legend(loc="upper left", frameon=False).get_texts():
+    share.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1, label="as confident as right")
+    for text in figure.legend(loc="outside upper center", ncols=2, frameon=False).get_texts():
         text.set_color(INK)
     share.set(ylim=(0, 1.03), ylabel="share right")
     count.bar(middle, calibration.counts, width * 0.9, color=MUTED)
