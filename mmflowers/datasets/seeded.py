@@ -8,13 +8,14 @@ import re
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from mmengine.dist import get_rank
 from mmengine.registry import FUNCTIONS
 from mmpretrain.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import Dataset, Sampler, get_worker_info
@@ -22,7 +23,24 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 from mmflowers.errors import InputError
 
 MAX_WORKERS = 256  # of one loader that can be told apart
+PHOTOS, STEPS = 0, 1  # streams of random numbers that must not coincide
 SETTLING = 1.0  # seconds in which the workers that are alive finish what they are at
+
+
+class Draw(NamedTuple):
+    """A sample to load: what its randomness is a function of.
+
+    Attributes:
+        epoch: From 0.
+        rank: The process that takes it.
+        repeat: How often it had taken this photo before in this epoch.
+        index: The photo's number in the dataset.
+    """
+
+    epoch: int
+    rank: int
+    repeat: int
+    index: int
 
 
 def seed_generators(*key: int) -> None:
@@ -40,7 +58,7 @@ def seed_generators(*key: int) -> None:
 
 @DATA_SAMPLERS.register_module()
 class SeededSampler(Sampler):
-    """Yields ``(epoch, index)`` for every index of another sampler, from position ``start`` of the epoch on.
+    """Yields a ``Draw`` for every index of another sampler, from position ``start`` of the epoch on.
 
     Args:
         dataset: What is sampled.
@@ -59,8 +77,12 @@ class SeededSampler(Sampler):
         self.epoch = 0
         self.start = 0
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((self.epoch, index) for index in islice(self.sampler, self.start, None))
+    def __iter__(self) -> Iterator[Draw]:
+        times: Counter[int] = Counter()  # samplers that never end, or repeat photos, want other pixels every time
+        for position, index in enumerate(self.sampler):
+            if position >= self.start:
+                yield Draw(self.epoch, get_rank(), times[index], index)
+            times[index] += 1
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -81,8 +103,7 @@ class SeededDataset(Dataset):
     the same ones again.
 
     Args:
-        dataset: Any map-style dataset or its config; samples are asked for as ``(epoch, index)``, as ``SeededSampler``
-            gives them.
+        dataset: Any map-style dataset or its config; samples are asked for by ``Draw``, as ``SeededSampler`` does.
         seed: Of the run.
     """
 
@@ -100,16 +121,25 @@ class SeededDataset(Dataset):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
-    def __getitem__(self, draw: tuple[int, int]) -> dict:
-        epoch, index = draw
+    @property
+    def pipeline(self) -> Any:
+        """That of the dataset inside, which hooks exchange (MMPretrain's ``SwitchRecipeHook``)."""
+        return self.dataset.pipeline
+
+    @pipeline.setter
+    def pipeline(self, pipeline: Any) -> None:
+        self.dataset.pipeline = pipeline
+
+    def __getitem__(self, draw: Draw) -> dict:
+        index = draw.index
         worker = get_worker_info()
         slot = None if worker is None or worker.id >= MAX_WORKERS else self._reading[worker.id]
         if slot is not None:
             slot[0], slot[1] = os.getpid(), index
-        seed_generators(self.seed, epoch, index)
+        seed_generators(self.seed, PHOTOS, *draw)
         try:
             return self.dataset[index]
-        except InputError:
+        except (InputError, MemoryError):
             raise
         except Exception as error:
             raise InputError(

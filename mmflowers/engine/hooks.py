@@ -24,12 +24,12 @@ RESERVE = 16 << 20  # bytes for logs and curves
 class BestAndLastHook(Hook):
     """Keep two checkpoints under stable names: ``last.pth`` with all state, ``best.pth`` with the weights alone.
 
-    ``last.pth`` is written where an epoch has been trained, before its validation, and at the end of the run (under an
-    ``IterBasedTrainLoop``, which has no epochs, at its end only). Of equal scores the first counts, as in the report.
+    ``last.pth`` is written before every validation, between epochs, and at the end of the run (under an
+    ``IterBasedTrainLoop``, which has no epochs, not between them). Of equal scores the first counts, as in the report.
 
     Args:
         save_best: The metric to compare, larger is better.
-        interval: Epochs between two writes of ``last.pth``; the end of the training always writes it.
+        interval: Epochs between two writes of ``last.pth`` where no validation lies between them.
     """
 
     priority = "VERY_LOW"
@@ -40,17 +40,23 @@ class BestAndLastHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Remember where a resumed run stands, whose state is on the disk already, and see that the disk has room."""
-        self._saved = runner.iter
+        last = Path(runner.work_dir, LAST)
+        resumed = runner._resume and runner._load_from and Path(runner._load_from).resolve() == last.resolve()
+        self._saved = runner.iter if resumed else 0
         if is_main_process():
+            for partial in Path(runner.work_dir).glob(".*.pth.partial"):  # a kill inside a write leaves one
+                partial.unlink()
             require_room(runner)
 
     def before_val(self, runner: Runner) -> None:
         """Save the state before the validation; not in ``before_val_epoch``, where hooks exchange weights (EMA)."""
-        self._save_last(runner)
+        if runner.iter > self._saved:
+            self._save_last(runner)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Save the state that the epoch starts from, where no validation came before."""
-        self._save_last(runner)
+        if runner.iter > self._saved and runner.epoch % self.interval == 0:
+            self._save_last(runner)
 
     def after_train(self, runner: Runner) -> None:
         """Save the final state, with what the last validation has brought."""
@@ -76,9 +82,8 @@ class BestAndLastHook(Hook):
         runner.logger.info(f"best so far: {self.save_best} {score:.2f} at epoch {runner.epoch}, saved as {BEST}")
 
     def _save_last(self, runner: Runner) -> None:
-        if runner.iter > self._saved and runner.epoch % self.interval == 0:
-            runner.save_last()
-            self._saved = runner.iter
+        runner.save_last()
+        self._saved = runner.iter
 
 
 def require_room(runner: Runner) -> None:
@@ -131,10 +136,7 @@ class CurvesHook(Hook):
 
             try:
                 draw_curves(Path(runner.work_dir))
-            except (
-                InputError,
-                OSError,
-            ) as error:  # no LocalVisBackend, a full disk: a picture must not cost a training
+            except Exception as error:  # no LocalVisBackend, a full disk …: a picture must not cost a training
                 runner.logger.warning(f"curves.png is not drawn: {error}")
             self._drawn = time.monotonic()
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from mmengine.dist import all_reduce, get_rank, get_world_size
+from mmengine.dist import all_reduce, broadcast, get_rank, get_world_size
 from mmengine.runner import EpochBasedTrainLoop, ValLoop
 from mmpretrain.registry import LOOPS
 
 from mmflowers.commands import Stopped
-from mmflowers.datasets.seeded import SeededSampler, seed_generators
+from mmflowers.datasets.seeded import STEPS, SeededSampler, seed_generators
 from mmflowers.errors import InputError
 
+ONE_SIGNAL = 0.5  # seconds; `timeout` and the like signal the process and its group, which are two signals to it
 NAMED = 3  # files of a batch that an error names; the list beside the run has all
 BATCH_LIST = "stopped_at_batch.txt"
 
@@ -44,9 +47,9 @@ class OutOfMemory(InputError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a GPU or a CPU: PyTorch's allocators raise RuntimeErrors that differ by their text."""
-    text = str(error)
+    texts = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
     )
 
 
@@ -73,6 +76,7 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         """Train to the last epoch."""
         with self._signals():
             self.runner.call_hook("before_train")
+            self._decide_current_val_interval()
             if self._epoch and not self.epoch_iter:
                 self._validate()  # the epoch that a resumed run had finished, if it hadn't come to that
             while self._epoch < self._max_epochs and not self.stop_training:
@@ -86,11 +90,14 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         """Train one epoch, or what is left of it."""
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
-        sampler = self.dataloader.sampler
+        sampler = getattr(self.dataloader.batch_sampler, "sampler", None)
         if isinstance(sampler, SeededSampler):
-            sampler.start = self.epoch_iter * self.dataloader.batch_size
+            sampler.start = self.epoch_iter * self.batch_size
         for idx, data_batch in self._batches():
             self.run_iter(idx, data_batch)
+        if isinstance(sampler, SeededSampler):
+            sampler.start = 0  # hooks may go through the loader
+        self._share_buffers()
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
         self.epoch_iter = 0
@@ -98,7 +105,7 @@ class ExactTrainLoop(EpochBasedTrainLoop):
     def run_iter(self, idx: int, data_batch: dict) -> None:
         """Train on one batch, and stop here if a signal has come."""
         runner = self.runner
-        seed_generators(runner.seed, get_rank(), self._iter)
+        seed_generators(runner.seed, STEPS, get_rank(), self._iter)
         runner.call_hook("before_train_iter", batch_idx=idx, data_batch=data_batch)
         try:
             outputs = runner.model.train_step(data_batch, optim_wrapper=runner.optim_wrapper)
@@ -107,13 +114,26 @@ class ExactTrainLoop(EpochBasedTrainLoop):
                 raise
             outputs = None
         if outputs is None:  # outside of the handler, which holds on to the memory of the failed step
-            raise OutOfMemory("train_dataloader", self.dataloader.batch_size, self._largest_batch(data_batch))
+            fits = self._largest_batch(data_batch)
+            divisors = [size for size in range(1, fits + 1) if self.batch_size % size == 0]
+            raise OutOfMemory("train_dataloader", self.batch_size, max(divisors, default=0))
         self._check_finite(outputs, data_batch)
         runner.call_hook("after_train_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
         self._iter += 1
         self.epoch_iter += 1
-        if self._asked_to_stop():
+        # Amid an accumulation each process has gradients of its own: with several, the stop waits for their update.
+        if (get_world_size() == 1 or runner.optim_wrapper.should_update()) and self._asked_to_stop():
             self._stop()
+
+    @property
+    def batch_size(self) -> int:
+        """Photos of a batch of this process."""
+        return getattr(self.dataloader.batch_sampler, "batch_size", None) or self.dataloader.batch_size or 1
+
+    def _share_buffers(self) -> None:
+        """Give all processes the first one's statistics of BatchNorm: those that the checkpoint will hold."""
+        for buffer in self.runner.model.buffers() if get_world_size() > 1 else ():
+            broadcast(buffer, 0)
 
     def _validate(self) -> None:
         """Run the validation of the epochs done so far, if it is due and hasn't been run."""
@@ -131,7 +151,7 @@ class ExactTrainLoop(EpochBasedTrainLoop):
             try:
                 batch = next(batches, None)
             except RuntimeError:
-                if self._asked_to_stop():  # the signal was meant for the loader's workers as well
+                if self._signal and get_world_size() == 1:  # it was meant for the loader's workers as well
                     self._stop()
                 raise
             if batch is None:
@@ -172,26 +192,33 @@ class ExactTrainLoop(EpochBasedTrainLoop):
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """Take SIGTERM and SIGINT down for the next good moment; the second one does what it did before."""
-        before = {}
+        before: dict[int, Any] = {}
+        asked_at = 0.0
 
         def ask(signum: int, frame: object) -> None:
-            self._signal = signum
-            if hasattr(signal, "SIGCHLD"):  # workers that the signal has reached too are no error now
-                signal.signal(signal.SIGCHLD, lambda *_: None)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            print("stopping after this iteration; a second signal stops at once", file=sys.stderr, flush=True)
+            nonlocal asked_at
+            if self._signal is None:
+                asked_at = time.monotonic()
+                self._signal = signum
+                if hasattr(signal, "SIGCHLD"):  # workers that the signal has reached too are no error now
+                    before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+                os.write(2, b"stopping after this iteration; a second signal stops at once\n")  # print isn't reentrant
+            elif time.monotonic() - asked_at > ONE_SIGNAL:
+                restore()
+                signal.raise_signal(signum)
 
-        try:
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            before.clear()
+
+        if threading.current_thread() is threading.main_thread():  # signals come to no other
             for number in (signal.SIGTERM, signal.SIGINT):
                 before[number] = signal.signal(number, ask)
-        except ValueError:  # not the main thread: signals don't come here
-            before.clear()
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            restore()
 
     def _asked_to_stop(self) -> bool:
         """Whether a signal has come to this process or, of several, to any."""
@@ -217,7 +244,8 @@ class StoppableValLoop(ValLoop):
     def run_iter(self, idx: int, data_batch: Sequence[dict]) -> None:
         """Validate one batch."""
         train_loop = self.runner._train_loop
-        if isinstance(train_loop, ExactTrainLoop) and train_loop._asked_to_stop():
+        # Several processes needn't have equally many batches to agree about: they end the validation first.
+        if isinstance(train_loop, ExactTrainLoop) and get_world_size() == 1 and train_loop._asked_to_stop():
             train_loop._leave(f"in the validation of epoch {train_loop.epoch}")
         try:
             super().run_iter(idx, data_batch)

@@ -48,13 +48,13 @@ class FlowersRunner(Runner):
             InputError: The disk is full or fails, a photo can't be loaded or is fatal, the loss isn't finite.
             OutOfMemory: A batch doesn't fit.
         """
-        with self._explained():
+        with explained_disk(self.work_dir), self._explained_loaders():
             return super().train()
 
     def test(self) -> dict:
         """Test as MMEngine does; here the head of the loaded checkpoint has to fit as well."""
         self._keep_head = True
-        with self._explained():
+        with explained_disk(self.work_dir), self._explained_loaders():
             return super().test()
 
     @staticmethod
@@ -65,7 +65,7 @@ class FlowersRunner(Runner):
         if isinstance(dataloader, DataLoader):
             return dataloader
         cfg = {
-            **dataloader,
+            **{key: value for key, value in dataloader.items() if key != "disable_subprocess_warning"},
             "dataset": dict(type="SeededDataset", dataset=dataloader["dataset"], seed=seed or 0),
             "sampler": dict(type="SeededSampler", sampler=dataloader["sampler"]),
         }
@@ -74,8 +74,8 @@ class FlowersRunner(Runner):
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build the ``ExactTrainLoop`` where MMEngine would take its own for epochs."""
-        if isinstance(loop, dict) and "type" not in loop and loop.get("by_epoch"):
-            loop = {"type": "ExactTrainLoop", **{key: value for key, value in loop.items() if key != "by_epoch"}}
+        if isinstance(loop, dict) and (loop.get("type") == "EpochBasedTrainLoop" or loop.get("by_epoch")):
+            loop = {**{key: value for key, value in loop.items() if key != "by_epoch"}, "type": "ExactTrainLoop"}
         return super().build_train_loop(loop)
 
     def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
@@ -142,10 +142,10 @@ class FlowersRunner(Runner):
     ) -> None:
         """Resume as MMEngine does, and within an epoch where the checkpoint was written within one.
 
-        With another batch size or number of processes, the schedules are wound on to where they would stand.
+        With another batch size or number of processes, place and schedules are converted to where they would stand.
 
         Raises:
-            InputError: As ``load_checkpoint``; or the batches have changed and the checkpoint is of within an epoch.
+            InputError: As ``load_checkpoint``; or the checkpoint is of within an epoch, between two of the new batches.
         """
         super().resume(filename, resume_optimizer, resume_param_scheduler, **kwargs)
         loop, meta = self.train_loop, self._resumed_meta
@@ -154,14 +154,19 @@ class FlowersRunner(Runner):
         loop.epoch_iter = meta.get("epoch_iter", 0)
         if meta.get("batches", self._batches()) == self._batches():
             return
-        if loop.epoch_iter:
+        done, batch = loop.epoch_iter * meta["batches"][0] * meta["batches"][1], loop.batch_size * get_world_size()
+        if loop.epoch_iter >= meta["batches"][2]:
+            loop.epoch_iter = len(loop.dataloader)
+        elif done % batch == 0:
+            loop.epoch_iter = done // batch
+        else:
             (size, processes, _), (own, own_processes, _) = meta["batches"], self._batches()
             raise InputError(
                 f"{filename} was written within an epoch of batches of {size} in {processes} processes; here they are "
                 f"batches of {own} in {own_processes}",
-                "resume it as it was started; at the end of an epoch both can be changed",
+                "resume it as it was started, or with batches that divide those",
             )
-        loop._iter = loop._epoch * len(loop.dataloader)
+        loop._iter = loop._epoch * len(loop.dataloader) + loop.epoch_iter
         if resume_param_scheduler:
             self._wind_schedulers(loop._epoch, loop._iter)
 
@@ -191,7 +196,8 @@ class FlowersRunner(Runner):
             OSError: The disk is full or fails. What was there under this name stays.
         """
         model = self.model.module if is_model_wrapper(self.model) else self.model
-        spoilt = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+        weights = {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if "running_" in n}}
+        spoilt = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
         if spoilt:
             what = (
                 f"the weights are no longer finite after iteration {self.iter} ({len(spoilt)} tensors: {spoilt[0]} …)"
@@ -221,27 +227,34 @@ class FlowersRunner(Runner):
             hub = checkpoint.pop("message_hub")
             if not self._plain_weights_only:
                 checkpoint["message_hub"] = _flatten_message_hub(hub)
-                if not self.optim_wrapper.should_update():  # amid an accumulation
+                # Amid an accumulation. Several processes have gradients of their own, and this is the first's.
+                if not self.optim_wrapper.should_update() and get_world_size() == 1:
                     named = self.model.named_parameters()
                     checkpoint["gradients"] = {name: p.grad.cpu() for name, p in named if p.grad is not None}
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
-        """Wrap for distributed training; MMEngine names a GPU to DDP even where there is none."""
-        if self.distributed and model_wrapper_cfg is None and get_device() == "cpu" and not is_model_wrapper(model):
-            return MMDistributedDataParallel(
-                module=model,
-                broadcast_buffers=False,
-                find_unused_parameters=self.cfg.get("find_unused_parameters", False),
+        """Wrap for distributed training, with the first process's statistics of BatchNorm for all.
+
+        They are what a checkpoint holds; with statistics of its own a process would go on otherwise than it was
+        stopped. And MMEngine names a GPU to DDP even where there is none.
+        """
+        if self.distributed and model_wrapper_cfg is None and not is_model_wrapper(model):
+            unused = self.cfg.get("find_unused_parameters", False)
+            if get_device() == "cpu":
+                return MMDistributedDataParallel(module=model, broadcast_buffers=True, find_unused_parameters=unused)
+            model_wrapper_cfg = dict(
+                type="MMDistributedDataParallel", broadcast_buffers=True, find_unused_parameters=unused
             )
         return super().wrap_model(model_wrapper_cfg, model)
 
     def _batches(self) -> list[int]:
         """What the number of an iteration means: batch size, processes, batches an epoch."""
-        loader = self.train_dataloader
-        return [loader.batch_size or 0, get_world_size(), len(loader)]
+        return [self.train_loop.batch_size, get_world_size(), len(self.train_dataloader)]
 
     def _wind_schedulers(self, epochs: int, iters: int) -> None:
         """Build the schedulers anew and step them to a place, with the rates of the config as the start."""
+        if self.cfg.get("param_scheduler") is None:
+            return
         for group in self.optim_wrapper.param_groups:
             group["lr"] = group["initial_lr"]
         self.param_schedulers = self.build_param_scheduler(self.cfg.param_scheduler)
@@ -250,17 +263,10 @@ class FlowersRunner(Runner):
                 scheduler.step()
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn what isn't the code's fault into a line."""
+    def _explained_loaders(self) -> Iterator[None]:
+        """Say in a line that a loader's worker died, and of which photo."""
         try:
             yield
-        except OSError as error:
-            if error.errno not in DISK_ERRORS:
-                raise
-            raise InputError(
-                f"can't write {error.filename or self.work_dir}: {error.strerror}",
-                f"the checkpoints in {self.work_dir} are whole; make room or mend the disk, then --resume",
-            ) from error
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -273,6 +279,24 @@ class FlowersRunner(Runner):
                 f"{str(error).splitlines()[0]}",
                 "take the photo out if it always is the same one; else memory was short: fewer num_workers",
             ) from error
+
+
+@contextmanager
+def explained_disk(work_dir: str) -> Iterator[None]:
+    """Say in a line what a disk, not the code, has done to a run.
+
+    Raises:
+        InputError: For a disk that is full, over quota, read-only or broken.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise InputError(
+            f"can't write {error.filename or work_dir}: {error.strerror}",
+            f"the checkpoints in {work_dir} are whole; make room or mend the disk, then --resume",
+        ) from error
 
 
 def _check_resumable(checkpoint: dict, path: Path) -> None:

@@ -20,7 +20,7 @@ from mmflowers.engine import configuration
 from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.engine.loops import OutOfMemory
 from mmflowers.engine.record import RecordHook
-from mmflowers.engine.runner import LAST, FlowersRunner
+from mmflowers.engine.runner import LAST, FlowersRunner, explained_disk
 from mmflowers.engine.weights import fetch_weights
 from mmflowers.errors import InputError, Problem
 
@@ -94,7 +94,7 @@ def configure(
     if folder:
         attempt("config", configuration.set_classes, config, len(folder.classes))
     if resume:
-        attempt("resume", _set_resume, config, weights, resume, folder.classes if folder else None)
+        attempt("resume", _set_resume, config, weights, resume, folder.classes if folder else None, seed)
     else:
         config.resume = False
         attempt("work dir", _refuse_used_work_dir, config)
@@ -146,7 +146,8 @@ def train(config: configuration.Config, *, oom: Literal["stop", "retry"] = "stop
     """
     join_process_group(config.launcher)
     while True:
-        runner = FlowersRunner.from_cfg(config)
+        with explained_disk(config.work_dir):
+            runner = FlowersRunner.from_cfg(config)
         try:
             runner.train()
             break
@@ -170,7 +171,7 @@ def _take_less(config: configuration.Config, error: OutOfMemory) -> None:
         config.optim_wrapper.accumulative_counts = config.optim_wrapper.get("accumulative_counts", 1) * parts
     last = Path(config.work_dir, LAST)
     if last.is_file():
-        config.resume, config.load_from = True, str(last)
+        _resume_from(config, last)
     print(f"{error.problems[0].what}: going on with batches of {error.fits}", file=sys.stderr, flush=True)
     # MMEngine keeps state by this name, by default one that differs by the second.
     config.experiment_name = f"{Path(config.work_dir).name}_{error.fits}_{time.monotonic_ns()}"
@@ -206,7 +207,11 @@ def needs_download(source: str) -> bool:
 
 
 def _set_resume(
-    config: configuration.Config, weights: str | None, resume: str | bool, classes: list[str] | None
+    config: configuration.Config,
+    weights: str | None,
+    resume: str | bool,
+    classes: list[str] | None,
+    seed: int | None,
 ) -> None:
     """Decide what is resumed, and that it can be, before anything is built."""
     last = Path(config.work_dir, LAST)
@@ -219,9 +224,20 @@ def _set_resume(
         raise InputError(
             f"{config.work_dir} holds another run than {checkpoint}", "--work-dir names a folder for what is resumed"
         )
-    config.resume, config.load_from = True, str(checkpoint)
+    _resume_from(config, checkpoint)
+    if seed is not None and config.randomness.seed != seed:
+        what = f"--seed {seed}, but {checkpoint} is of a run with seed {config.randomness.seed}"
+        raise InputError(what, "leave --seed away: a resumed run keeps its seed")
     if classes is not None:
         check_classes(checkpoint, classes, configuration.data_root(config))
+
+
+def _resume_from(config: configuration.Config, checkpoint: Path) -> None:
+    """Resume from ``checkpoint`` with its seed, which the loaders need before MMEngine reads it out of the file."""
+    config.resume, config.load_from = True, str(checkpoint)
+    meta = load_checkpoint_file(checkpoint).get("meta")
+    if isinstance(meta, dict) and isinstance(meta.get("seed"), int):
+        config.randomness = {**config.get("randomness", {}), "seed": meta["seed"]}
 
 
 def check_classes(checkpoint: Path, classes: list[str], data_root: str) -> None:

@@ -47,7 +47,7 @@ def read_history(work_dir: Path) -> History:
                 entry = json.loads(line)
             except json.JSONDecodeError:  # the last line of a run that was killed
                 continue
-            if "loss" in entry:
+            if "loss" in entry and "epoch" in entry:  # runs by iteration have none
                 # The last line of an epoch wins: its mean covers the whole epoch.
                 training[entry["epoch"]] = (entry.get("loss_epoch", entry["loss"]), entry.get("lr", float("nan")))
             elif "accuracy/top1" in entry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 
 from mmflowers.commands import Stopped
+from mmflowers.engine.loops import ONE_SIGNAL
 from mmflowers.engine.runner import FlowersRunner
 from mmflowers.engine.training import configure, train
 from mmflowers.errors import InputError
@@ -26,13 +28,14 @@ names = itertools.count()
 class SignalHook(Hook):
     """Sends the process a signal at a place of the training, as a scheduler or a user would."""
 
-    def __init__(self, at: str, number: int, signum: int = signal.SIGTERM) -> None:
-        self.at, self.number, self.signum = at, number, signum
+    def __init__(self, at: str, number: int, signum: int = signal.SIGTERM, after: float = 0.0) -> None:
+        self.at, self.number, self.signum, self.after = at, number, signum, after
 
     def _count(self, at: str) -> None:
         if at == self.at:
             self.number -= 1
             if not self.number:
+                time.sleep(self.after)
                 os.kill(os.getpid(), self.signum)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
@@ -101,6 +104,7 @@ def assert_equal(one: object, other: object, where: str = "") -> None:
 
 EMA = dict(type="EMAHook", momentum=0.1, update_buffers=True)
 WORKERS = ["train_dataloader.persistent_workers=True"]
+LATE_VALIDATION = ["train_cfg.max_epochs=4", "train_cfg.val_interval=4", "train_cfg.dynamic_intervals=[(2,1)]"]
 MIXUP = [
     "train_dataloader.num_workers=1",  # loading in the main process would seed what is drawn in it
     "model.train_cfg.augments.type=Mixup",
@@ -123,6 +127,7 @@ MIXUP = [
         ([("iteration", 3), ("iteration", 4)], {"options": ["optim_wrapper.accumulative_counts=2"]}),
         ([("iteration", 3)], {"options": [*WORKERS, "train_dataloader.num_workers=2"]}),
         ([("iteration", 7)], {"options": ["train_dataloader.num_workers=1"]}),
+        ([("validation", 1)], {"options": LATE_VALIDATION}),
     ],
 )  # fmt: skip
 def test_a_chain_of_stopped_pieces_ends_in_the_weights_of_a_run_never_stopped(
@@ -132,7 +137,7 @@ def test_a_chain_of_stopped_pieces_ends_in_the_weights_of_a_run_never_stopped(
     pieces = stopped(run, "pieces", *stops, **arguments)
     for part in straight.keys() - {"meta", "message_hub"}:
         assert_equal(straight[part], pieces[part], part)
-    assert straight["meta"]["iter"] == pieces["meta"]["iter"] == 2 * BATCHES
+    assert straight["meta"]["iter"] == pieces["meta"]["iter"]
     for key in ("best_score", "best_epoch"):
         assert straight["message_hub"]["runtime_info"][key] == pieces["message_hub"]["runtime_info"][key]
 
@@ -143,29 +148,54 @@ def test_ctrl_c_is_answered_like_sigterm_and_a_second_one_at_once(run: Run, tmp_
     last = torch.load(tmp_path / "a" / "last.pth", weights_only=True)
     assert (last["meta"]["epoch"], last["meta"]["iter"], last["meta"]["epoch_iter"]) == (0, 2, 2)
     before = signal.getsignal(signal.SIGINT)
-    twice = [dict(type="SignalHook", at="iteration", number=n, signum=signal.SIGINT) for n in (2, 2)]
+    first = dict(type="SignalHook", at="iteration", number=2, signum=signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        run("b", hooks=twice)
+        run("b", hooks=[first, {**first, "after": ONE_SIGNAL + 0.1}])
     assert not (tmp_path / "b" / "last.pth").exists()
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_run_stopped_within_an_epoch_refuses_other_batches_and_one_at_its_end_takes_them(run: Run) -> None:
+@pytest.mark.parametrize("stop", [("iteration", 2), ("iteration", 5), ("validation", 1)])
+def test_a_run_goes_on_with_smaller_batches_where_it_stood(stop: tuple[str, int], run: Run) -> None:
+    at, number = stop
+    with pytest.raises(Stopped):
+        run("a", hooks=[dict(type="SignalHook", at=at, number=number)])
     smaller = ["train_dataloader.batch_size=4"]
-    with pytest.raises(Stopped):
-        run("within", hooks=[dict(type="SignalHook", at="iteration", number=2)])
-    with pytest.raises(InputError, match="within an epoch of batches of 8 in 1 processes; here they are batches of 4"):
-        run("within", options=smaller)
-
-    with pytest.raises(Stopped):
-        run("end", hooks=[dict(type="SignalHook", at="validation", number=1)])
-    last = run("end", options=smaller)
+    last = run("a", options=smaller)
     whole = run("whole", options=smaller)
     assert last["meta"]["iter"] == whole["meta"]["iter"] == 20
     # The schedules stand where they would stand had the batches been small from the start.
     assert_equal(last["optimizer"]["param_groups"], whole["optimizer"]["param_groups"])
     for one, other in zip(last["param_schedulers"], whole["param_schedulers"], strict=True):
         assert one["_last_value"] == pytest.approx(other["_last_value"])
+
+
+def test_a_run_stopped_within_an_epoch_refuses_batches_that_have_no_such_place(run: Run) -> None:
+    with pytest.raises(Stopped):
+        run("a", hooks=[dict(type="SignalHook", at="iteration", number=2)])
+    with pytest.raises(InputError, match="within an epoch of batches of 8 in 1 processes; here they are batches of 3"):
+        run("a", options=["train_dataloader.batch_size=3"])
+
+
+def test_a_resumed_run_keeps_its_seed(run: Run) -> None:
+    straight = run("straight", seed=5)
+    with pytest.raises(Stopped):
+        run("a", seed=5, hooks=[dict(type="SignalHook", at="iteration", number=3)])
+    with pytest.raises(InputError, match=r"--seed 6, but .* is of a run with seed 5"):
+        run("a", seed=6)
+    assert_equal(straight["state_dict"], run("a")["state_dict"])
+
+
+@pytest.mark.parametrize("sampler", ["InfiniteSampler", "RepeatAugSampler"])
+def test_a_photo_that_a_sampler_gives_again_is_augmented_anew(sampler: str, dataset: Path, tiny_config: Path) -> None:
+    config = configure(tiny_config, data=dataset, weights="none")
+    loader = FlowersRunner.build_dataloader({**config.train_dataloader, "sampler": dict(type=sampler)}, seed=3)
+    seen: dict[str, list[torch.Tensor]] = {}
+    for batch in itertools.islice(loader, 3 * BATCHES):
+        for sample, pixels in zip(batch["data_samples"], batch["inputs"], strict=True):
+            seen.setdefault(sample.img_path, []).append(pixels)
+    pairs = [pair for pixels in seen.values() for pair in itertools.combinations(pixels, 2)]
+    assert len(pairs) > BATCHES and not any(torch.equal(*pair) for pair in pairs)
 
 
 def test_a_run_that_has_ended_is_resumed_to_no_effect(run: Run) -> None:
