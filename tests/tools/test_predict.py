@@ -265,3 +265,17 @@ def test_a_name_that_is_no_utf8_comes_back_byte_for_byte(tmp_path: Path) -> None
     with open_output(tmp_path / "x.csv", 1) as write:
         write([Prediction(name, reason="empty")])
         assert (tmp_path / "x.csv").read_bytes() == b"path,class,score,reason\ncaf\xe9.jpg,,,empty\n"  # at once
+
+
+def test_the_benchmark_times_the_commands_on_the_same_photos(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    result = run_tool(
+        *("benchmark.py", "predict", "--run", trained, "--source", dataset),
+        *("--workers", 0, "--repeats", 1, "--json"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    got = json.loads(result.stdout)
+    assert (got["photos"], got["repeats"]) == (40, 1)
+    rates = got["median_photos_per_second"]
+    assert set(rates) == {"test", "predict", "predict --amp"}
+    assert got["ratio"]["predict"][0] == pytest.approx(rates["predict"] / rates["test"])

@@ -46,7 +46,7 @@ def test_on_a_rendered_rose_it_is_on_the_petals_rather_than_in_the_corners(datas
     inside, corners = [], []
     for path in sorted((dataset / "train" / "rose").glob("*.jpg")):
         with Image.open(path) as image:
-            pixels = torch.from_numpy(np.asarray(image.convert("RGB").resize((96, 96)))).permute(2, 0, 1)
+            pixels = torch.from_numpy(np.array(image.convert("RGB").resize((96, 96)))).permute(2, 0, 1)
         cam = grad_cam(LooksAtColour(), pixels[None] / 255, torch.tensor([0]))[0]
         inside.append(cam[24:72, 24:72].mean())
         corners.append(torch.cat([cam[:16, :16], cam[:16, -16:], cam[-16:, :16], cam[-16:, -16:]]).mean())
