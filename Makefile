@@ -39,9 +39,10 @@ test-slow: $(VENV)/.made
 fuzz: $(VENV)/.made
 	$(BIN)/python tests/fuzz.py $(FUZZ)
 
-# 50 kills and 20 stops of a small training, each resumed: about 20 minutes.
+# 50 kills and 20 stops of a small training, each resumed; a full disk, a failing one: about 20 minutes.
 soak: $(VENV)/.made
 	$(BIN)/python tests/soak.py
+	$(BIN)/python -m pytest tests/engine/test_guards.py -k disk
 
 # The same tests with the OneDL editions of mmpretrain, mmengine and mmcv, in an environment of their own.
 test-onedl: .venv-onedl/.made-onedl
