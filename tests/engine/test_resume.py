@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import NARROW
 from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 
@@ -64,7 +65,7 @@ def run(dataset: Path, tiny_config: Path, tmp_path: Path) -> Run:
             weights=weights,
             work_dir=folder,
             resume=resume,
-            cfg_options=[name, *options],
+            cfg_options=[name, *NARROW, *options],
             **arguments,
         )
         config.custom_hooks = [*config.custom_hooks, *hooks]
