@@ -12,6 +12,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# One thread each: the tests' networks are tiny, and threads that wait for each other cost more than they do. Set before
+# anything imports torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # How long an example takes says more of what else the machine does than of the code.
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
@@ -25,7 +29,6 @@ PHOTOS = 10  # a class: 8 to train on, 2 to validate
 def run_tool(*arguments: object, cwd: Path, launcher: tuple[str, ...] = (), **environment: str):
     """Run ``tools/<first argument>`` as a process in ``cwd`` and return it, finished, with its output as text."""
     tool, *rest = map(str, arguments)
-    # One thread each: the tests' networks are tiny, and threads that wait for each other cost more than they do.
     env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment}
     command = [sys.executable, *launcher, str(ROOT / "tools" / tool), *rest]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
