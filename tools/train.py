@@ -36,6 +36,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="default: the config's, 0")
     parser.add_argument("--laptop", action="store_true", help="a small run to see it work: 3 epochs, smaller images")
     parser.add_argument(
+        "--fast", action="store_true", help="the same recipe on photos decoded once and augmented on the device"
+    )
+    parser.add_argument(
+        "--freeze-to",
+        metavar="LAYER",
+        help="train only what comes after this layer (layer3, blocks.4; backbone: the head alone), on feature maps "
+        "computed once",
+    )
+    parser.add_argument(
+        "--views", type=int, default=4, metavar="N", help="augmented views of a photo for --freeze-to (default: 4)"
+    )
+    parser.add_argument(
+        "--probe", action="store_true", help="a quick look: fit the head on the features of the weights, no training"
+    )
+    parser.add_argument(
         "--oom",
         choices=("stop", "retry"),
         default="stop",
@@ -65,6 +80,10 @@ def main() -> None:
         amp=args.amp,
         seed=args.seed,
         laptop=args.laptop,
+        fast=args.fast,
+        freeze_to=args.freeze_to,
+        views=args.views,
+        probe=args.probe,
         launcher=args.launcher,
         cfg_options=args.cfg_options,
         problems=problems,

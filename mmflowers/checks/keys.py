@@ -251,7 +251,7 @@ def _built(config: Any) -> Iterator[Built]:
     schedulers = config.get("param_scheduler")
     yield from _dicts("param_scheduler", schedulers, "PARAM_SCHEDULERS", extra=("convert_to_iter_based",))
     by_epoch = get(config, "train_cfg.by_epoch")
-    loop = "" if by_epoch is None else "EpochBasedTrainLoop" if by_epoch else "IterBasedTrainLoop"
+    loop = "" if by_epoch is None else "ExactTrainLoop" if by_epoch else "IterBasedTrainLoop"
     yield from _dicts("train_cfg", config.get("train_cfg"), "LOOPS", loop, ("by_epoch",))
     yield from _dicts("val_cfg", config.get("val_cfg"), "LOOPS", "ValLoop")
     yield from _dicts("test_cfg", config.get("test_cfg"), "LOOPS", "TestLoop")

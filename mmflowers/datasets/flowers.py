@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.image import imresize
+from mmengine.device import get_device
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.registry import DATASETS
+from mmpretrain.structures import DataSample
+from torch import Tensor
+from torch.utils.data import get_worker_info
 
+from mmflowers.datasets.augmentation import Augmentation, Drawn, on_device
+from mmflowers.datasets.cache import cached_array, in_threads, to_device
 from mmflowers.datasets.folder import read_dataset_folder
+from mmflowers.errors import InputError
+
+STILL = ("LoadImageFromFile", "Resize", "ResizeEdge", "CenterCrop", "Pad", "NumpyToPIL", "PILToNumpy", "PackInputs")
 
 
 @DATASETS.register_module()
@@ -15,18 +31,37 @@ class FlowersDataset(CustomDataset):
     MMPretrain's ``CustomDataset`` compares the number of classes only and takes missing files and labels out of range;
     here the folder is checked whole when it is read (``read_dataset_folder``).
 
+    With ``cache`` the photos are decoded once, and batches are taken whole (``batch``). Of a pipeline that draws
+    nothing its result is kept, so the network gets the very same pixels. Of one that augments, the photos are kept,
+    each scaled to a square; what the pipeline does to them is done for the whole batch by the data preprocessor
+    (``FlowersDataPreprocessor``), on the device that trains.
+
     Args:
         data_root: The dataset folder.
         ann_file: The split's list in it, ``train.txt``.
+        cache: Whether to.
+        cache_size: Edge of the squares in pixels; default 8/7 of the pipeline's, rounded up to a multiple of 32.
         **kwargs: Those of ``CustomDataset``; ``metainfo`` and ``data_prefix`` are not needed, as lists are relative to
             the folder.
+
+    Raises:
+        InputError: The folder isn't in order; with ``cache``, the pipeline can't be computed for whole batches.
     """
 
-    def __init__(self, data_root: str, ann_file: str, **kwargs) -> None:
+    def __init__(
+        self, data_root: str, ann_file: str, *, cache: bool = False, cache_size: int | None = None, **kwargs
+    ) -> None:
         split = ann_file.removesuffix(".txt")
         self._folder = read_dataset_folder(data_root, splits=(split,))
         self._split = split
         metainfo = {**(kwargs.pop("metainfo", None) or {}), "classes": tuple(self._folder.classes)}
+        self.augmentation: Augmentation | None = None
+        self._cache, self._cache_size = cache, cache_size
+        self._steps = [dict(step) for step in kwargs.get("pipeline") or ()]
+        if cache and not all(str(step.get("type")).rpartition("/")[2] in STILL for step in self._steps):
+            self.augmentation = Augmentation(self._steps)
+        self._drawn: dict[tuple, list[np.ndarray]] = {}
+        self._photos: Tensor | None = None
         super().__init__(data_root=data_root, ann_file=ann_file, metainfo=metainfo, **kwargs)
 
     def load_data_list(self) -> list[dict]:
@@ -35,3 +70,100 @@ class FlowersDataset(CustomDataset):
             {"img_path": str(self._folder.root / path), "gt_label": label}
             for path, label in self._folder.samples[self._split]
         ]
+
+    @property
+    def gives_batches(self) -> bool:
+        """Whether ``batch`` can be asked."""
+        return self._cache
+
+    def batch(self, places: Sequence[tuple[int, int, int]], seed: int) -> dict[str, Any]:
+        """What a loader would have collated, in one go.
+
+        Args:
+            places: For each sample the epoch, how often it was taken before in the epoch, and the photo's index: what
+                its augmentation is a function of, with the seed.
+            seed: Of the run.
+
+        Returns:
+            ``inputs``: uint8 of shape (n, 3, H, W), on the GPU where the cache fits there; ``data_samples``: n of
+            them; ``augment``, of a pipeline that augments: to be called with the inputs.
+        """
+        indices = np.array([index for *_, index in places])
+        photos = self._load()
+        inputs = photos[on_device(indices, photos.device)].permute(0, 3, 1, 2)  # NHWC in memory, "channels last"
+        labels = on_device(self._labels[indices], photos.device).split(1)
+        samples = []
+        for index, label in zip(indices.tolist(), labels, strict=True):
+            sample = DataSample(metainfo={"img_path": self._paths[index], "sample_idx": index})
+            samples.append(sample.set_gt_label(label))
+        batch = {"inputs": inputs, "data_samples": samples}
+        if self.augmentation is not None:
+            batch["augment"] = Drawn(self.augmentation, self._draw(places, seed))
+        return batch
+
+    def _draw(self, places: Sequence[tuple[int, int, int]], seed: int) -> list[np.ndarray]:
+        """Draw for a whole epoch at once, which is quicker than photo by photo, and take the batch's rows."""
+        rows = []
+        for epoch, repeat, index in places:
+            key = (seed, epoch, repeat)
+            if key not in self._drawn:
+                if len(self._drawn) > 4:
+                    self._drawn.clear()
+                rng = np.random.default_rng(np.random.SeedSequence(key))
+                self._drawn[key] = self.augmentation.draw(rng, self._shapes)
+            rows.append([values[index] for values in self._drawn[key]])
+        return [np.stack(values) for values in zip(*rows, strict=True)]
+
+    def _load(self) -> Tensor:
+        """The photos, uint8 of shape (n, H, W, 3)."""
+        if self._photos is not None:
+            return self._photos
+        infos = [self.get_data_info(index) for index in range(len(self))]
+        self._paths = [info["img_path"] for info in infos]
+        self._labels = np.array([info["gt_label"] for info in infos])
+        files = [os.stat(path) for path in self._paths]
+        state = [[path, file.st_size, file.st_mtime_ns] for path, file in zip(self._paths, files, strict=True)]
+        root = str(self._folder.root.resolve())
+        if self.augmentation is None:
+            made = self._pixels(0)
+            name, content, shape = f"{root} {self._split}", [repr(self._steps), state], made.shape
+            array = cached_array(name, content, (len(self), *shape), lambda: in_threads(self._pixels, len(self)))
+        else:
+            edge = self._cache_size or 32 * -(-self.augmentation.size * 8 // (7 * 32))
+            loader = self.pipeline.transforms[0]
+
+            def square(index: int) -> np.ndarray:
+                image = self._image(loader, index)
+                scaled = imresize(image, (edge, edge), interpolation="bicubic", backend="pillow")
+                return np.concatenate([scaled.ravel(), np.frombuffer(np.array(image.shape[:2], "<i4"), np.uint8)])
+
+            # Behind each square its photo's height and width, which boxes are drawn by.
+            shape = (len(self), edge * edge * 3 + 8)
+            name, content = f"{root} {self._split} squares", [repr(self._steps[0]), edge, state]
+            array = cached_array(name, content, shape, lambda: in_threads(square, len(self)))
+            self._shapes = np.ascontiguousarray(array[:, -8:]).view("<i4")
+            array = array[:, :-8].reshape(len(self), edge, edge, 3)
+        # A process that loads ahead keeps away from the GPU, which one process trains on.
+        photos = to_device(array, torch.device(get_device())) if get_worker_info() is None else None
+        self._photos = torch.from_numpy(array) if photos is None else photos
+        return self._photos
+
+    def _image(self, loader: Any, index: int) -> np.ndarray:
+        path = self._paths[index]
+        try:
+            return loader({"img_path": path})["img"]
+        except Exception as error:
+            raise InputError(
+                f"{path} can't be loaded: {type(error).__name__}: {error}",
+                "tools/prepare_flowers.py leaves damaged photos out",
+            ) from error
+
+    def _pixels(self, index: int) -> np.ndarray:
+        """What the pipeline makes of a photo, (H, W, 3)."""
+        try:
+            return self.pipeline(self.get_data_info(index))["inputs"].permute(1, 2, 0).numpy()
+        except Exception as error:
+            raise InputError(
+                f"{self._paths[index]} can't be loaded: {type(error).__name__}: {error}",
+                "tools/prepare_flowers.py leaves damaged photos out; else the pipeline of the config is wrong",
+            ) from error

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,6 +150,12 @@ class SeededDataset(Dataset):
             if slot is not None:
                 slot[1] = -1
 
+    def __getitems__(self, draws: list[Draw]) -> list[dict] | dict:
+        """The samples of a batch; as one dict where the dataset inside gives whole batches (``FlowersDataset``)."""
+        if getattr(self.dataset, "gives_batches", False):
+            return self.dataset.batch([(draw.epoch, draw.repeat, draw.index) for draw in draws], self.seed)
+        return [self[draw] for draw in draws]
+
     def image(self, index: int) -> str:
         """Path of a photo, relative to the dataset folder where it lies in one."""
         get_data_info = getattr(self.dataset, "get_data_info", None)
@@ -165,6 +171,14 @@ class SeededDataset(Dataset):
             return []
         time.sleep(SETTLING)
         return [self.image(int(index)) for pid, index in self._reading.tolist() if pid in pids and index >= 0]
+
+
+@FUNCTIONS.register_module()
+def collate_samples(samples: list[dict] | dict, collate: str | Callable = "pseudo_collate", **options: Any) -> Any:
+    """Collate, by a function or a registered one's name, what doesn't come as a whole batch."""
+    if isinstance(samples, dict):
+        return samples
+    return (FUNCTIONS.get(collate) if isinstance(collate, str) else collate)(samples, **options)
 
 
 @FUNCTIONS.register_module()

@@ -3,10 +3,19 @@
 Importing this registers what configs name: the hooks and the optim wrapper.
 """
 
-from mmflowers.engine.hooks import BestAndLastHook, ChannelsLastHook, CurvesHook, FastDepthwiseHook
-from mmflowers.engine.loops import ExactTrainLoop, StoppableValLoop
+from mmflowers.engine.hooks import (
+    BestAndLastHook,
+    ChannelsLastHook,
+    CurvesHook,
+    FastDepthwiseHook,
+    LazyRuntimeInfoHook,
+    ProgressiveResizeHook,
+)
+from mmflowers.engine.frozen import FrozenTrainLoop, LinearProbeLoop
+from mmflowers.engine.loops import ExactTrainLoop, FastValLoop, StoppableValLoop
 from mmflowers.engine.optim import BFloat16OptimWrapper
 from mmflowers.engine.runner import FlowersRunner
+from mmflowers.models.preprocessing import FlowersDataPreprocessor
 
 __all__ = [
     "BFloat16OptimWrapper",
@@ -15,6 +24,12 @@ __all__ = [
     "CurvesHook",
     "ExactTrainLoop",
     "FastDepthwiseHook",
+    "FastValLoop",
+    "FlowersDataPreprocessor",
     "FlowersRunner",
+    "FrozenTrainLoop",
+    "LazyRuntimeInfoHook",
+    "LinearProbeLoop",
+    "ProgressiveResizeHook",
     "StoppableValLoop",
 ]

@@ -15,6 +15,8 @@ from mmflowers.errors import InputError
 T = TypeVar("T")
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+LOOK = 50  # iterations between two looks at the loss, each of which waits for the GPU
+FAST_HOOKS = ("ChannelsLastHook", "FastDepthwiseHook")
 
 
 def load_config(path: str | Path) -> Config:
@@ -136,6 +138,48 @@ def fit_to_laptop(config: Config, epochs: int = 3, scale: float = 5 / 7) -> None
         for key in ("scale", "crop_size", "size"):  # size: torchvision's word
             if isinstance(transform.get(key), int):
                 transform[key] = round(transform[key] * scale)
+
+
+@_of_a_known_form
+def make_fast(config: Config) -> None:
+    """Give any recipe the pieces that ``configs/*_fast.py`` name one by one; what is learned stays as it is.
+
+    Photos are decoded once and augmented by whole batches on the device, in the main process: no loader's workers take
+    the processors from the training. The rest saves waiting, and takes bfloat16 where the hardware has it.
+    """
+    for name in LOADERS:
+        if config.get(name):
+            config[name].num_workers = 0
+    for dataset in datasets(config):
+        dataset["cache"] = True
+    for preprocessor in (config.get("data_preprocessor"), config.model.get("data_preprocessor")):
+        if preprocessor and preprocessor.get("type", "ClsDataPreprocessor") == "ClsDataPreprocessor":
+            preprocessor["type"] = "FlowersDataPreprocessor"
+    config.optim_wrapper.type = "BFloat16OptimWrapper"
+    config.optim_wrapper.where_fast = True
+    config.optim_wrapper.optimizer.setdefault("fused", True)
+    config.train_cfg.loss_interval = LOOK
+    if config.get("val_cfg") is not None:
+        config.val_cfg.type = "FastValLoop"
+    config.default_hooks.runtime_info = dict(type="LazyRuntimeInfoHook", interval=LOOK)
+    config.default_hooks.logger.interval = LOOK
+    config.env_cfg.cudnn_benchmark = True
+    kept = config.get("custom_hooks") or []
+    config.custom_hooks = [*kept, *(dict(type=name) for name in FAST_HOOKS if dict(type=name) not in kept)]
+
+
+@_of_a_known_form
+def freeze(config: Config, freeze_to: str, views: int) -> None:
+    """Train what comes after a layer on feature maps that are computed once (``FrozenTrainLoop``)."""
+    config.train_cfg.pop("by_epoch", None)
+    config.train_cfg |= dict(type="FrozenTrainLoop", freeze_to=freeze_to, views=views)
+
+
+@_of_a_known_form
+def probe(config: Config) -> None:
+    """Fit the head alone (``LinearProbeLoop``)."""
+    config.train_cfg = dict(type="LinearProbeLoop", max_epochs=1)
+    config.param_scheduler = dict(type="ConstantLR", factor=1.0, by_epoch=True)
 
 
 @_of_a_known_form

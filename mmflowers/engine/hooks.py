@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, RuntimeInfoHook
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
@@ -151,15 +151,80 @@ class ChannelsLastHook(Hook):
 
 
 @HOOKS.register_module()
+class LazyRuntimeInfoHook(RuntimeInfoHook):
+    """MMEngine's, which looks at the losses ``interval`` at a time: each look waits for the GPU.
+
+    Args:
+        interval: Of iterations; that of the LoggerHook, which shows them, or a divisor.
+    """
+
+    def __init__(self, interval: int = 50) -> None:
+        self.interval = interval
+        self._kept: list[dict] = []
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+    ) -> None:
+        """Keep the outputs; hand them to the message hub when it is time."""
+        if outputs:
+            self._kept.append({key: torch.as_tensor(value).detach() for key, value in outputs.items()})
+        if self.every_n_inner_iters(batch_idx, self.interval) or self.end_of_epoch(
+            runner.train_dataloader, batch_idx
+        ):
+            self.settle(runner)
+
+    def settle(self, runner: Runner) -> None:
+        """Hand all that is kept to the message hub; the Runner asks for it before it writes a checkpoint."""
+        kept, self._kept = self._kept, []
+        for key in kept[0] if kept else ():
+            for value in torch.stack([outputs[key].float().mean() for outputs in kept]).tolist():
+                runner.message_hub.update_scalar(f"train/{key}", value)
+
+
+@HOOKS.register_module()
+class ProgressiveResizeHook(Hook):
+    """Train on small images first: the later epochs, which decide, see the full size.
+
+    For datasets with a cache, whose augmentation is computed at any size.
+
+    Args:
+        sizes: ``{first epoch from 1: edge in pixels}``; before the first of them the config's size.
+    """
+
+    def __init__(self, sizes: dict[int, int]) -> None:
+        self.sizes = {int(epoch): size for epoch, size in sizes.items()}
+
+    def before_train(self, runner: Runner) -> None:
+        """See that the dataset can.
+
+        Raises:
+            InputError: It has no cache.
+        """
+        dataset = runner.train_dataloader.dataset
+        self._augmentation = getattr(dataset, "augmentation", None)
+        if self._augmentation is None:
+            raise InputError(
+                "ProgressiveResizeHook needs a dataset with a cache", "train_dataloader = dict(dataset=dict(cache=True))"
+            )
+        self._full = self._augmentation.size
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Set the size of the epoch that begins."""
+        begun = [epoch for epoch in self.sizes if epoch <= runner.epoch + 1]
+        self._augmentation.size = self.sizes[max(begun)] if begun else self._full
+
+
+@HOOKS.register_module()
 class FastDepthwiseHook(Hook):
     """Put depthwise convolutions with a quick backward pass in the model (see ``mmflowers.models.depthwise``).
 
-    It pays under bfloat16 on a CPU, so it does nothing on another device.
+    It pays under bfloat16 on a CPU, so it does nothing in float32 or on another device.
     """
 
     def before_train(self, runner: Runner) -> None:
         """Replace them in place; parameters and names stay."""
-        if next(runner.model.parameters()).device.type == "cpu":
+        pays = getattr(runner.optim_wrapper, "computes_bfloat16", False)
+        if pays and next(runner.model.parameters()).device.type == "cpu":
             count = replace_depthwise(runner.model)
             if count:
                 runner.logger.info(f"{count} depthwise convolutions take the quick backward pass")

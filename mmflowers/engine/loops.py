@@ -7,12 +7,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from mmengine.dist import all_reduce, broadcast, get_rank, get_world_size
+from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, ValLoop
 from mmpretrain.registry import LOOPS
 
@@ -65,12 +66,23 @@ class ExactTrainLoop(EpochBasedTrainLoop):
     - ``last.pth`` lies on the disk before a validation begins (``BestAndLastHook``): a run that was stopped within it
       is validated first when it goes on.
 
+    Args:
+        *args: Those of ``EpochBasedTrainLoop``.
+        loss_interval: Look at the loss every so many iterations, and at the end of an epoch. Each look waits for the
+            GPU to finish what it was given.
+        **kwargs: Those of ``EpochBasedTrainLoop``.
+
     Attributes:
         epoch_iter: Iterations done in the current epoch.
     """
 
     epoch_iter = 0
     _signal: int | None = None
+    _sum: Any = None  # of the losses since the last look: one that isn't finite makes the sum so
+
+    def __init__(self, *args, loss_interval: int = 1, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.loss_interval = loss_interval
 
     def run(self) -> torch.nn.Module:
         """Train to the last epoch."""
@@ -160,15 +172,24 @@ class ExactTrainLoop(EpochBasedTrainLoop):
 
     def _check_finite(self, outputs: dict[str, Any], data_batch: dict) -> None:
         loss = outputs.get("loss")
-        if loss is None or bool(torch.isfinite(torch.as_tensor(loss)).all()):
+        if loss is None:
+            return
+        loss = torch.as_tensor(loss).detach()
+        self._sum = loss if self._sum is None else self._sum + loss
+        last = self.epoch_iter + 1 == len(self.dataloader)
+        if not last and (self.epoch_iter + 1) % self.loss_interval:
+            return
+        loss, self._sum = self._sum, None
+        if bool(torch.isfinite(loss).all()):
             return
         files = [str(sample.get("img_path", "?")) for sample in data_batch.get("data_samples", [])]
         listed = Path(self.runner.work_dir) / BATCH_LIST
         listed.write_text("".join(f"{file}\n" for file in files), encoding="utf-8")
         (rate, *_) = self.runner.optim_wrapper.get_lr()["lr"]
+        among = f" or one of the {self.loss_interval - 1} before it" if self.loss_interval > 1 else ""
         raise InputError(
-            f"the loss became {float(loss)} in epoch {self._epoch + 1}, iteration {self._iter + 1}, at a learning rate "
-            f"of {rate:.3g}, with {', '.join(files[:NAMED])} and others (all in {listed})",
+            f"the loss became {float(loss)} in epoch {self._epoch + 1}, iteration {self._iter + 1}{among}, "
+            f"at a learning rate of {rate:.3g}, with {', '.join(files[:NAMED])} and others (all in {listed})",
             "try a lower learning rate; the checkpoints are of before",
         )
 
@@ -248,10 +269,64 @@ class StoppableValLoop(ValLoop):
         if isinstance(train_loop, ExactTrainLoop) and get_world_size() == 1 and train_loop._asked_to_stop():
             train_loop._leave(f"in the validation of epoch {train_loop.epoch}")
         try:
-            super().run_iter(idx, data_batch)
+            self._forward(idx, data_batch)
             return
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
         size = self.dataloader.batch_size
         raise OutOfMemory("val_dataloader", size, size // 2)
+
+    def _forward(self, idx: int, data_batch: Sequence[dict]) -> None:
+        super().run_iter(idx, data_batch)
+
+
+@LOOPS.register_module()
+class FastValLoop(StoppableValLoop):
+    """Validates in the precision of the training, and takes the results off the device once, at the end."""
+
+    def run(self) -> dict:
+        """Validate; the metrics are those of the config's evaluator."""
+        runner = self.runner
+        runner.call_hook("before_val")
+        runner.call_hook("before_val_epoch")
+        runner.model.eval()
+        self._features: list[tuple[torch.Tensor, ...]] = []
+        self._samples: list[list] = []
+        for idx, data_batch in enumerate(self.dataloader):
+            self.run_iter(idx, data_batch)
+        self._judge()
+        metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
+        runner.call_hook("after_val_epoch", metrics=metrics)
+        runner.call_hook("after_val")
+        return metrics
+
+    def _forward(self, idx: int, data_batch: dict) -> None:
+        runner = self.runner
+        runner.call_hook("before_val_iter", batch_idx=idx, data_batch=data_batch)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        precision = getattr(runner.optim_wrapper, "precision", nullcontext)
+        with torch.no_grad():
+            data = model.data_preprocessor(data_batch, False)
+            with precision():
+                features = model.extract_feat(data["inputs"])
+        self._features.append(tuple(map_.float() for map_ in features))
+        self._samples.append(data["data_samples"])
+        runner.call_hook("after_val_iter", batch_idx=idx, data_batch=data_batch, outputs=None)
+
+    @torch.no_grad()
+    def _judge(self) -> None:
+        """Give the evaluator its batches, with what the head makes of all features."""
+        model = self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model
+        samples = [sample for batch in self._samples for sample in batch]
+        features = tuple(torch.cat(maps) for maps in zip(*self._features, strict=True))
+        judged = model.head.predict(features, samples)
+        for name in ("pred_score", "pred_label", "gt_label"):
+            if all(name in sample for sample in judged):
+                values = torch.stack([sample.get(name) for sample in judged]).cpu()
+                for sample, value in zip(judged, values, strict=True):
+                    sample.set_field(value, name)
+        start = 0
+        for batch in self._samples:
+            self.evaluator.process(data_samples=judged[start : start + len(batch)], data_batch=None)
+            start += len(batch)

@@ -70,11 +70,16 @@ class FlowersRunner(Runner):
             "sampler": dict(type="SeededSampler", sampler=dataloader["sampler"]),
         }
         cfg.setdefault("worker_init_fn", dict(type="leave_signals_to_the_trainer"))
+        collate = cfg.get("collate_fn") or "pseudo_collate"
+        collate = dict(collate) if isinstance(collate, dict) else {"type": collate}
+        cfg["collate_fn"] = dict(type="collate_samples", collate=collate.pop("type"), **collate)
         return Runner.build_dataloader(cfg, seed, diff_rank_seed)
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build the ``ExactTrainLoop`` where MMEngine would take its own for epochs."""
-        if isinstance(loop, dict) and (loop.get("type") == "EpochBasedTrainLoop" or loop.get("by_epoch")):
+        if isinstance(loop, dict) and loop.get("type", "EpochBasedTrainLoop" if loop.get("by_epoch") else "") == (
+            "EpochBasedTrainLoop"
+        ):
             loop = {**{key: value for key, value in loop.items() if key != "by_epoch"}, "type": "ExactTrainLoop"}
         return super().build_train_loop(loop)
 
@@ -195,6 +200,7 @@ class FlowersRunner(Runner):
             InputError: The weights aren't finite.
             OSError: The disk is full or fails. What was there under this name stays.
         """
+        super().call_hook("settle")
         model = self.model.module if is_model_wrapper(self.model) else self.model
         weights = {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if "running_" in n}}
         spoilt = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]

@@ -50,6 +50,10 @@ def configure(
     amp: bool = False,
     seed: int | None = None,
     laptop: bool = False,
+    fast: bool = False,
+    freeze_to: str | None = None,
+    views: int = 4,
+    probe: bool = False,
     launcher: str = "none",
     cfg_options: Sequence[str] = (),
     problems: list[tuple[str, Problem]] | None = None,
@@ -65,6 +69,10 @@ def configure(
         amp: bfloat16 autocast and channels-last memory, on a GPU or a CPU.
         seed: In place of the config's.
         laptop: Shrink the recipe: 3 epochs, smaller images.
+        fast: The same recipe on decoded photos, augmented on the device (``configuration.make_fast``).
+        freeze_to: Train only what comes after this layer, on feature maps computed once; implies ``fast``.
+        views: Augmented views of each photo for ``freeze_to``.
+        probe: Fit the head alone; implies ``fast``.
         launcher: "none", "pytorch" (torchrun), "slurm" or "mpi".
         cfg_options: ``KEY=VALUE`` overrides in MMEngine's dotted form; applied last.
         problems: Takes what is wrong, each with its place, in place of its being raised. The config is then settled as
@@ -89,7 +97,15 @@ def configure(
     config = configuration.load_config(config_path)
     config.work_dir = str(work_dir or config.get("work_dir") or Path("work_dirs") / Path(config_path).stem)
     config.launcher = launcher
-    attempt("config", _merge, config, data, laptop, seed, amp, cfg_options)
+    attempt("config", _merge, config, data, laptop, seed, amp)
+    if fast or freeze_to or probe:
+        attempt("config", configuration.make_fast, config)
+    if freeze_to:
+        attempt("config", configuration.freeze, config, freeze_to, views)
+    if probe:
+        attempt("config", configuration.probe, config)
+    attempt("config", configuration.merge_options, config, cfg_options)
+    attempt("config", configuration.settle_loaders, config)
     folder = attempt("dataset", lambda: read_dataset_folder(configuration.data_root(config)))
     if folder:
         attempt("config", configuration.set_classes, config, len(folder.classes))
@@ -114,7 +130,6 @@ def _merge(
     laptop: bool,
     seed: int | None,
     amp: bool,
-    cfg_options: Sequence[str],
 ) -> None:
     if data is not None:
         configuration.set_data_root(config, data)
@@ -127,8 +142,6 @@ def _merge(
         config.optim_wrapper.type = "BFloat16OptimWrapper"
         hooks += [dict(type="ChannelsLastHook"), dict(type="FastDepthwiseHook")]
     config.custom_hooks = [*(config.get("custom_hooks") or []), *hooks]
-    configuration.merge_options(config, cfg_options)
-    configuration.settle_loaders(config)
 
 
 def train(config: configuration.Config, *, oom: Literal["stop", "retry"] = "stop") -> Outcome:

@@ -1,0 +1,397 @@
+"""The random transforms of a pipeline, drawn for all photos of an epoch and computed for whole batches on any device.
+
+A photo's augmentation is the same as MMPretrain's or torchvision's in distribution (a test compares them), and follows
+from seed, epoch and photo alone, whatever batch the photo is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmflowers.errors import InputError
+
+NEUTRAL = ("LoadImageFromFile", "NumpyToPIL", "PILToNumpy", "PackInputs")
+GREY_BGR = (0.114, 0.587, 0.2989)  # torchvision's weights, for blue, green, red
+
+
+class RandomResizedCrop:
+    """MMPretrain's and torchvision's transform of that name: a box of random area and shape, scaled to a square.
+
+    It is taken from a square that the whole photo was scaled to: a box is drawn in the photo's own proportions and cut
+    out of the square by its edges' fractions of height and width, so that proportions come out right.
+
+    Args:
+        size: Edge of the result in pixels.
+        area: Least and largest share of the photo.
+        aspect: Least and largest width over height.
+        attempts: Boxes that are drawn until one lies inside; then the largest allowed in the middle is taken.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        area: tuple[float, float] = (0.08, 1.0),
+        aspect: tuple[float, float] = (3 / 4, 4 / 3),
+        attempts: int = 10,
+    ) -> None:
+        self.size, self.area, self.aspect, self.attempts = size, area, aspect, attempts
+
+    def draw(self, rng: np.random.Generator, shapes: np.ndarray) -> np.ndarray:
+        """Boxes as fractions (top, left, bottom, right), float64 of shape (n, 4), for photos of ``shapes`` (n, 2)."""
+        count = len(shapes)
+        height, width = shapes[:, :1].astype(float), shapes[:, 1:].astype(float)
+        area = rng.uniform(*self.area, (count, self.attempts)) * height * width
+        aspect = np.exp(rng.uniform(*np.log(self.aspect), (count, self.attempts)))
+        box_h, box_w = np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))
+        inside = (box_h > 0) & (box_h <= height) & (box_w > 0) & (box_w <= width)
+        first = inside.argmax(1)[:, None]
+        box_h, box_w = np.take_along_axis(box_h, first, 1), np.take_along_axis(box_w, first, 1)
+        top = np.floor(rng.random((count, 1)) * (height - box_h + 1))
+        left = np.floor(rng.random((count, 1)) * (width - box_w + 1))
+
+        least, largest = self.aspect
+        ratio = width / height
+        middle_h = np.where(ratio < least, np.rint(width / least), height)
+        middle_w = np.where(ratio > largest, np.rint(height * largest), width)
+        found = inside.any(1, keepdims=True)
+        box_h, box_w = np.where(found, box_h, middle_h), np.where(found, box_w, middle_w)
+        top = np.where(found, top, (height - box_h) // 2)
+        left = np.where(found, left, (width - box_w) // 2)
+        return np.hstack([top / height, left / width, (top + box_h) / height, (left + box_w) / width])
+
+    def apply(self, images: Tensor, boxes: np.ndarray) -> Tensor:
+        """uint8 of shape (n, 3, S, S) → (n, 3, size, size): uint8 on a CPU, float32 on another device."""
+        return cut_one_by_one(images, boxes, self.size) if images.device.type == "cpu" else cut(images, boxes, self.size)
+
+
+def cut_one_by_one(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:
+    """Cut and scale each image by PyTorch's uint8 kernel: 30 times as fast on a CPU as ``cut``."""
+    edge = images.shape[-1]
+    start = np.clip(np.rint(boxes[:, :2] * edge), 0, edge - 1).astype(int)
+    end = np.clip(np.rint(boxes[:, 2:] * edge), start + 1, edge).astype(int)
+    shape = (len(images), images.shape[1], size, size)
+    result = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
+    for number, ((top, left), (bottom, right)) in enumerate(zip(start.tolist(), end.tolist(), strict=True)):
+        box = images[number : number + 1, :, top:bottom, left:right]
+        result[number] = F.interpolate(box, (size, size), mode="bilinear", antialias=True)[0]
+    return result
+
+
+def cut(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:
+    """Cut and scale a whole batch: scaling is linear in rows and in columns, so it is two products with matrices."""
+    edge = images.shape[-1]
+    dtype = torch.float16 if images.is_cuda else torch.float32  # 0…255 is exact in float16
+    rows, columns = (
+        _resampling(boxes[:, [side, side + 2]] * edge, size, edge, images.device).to(dtype)[:, None] for side in (0, 1)
+    )
+    return (rows @ images.to(dtype) @ columns.mT).float().round_().clamp_(0, 255)
+
+
+def _resampling(spans: np.ndarray, size: int, edge: int, device: torch.device) -> Tensor:
+    """The matrices (n, size, edge) that scale ``spans`` (n, 2) of a line of ``edge`` pixels to ``size`` pixels.
+
+    Pillow's bilinear filter: a triangle as wide as a pixel of the coarser of the two grids, cut off at the span's ends.
+    """
+    start, end = on_device(spans, device).float()[:, :, None].unbind(1)
+    scale = (end - start) / size
+    centre = start[:, None] + (torch.arange(size, device=device)[:, None] + 0.5) * scale[:, None]
+    pixel = torch.arange(edge, device=device) + 0.5
+    weights = (1 - (pixel - centre).abs() / scale[:, None].clamp(min=1)).clamp(min=0)
+    inside = (pixel > start.floor()) & (pixel < end.ceil())
+    weights = weights * inside[:, None]
+    return weights / weights.sum(2, keepdim=True)
+
+
+class RandomFlip:
+    """Mirror left and right with probability ``prob``."""
+
+    def __init__(self, prob: float = 0.5) -> None:
+        self.prob = prob
+
+    def draw(self, rng: np.random.Generator, shapes: np.ndarray) -> np.ndarray:
+        """Whether to, bool of shape (n,)."""
+        return rng.random(len(shapes)) < self.prob
+
+    def apply(self, images: Tensor, flips: np.ndarray) -> Tensor:
+        """(n, 3, H, W) → the same shape and dtype."""
+        chosen = on_device(np.flatnonzero(flips), images.device)
+        images[chosen] = images[chosen].flip(3)
+        return images
+
+
+class ColorJitter:
+    """torchvision's: brightness, contrast, saturation and hue by random factors in random order.
+
+    Args:
+        brightness: Least and largest factor.
+        contrast: Likewise.
+        saturation: Likewise.
+        hue: Least and largest turn of the hue, in turns.
+    """
+
+    def __init__(self, brightness: Sequence, contrast: Sequence, saturation: Sequence, hue: Sequence) -> None:
+        self.ranges = (brightness, contrast, saturation, hue)
+
+    def draw(self, rng: np.random.Generator, shapes: np.ndarray) -> np.ndarray:
+        """Four factors and the order of the four, float64 of shape (n, 8)."""
+        order = rng.permuted(np.tile(np.arange(4.0), (len(shapes), 1)), axis=1)
+        return np.hstack([rng.uniform(*range_, (len(shapes), 1)) for range_ in self.ranges] + [order])
+
+    def apply(self, images: Tensor, drawn: np.ndarray) -> Tensor:
+        """BGR of shape (n, 3, H, W) and 0…255 → float32 likewise."""
+        images = images.float().contiguous()  # planes of one colour: every step below takes them apart
+        factors, order = drawn[:, :4], drawn[:, 4:]
+        for place in range(4):
+            for kind, change in enumerate((_brightness, _contrast, _saturation, _hue)):
+                here = np.flatnonzero(order[:, place] == kind)
+                if len(here) and self.ranges[kind][0] != self.ranges[kind][1]:
+                    chosen = on_device(here, images.device)
+                    factor = on_device(factors[here, kind], images.device).float().view(-1, 1, 1, 1)
+                    images[chosen] = change(images[chosen], factor)
+        return images
+
+
+def _grey(images: Tensor) -> Tensor:
+    blue, green, red = GREY_BGR
+    return blue * images[:, :1] + green * images[:, 1:2] + red * images[:, 2:]
+
+
+def _brightness(images: Tensor, factor: Tensor) -> Tensor:
+    return (images * factor).clamp_(0, 255)
+
+
+def _contrast(images: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(_grey(images).mean((2, 3), keepdim=True).round(), images, factor).clamp_(0, 255)
+
+
+def _saturation(images: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(_grey(images), images, factor).clamp_(0, 255)
+
+
+def _hue(images: Tensor, turn: Tensor) -> Tensor:
+    """Turn the hue in HSV, by the formula f(n) = V − V·S·max(0, min(k, 4 − k, 1)), k = (n + 6·hue) mod 6."""
+    blue, green, red = images.unbind(1)
+    value, least = images.amax(1), images.amin(1)
+    chroma = value - least
+    divisor = torch.where(chroma == 0, 1.0, chroma)
+    hue = torch.where(
+        value == red,
+        (green - blue) / divisor,
+        torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+    )
+    hue = hue + 6 * turn[:, :, 0]
+    channels = []
+    for number in (1, 3, 5):  # blue, green, red
+        k = (number + hue) % 6
+        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
+    return torch.stack(channels, 1)
+
+
+class RandomAffine:
+    """torchvision's RandomAffine, and with angles alone its RandomRotation; what comes in from outside is black.
+
+    Args:
+        degrees: Least and largest angle.
+        translate: Largest shift as shares of width and height.
+        scale: Least and largest factor.
+        shear: Least and largest shear of x and of y in degrees, four numbers.
+        mode: "bilinear" or "nearest".
+        sign: −1 for RandomRotation, which turns the other way.
+    """
+
+    def __init__(
+        self,
+        degrees: Sequence,
+        translate: Sequence = (0.0, 0.0),
+        scale: Sequence = (1.0, 1.0),
+        shear: Sequence = (0.0, 0.0, 0.0, 0.0),
+        mode: str = "nearest",
+        sign: int = 1,
+    ) -> None:
+        self.degrees, self.translate, self.scale = degrees, translate, scale
+        self.shear, self.mode, self.sign = shear, mode, sign
+
+    def draw(self, rng: np.random.Generator, shapes: np.ndarray) -> np.ndarray:
+        """Angle, shift of x and y (shares), scale, shear of x and y (degrees): float64 of shape (n, 6)."""
+        limits = (
+            *(self.degrees, (-self.translate[0], self.translate[0]), (-self.translate[1], self.translate[1])),
+            *(self.scale, self.shear[:2], self.shear[2:]),
+        )
+        return np.hstack([rng.uniform(*limit, (len(shapes), 1)) for limit in limits])
+
+    def apply(self, images: Tensor, drawn: np.ndarray) -> Tensor:
+        """(n, 3, size, size), 0…255 → float32 of the same shape."""
+        size = images.shape[-1]
+        angle, shear_x, shear_y = np.radians(drawn[:, [0, 4, 5]].T)
+        angle = self.sign * angle
+        shift = np.rint(drawn[:, 1:3] * size)  # torchvision shifts by whole pixels
+        # The inverse of rotation, scale and shear, as torchvision has it (functional._get_inverse_affine_matrix).
+        a, c = np.cos(angle - shear_y) / np.cos(shear_y), np.sin(angle - shear_y) / np.cos(shear_y)
+        b, d = -a * np.tan(shear_x) - np.sin(angle), -c * np.tan(shear_x) + np.cos(angle)
+        inverse = np.stack([np.stack([d, -b], 1), np.stack([-c, a], 1)], 1) / drawn[:, 3, None, None]
+        offset = inverse @ -shift[:, :, None] * 2 / size
+        theta = on_device(np.concatenate([inverse, offset], 2), images.device).float()
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        return F.grid_sample(images.float(), grid, mode=self.mode, padding_mode="zeros", align_corners=False)
+
+
+def on_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Copy an array to a device without waiting for what the device is at (which a copy from pageable memory does)."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class Augmentation:
+    """The random transforms of a pipeline in their order, the first of them a RandomResizedCrop.
+
+    Args:
+        pipeline: The config's, a list of dicts.
+
+    Raises:
+        InputError: Naming every transform that isn't known here.
+    """
+
+    def __init__(self, pipeline: Sequence[dict]) -> None:
+        self.transforms, unknown = [], []
+        for step in pipeline:
+            name = str(step.get("type")).rpartition("/")[2]
+            if name not in NEUTRAL:
+                try:
+                    self.transforms.append(_KNOWN[name]({k: v for k, v in step.items() if k != "type"}))
+                except (KeyError, TypeError, ValueError) as error:
+                    unknown.append(name if name not in _KNOWN else f"{name} ({error})")
+        if not unknown and not (self.transforms and isinstance(self.transforms[0], RandomResizedCrop)):
+            unknown.append("a pipeline that doesn't begin with RandomResizedCrop")
+        if unknown:
+            raise InputError(
+                f"can't augment whole batches with {', '.join(unknown)}",
+                f"known are {', '.join(_KNOWN)}; leave the dataset's cache away for others",
+            )
+
+    @property
+    def size(self) -> int:
+        """Edge of what comes out, in pixels."""
+        return self.transforms[0].size
+
+    @size.setter
+    def size(self, size: int) -> None:
+        self.transforms[0].size = size
+
+    def draw(self, rng: np.random.Generator, shapes: np.ndarray) -> list[np.ndarray]:
+        """Draw for photos of ``shapes`` (n, 2), height and width; for each transform an array with n rows."""
+        return [transform.draw(rng, shapes) for transform in self.transforms]
+
+    def __call__(self, images: Tensor, drawn: list[np.ndarray]) -> Tensor:
+        """BGR uint8 of shape (n, 3, S, S) → (n, 3, size, size), 0…255, uint8 or float32, on the same device."""
+        crop, *others = self.transforms
+        images = crop.apply(images, drawn[0])
+        if images.device.type != "cpu" or not others:
+            return self._apply(images, others, drawn[1:])
+        # One by one they stay in the processor's cache, which is worth more than the batch.
+        singly = [self._apply(images[n : n + 1], others, [v[n : n + 1] for v in drawn[1:]]) for n in range(len(images))]
+        return torch.cat(singly)
+
+    @staticmethod
+    def _apply(images: Tensor, transforms: list, drawn: list[np.ndarray]) -> Tensor:
+        for transform, values in zip(transforms, drawn, strict=True):
+            images = transform.apply(images, values)
+        return images
+
+
+class Drawn:
+    """An augmentation with what was drawn for a batch; can be sliced as the batch's other parts can."""
+
+    def __init__(self, augmentation: Augmentation, drawn: list[np.ndarray]) -> None:
+        self.augmentation, self.drawn = augmentation, drawn
+
+    def __getitem__(self, part: slice) -> Drawn:
+        return Drawn(self.augmentation, [values[part] for values in self.drawn])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """As ``Augmentation``."""
+        return self.augmentation(images, self.drawn)
+
+
+def _square(size: Any) -> int:
+    edges = {size} if isinstance(size, int) else set(size)
+    if len(edges) != 1:
+        raise ValueError("squares only")
+    return edges.pop()
+
+
+def _plain(given: dict, **accepted: Any) -> None:
+    """Refuse arguments with other values than ``accepted``, which is what the batched form does."""
+    for name, value in given.items():
+        if name not in accepted or (accepted[name] is not Any and str(value).lower() not in accepted[name]):
+            raise ValueError(f"{name}={value}")
+
+
+def _crop(given: dict) -> RandomResizedCrop:
+    size = given.pop("scale", None) if "size" not in given else given.pop("size")
+    if not isinstance(size, (int, list, tuple)):  # torchvision calls the area scale
+        raise ValueError("no size")
+    area = given.pop("crop_ratio_range", given.pop("scale", (0.08, 1.0)))
+    aspect = given.pop("aspect_ratio_range", given.pop("ratio", (3 / 4, 4 / 3)))
+    attempts = given.pop("max_attempts", 10)
+    _plain(given, interpolation=("bilinear",), backend=Any, antialias=Any)
+    return RandomResizedCrop(_square(size), tuple(area), tuple(aspect), attempts)
+
+
+def _flip(given: dict) -> RandomFlip:
+    prob = given.pop("prob", given.pop("p", 0.5))
+    _plain(given, direction=("horizontal",))
+    return RandomFlip(float(prob))
+
+
+def _jitter(given: dict) -> ColorJitter:
+    def limits(value: Any, centre: float) -> tuple[float, float]:
+        if isinstance(value, (int, float)):
+            return (max(0.0, 1 - value), 1 + value) if centre else (-value, value)
+        return tuple(value)
+
+    ranges = [limits(given.pop(name, 0), 1.0) for name in ("brightness", "contrast", "saturation")]
+    hue = limits(given.pop("hue", 0), 0.0)
+    _plain(given)
+    return ColorJitter(*ranges, hue)
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    return (-value, value) if isinstance(value, (int, float)) else tuple(value)
+
+
+def _rotation(given: dict) -> RandomAffine:
+    degrees = _pair(given.pop("degrees"))
+    mode = str(given.pop("interpolation", "nearest"))
+    _plain(given, expand=("false",), fill=("0",), center=("none",))
+    return RandomAffine(degrees, mode=_mode(mode), sign=-1)
+
+
+def _affine(given: dict) -> RandomAffine:
+    degrees = _pair(given.pop("degrees"))
+    translate, scale = given.pop("translate", None) or (0.0, 0.0), given.pop("scale", None) or (1.0, 1.0)
+    shear = _pair(given.pop("shear", None) or 0.0)
+    mode = str(given.pop("interpolation", "nearest"))
+    _plain(given, fill=("0",), center=("none",))
+    return RandomAffine(degrees, translate, scale, (*shear, 0.0, 0.0)[:4], mode=_mode(mode))
+
+
+def _mode(name: str) -> str:
+    if name not in ("nearest", "bilinear"):
+        raise ValueError(f"interpolation={name}")
+    return name
+
+
+_KNOWN = {
+    "RandomResizedCrop": _crop,
+    "RandomFlip": _flip,
+    "RandomHorizontalFlip": _flip,
+    "ColorJitter": _jitter,
+    "RandomRotation": _rotation,
+    "RandomAffine": _affine,
+}
