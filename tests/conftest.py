@@ -45,6 +45,12 @@ def run_tool(*arguments: object, cwd: Path, launcher: tuple[str, ...] = (), **en
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def decoded_photos(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the cache of decoded photos in the tests' own folder."""
+    os.environ["MMFLOWERS_CACHE"] = str(tmp_path_factory.mktemp("decoded"))
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset folder: 10 rendered photos of each of the five flowers, prepared by the command."""

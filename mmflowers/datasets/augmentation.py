@@ -67,7 +67,9 @@ class RandomResizedCrop:
 
     def apply(self, images: Tensor, boxes: np.ndarray) -> Tensor:
         """uint8 of shape (n, 3, S, S) → (n, 3, size, size): uint8 on a CPU, float32 on another device."""
-        return cut_one_by_one(images, boxes, self.size) if images.device.type == "cpu" else cut(images, boxes, self.size)
+        return (
+            cut_one_by_one(images, boxes, self.size) if images.device.type == "cpu" else cut(images, boxes, self.size)
+        )
 
 
 def cut_one_by_one(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:

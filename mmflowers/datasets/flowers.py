@@ -125,9 +125,17 @@ class FlowersDataset(CustomDataset):
         state = [[path, file.st_size, file.st_mtime_ns] for path, file in zip(self._paths, files, strict=True)]
         root = str(self._folder.root.resolve())
         if self.augmentation is None:
-            made = self._pixels(0)
-            name, content, shape = f"{root} {self._split}", [repr(self._steps), state], made.shape
-            array = cached_array(name, content, (len(self), *shape), lambda: in_threads(self._pixels, len(self)))
+            shape = self._pixels(0).shape
+
+            def pixels(index: int) -> np.ndarray:
+                made = self._pixels(index)
+                if made.shape != shape:
+                    what = f"the pipeline makes images of different sizes: {made.shape[:2]} of {self._paths[index]}"
+                    raise InputError(what, "end it with a CenterCrop, or leave the dataset's cache away")
+                return made
+
+            name, content = f"{root} {self._split}", [repr(self._steps), state]
+            array = cached_array(name, content, (len(self), *shape), lambda: in_threads(pixels, len(self)))
         else:
             edge = self._cache_size or 32 * -(-self.augmentation.size * 8 // (7 * 32))
             loader = self.pipeline.transforms[0]

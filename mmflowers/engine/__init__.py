@@ -3,6 +3,7 @@
 Importing this registers what configs name: the hooks and the optim wrapper.
 """
 
+from mmflowers.engine.frozen import FrozenTrainLoop, LinearProbeLoop
 from mmflowers.engine.hooks import (
     BestAndLastHook,
     ChannelsLastHook,
@@ -11,7 +12,6 @@ from mmflowers.engine.hooks import (
     LazyRuntimeInfoHook,
     ProgressiveResizeHook,
 )
-from mmflowers.engine.frozen import FrozenTrainLoop, LinearProbeLoop
 from mmflowers.engine.loops import ExactTrainLoop, FastValLoop, StoppableValLoop
 from mmflowers.engine.optim import BFloat16OptimWrapper
 from mmflowers.engine.runner import FlowersRunner

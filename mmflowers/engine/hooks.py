@@ -168,9 +168,7 @@ class LazyRuntimeInfoHook(RuntimeInfoHook):
         """Keep the outputs; hand them to the message hub when it is time."""
         if outputs:
             self._kept.append({key: torch.as_tensor(value).detach() for key, value in outputs.items()})
-        if self.every_n_inner_iters(batch_idx, self.interval) or self.end_of_epoch(
-            runner.train_dataloader, batch_idx
-        ):
+        if self.every_n_inner_iters(batch_idx, self.interval) or self.end_of_epoch(runner.train_dataloader, batch_idx):
             self.settle(runner)
 
     def settle(self, runner: Runner) -> None:
@@ -204,7 +202,8 @@ class ProgressiveResizeHook(Hook):
         self._augmentation = getattr(dataset, "augmentation", None)
         if self._augmentation is None:
             raise InputError(
-                "ProgressiveResizeHook needs a dataset with a cache", "train_dataloader = dict(dataset=dict(cache=True))"
+                "ProgressiveResizeHook needs a dataset with a cache",
+                "train_dataloader = dict(dataset=dict(cache=True))",
             )
         self._full = self._augmentation.size
 

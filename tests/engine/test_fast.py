@@ -1,0 +1,168 @@
+"""The fast pieces change how long it takes, and nothing that is learned or said."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import NARROW, ROOT, run_tool
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmpretrain.registry import HOOKS
+
+import mmflowers.engine  # noqa: F401  registers
+from mmflowers.engine import configuration
+from mmflowers.engine.optim import has_fast_bfloat16
+from mmflowers.engine.training import configure, train
+from mmflowers.errors import InputError
+
+names = itertools.count()
+
+
+@pytest.fixture
+def run(dataset: Path, tiny_config: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Train in a folder by a settled config that may be changed before, and return the folder."""
+
+    def train_it(folder: str, *options: str, change: Callable[[Config], object] = lambda config: None, **flags) -> Path:
+        config = configure(
+            tiny_config,
+            data=dataset,
+            weights=None if flags.get("resume") else "none",
+            work_dir=tmp_path / folder,
+            cfg_options=[f"experiment_name=fast{next(names)}", *NARROW, *options],
+            **flags,
+        )
+        change(config)
+        train(config)
+        return tmp_path / folder
+
+    return train_it
+
+
+def scalars(work_dir: Path) -> list[dict]:
+    (path,) = work_dir.glob("*/vis_data/scalars.json")
+    times = ("time", "data_time", "eta")
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in times}
+        for line in path.read_text().splitlines()
+    ]
+
+
+def weights(work_dir: Path) -> dict[str, torch.Tensor]:
+    return torch.load(work_dir / "last.pth", weights_only=True)["state_dict"]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    for (name, mine), theirs in zip(weights(one).items(), weights(other).values(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+def test_the_config_and_the_flag_are_the_same_pieces() -> None:
+    config = configuration.load_config(ROOT / "configs" / "resnet50_flowers_fast.py")
+    flag = configuration.load_config(ROOT / "configs" / "resnet50_flowers.py")
+    configuration.make_fast(flag)
+    configuration.settle_loaders(flag)
+    keys = ("data_preprocessor", "optim_wrapper", "train_cfg", "val_cfg", "default_hooks", "custom_hooks", "env_cfg")
+    for key in (*keys, *configuration.LOADERS):
+        assert config[key] == flag[key], key
+
+
+def test_it_learns_and_validates_and_what_it_leaves_can_be_tested(dataset: Path, tiny_config: Path, tmp_path: Path):
+    trained = run_tool("train.py", tiny_config, "--fast", "--data", dataset, "--weights", "none", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    work_dir = tmp_path / "work_dirs" / "tiny"
+    best = max(line["accuracy/top1"] for line in scalars(work_dir) if "accuracy/top1" in line)
+    tested = run_tool("test.py", cwd=tmp_path)
+    assert tested.returncode == 0, tested.stderr
+    assert f"top-1 {best:.2f} %" in tested.stdout
+    predicted = run_tool("predict.py", dataset / "val", "--run", work_dir, cwd=tmp_path)
+    assert predicted.returncode == 0, predicted.stderr
+
+
+def test_stopped_and_resumed_it_comes_to_the_same_weights(run: Callable[..., Path]) -> None:
+    straight = run("straight", fast=True)
+
+    def end_after_one(config: Config) -> None:
+        config.train_cfg.max_epochs = 1
+
+    run("stopped", fast=True, change=end_after_one)
+    assert_same(straight, run("stopped", fast=True, resume=True))
+
+
+def test_losses_that_are_looked_at_later_are_the_same(run: Callable[..., Path]) -> None:
+    def eager(config: Config) -> None:
+        config.default_hooks.runtime_info = dict(type="RuntimeInfoHook")
+        config.train_cfg.loss_interval = 1
+
+    lazy = run("lazy", "default_hooks.logger.interval=2", "default_hooks.runtime_info.interval=2", fast=True)
+    plain = run("plain", "default_hooks.logger.interval=2", fast=True, change=eager)
+    assert_same(lazy, plain)
+    for mine, theirs in zip(scalars(lazy), scalars(plain), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+def test_the_fast_validation_says_what_mmengines_says(run: Callable[..., Path]) -> None:
+    def slow(config: Config) -> None:
+        config.val_cfg = dict()
+
+    fast, stock = run("fast", fast=True), run("stock", fast=True, change=slow)
+    accuracies = [[line["accuracy/top1"] for line in scalars(d) if "accuracy/top1" in line] for d in (fast, stock)]
+    assert accuracies[0] == accuracies[1] and len(accuracies[0]) == 2
+
+
+def test_a_loss_that_isnt_finite_stops_it_within_the_epoch(run: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the loss became \S+ in epoch 1, iteration \d or one of the 49 before it"):
+        run("spoilt", "optim_wrapper.optimizer.lr=1e30", "param_scheduler=None", fast=True)
+    assert not (tmp_path / "spoilt" / "last.pth").exists()
+
+
+@HOOKS.register_module()
+class SizesHook(Hook):
+    """Notes the edge of what each batch becomes."""
+
+    def before_train(self, runner) -> None:
+        self.edges: list[int] = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self.edges.append(data_batch["augment"](data_batch["inputs"]).shape[-1])
+
+    def after_train(self, runner) -> None:
+        Path(runner.work_dir, "edges.json").write_text(json.dumps(self.edges))
+
+
+def test_epochs_grow_in_size(run: Callable[..., Path]) -> None:
+    def grow(config: Config) -> None:
+        config.custom_hooks += [dict(type="ProgressiveResizeHook", sizes={1: 32, 2: 48}), dict(type="SizesHook")]
+
+    assert json.loads((run("grown", fast=True, change=grow) / "edges.json").read_text()) == [32] * 5 + [48] * 5
+
+
+def test_sizes_need_a_cache(run: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match="needs a dataset with a cache"):
+        run("grown", change=lambda c: c.custom_hooks.append(dict(type="ProgressiveResizeHook", sizes={1: 32})))
+
+
+def test_a_pipeline_that_has_no_batched_form_is_refused_before_anything_is_built(
+    dataset: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "erasing.py"
+    config.write_text(
+        f"_base_ = {str(tiny_config)!r}\n"
+        "pipeline = [dict(type='LoadImageFromFile'), dict(type='RandomResizedCrop', scale=48), "
+        "dict(type='RandomErasing'), dict(type='PackInputs')]\n"
+        "train_dataloader = dict(dataset=dict(pipeline=pipeline))\n"
+    )
+    got = run_tool("train.py", config, "--fast", "--data", dataset, "--weights", "none", cwd=tmp_path)
+    assert got.returncode == 2 and "error: can't augment whole batches with RandomErasing" in got.stderr
+
+
+def test_bfloat16_is_taken_where_the_processor_has_it(run: Callable[..., Path]) -> None:
+    flags = Path("/proc/cpuinfo")
+    if not flags.is_file() or torch.cuda.is_available():
+        pytest.skip("asks Linux what the processor has")
+    words = set(flags.read_text().split())
+    assert has_fast_bfloat16(torch.device("cpu")) == bool(words & {"avx512_bf16", "amx_tile"})
