@@ -73,7 +73,7 @@ def _write(path: Path, prefix: str, shape: tuple[int, ...], rows: Callable[[], I
     handle, name = tempfile.mkstemp(prefix=f".{prefix}-", suffix=".partial", dir=path.parent)
     os.close(handle)
     try:
-        with open(name, "wb") as file:
+        with Path(name).open("wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for row in rows():  # written, not mapped: a full disk is an OSError then, not a SIGBUS

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,7 +121,7 @@ class FlowersDataset(CustomDataset):
         infos = [self.get_data_info(index) for index in range(len(self))]
         self._paths = [info["img_path"] for info in infos]
         self._labels = np.array([info["gt_label"] for info in infos])
-        files = [os.stat(path) for path in self._paths]
+        files = [Path(path).stat() for path in self._paths]
         state = [[path, file.st_size, file.st_mtime_ns] for path, file in zip(self._paths, files, strict=True)]
         root = str(self._folder.root.resolve())
         if self.augmentation is None:

@@ -13,8 +13,7 @@ from torch import nn
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16, rather than imitating it: a GPU from Ampere on, a CPU with AMX or AVX-512
-    BF16."""
+    """Whether the device computes in bfloat16: a GPU from Ampere on, a CPU with AMX or AVX-512 BF16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     asks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))

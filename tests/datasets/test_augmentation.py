@@ -137,7 +137,7 @@ def test_half_of_the_photos_are_mirrored(photo: Image.Image) -> None:
 
 
 def test_every_transform_that_isnt_known_is_named() -> None:
-    with pytest.raises(InputError, match="RandAugment, RandomErasing .*known are RandomResizedCrop"):
+    with pytest.raises(InputError, match=r"RandAugment, RandomErasing .*known are RandomResizedCrop"):
         Augmentation([CROP, dict(type="RandAugment"), dict(type="RandomErasing")])
     with pytest.raises(InputError, match="direction=vertical"):
         Augmentation([CROP, dict(type="RandomFlip", prob=0.5, direction="vertical")])

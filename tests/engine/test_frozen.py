@@ -51,7 +51,7 @@ def test_trunk_and_rest_are_the_network(model: dict, layer: str) -> None:
 
 
 def test_a_layer_that_isnt_there_is_answered_with_those_that_are() -> None:
-    with pytest.raises(InputError, match="no layer layer9 .*layer3, layer4, or backbone for all"):
+    with pytest.raises(InputError, match=r"no layer layer9 .*layer3, layer4, or backbone for all"):
         Trunk(build(RESNET), "layer9")
     with pytest.raises(InputError, match=r"blocks\.0, blocks\.1, .*blocks\.6, or backbone"):
         Trunk(build(LITE), "blocks.7")
