@@ -29,8 +29,10 @@ flowers: $(VENV)/.made
 	$(BIN)/python tools/train.py configs/resnet50_flowers.py $(if $(wildcard work_dirs/resnet50_flowers/last.pth),--resume)
 	$(BIN)/python tools/test.py
 
+# Two processes share the tests; PARALLEL= runs them in one, as plain pytest does.
+PARALLEL ?= -n 2 --dist worksteal
 test: $(VENV)/.made
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: $(VENV)/.made
 	$(BIN)/python -m pytest -m slow
@@ -46,7 +48,7 @@ soak: $(VENV)/.made
 
 # The same tests with the OneDL editions of mmpretrain, mmengine and mmcv, in an environment of their own.
 test-onedl: .venv-onedl/.made-onedl
-	.venv-onedl/bin/python -m pytest
+	.venv-onedl/bin/python -m pytest $(PARALLEL)
 
 .venv-onedl/.made-onedl: requirements-onedl.txt pyproject.toml
 	$(PYTHON) -m venv .venv-onedl

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 # One thread each: the tests' networks are tiny, and threads that wait for each other cost more than they do. Set before
 # anything imports torch.
@@ -52,20 +55,38 @@ def decoded_photos(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset folder: 10 rendered photos of each of the five flowers, prepared by the command."""
-    folder = tmp_path_factory.mktemp("data") / "flower_dataset"
-    made = run_tool("prepare_flowers.py", "--rendered", PHOTOS, "--out", folder, cwd=folder.parent)
-    assert made.returncode == 0, made.stderr
-    return folder
+def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[str, Callable], Path]:
+    """Gives the folder of a name, filled by ``make(folder)`` in the first of pytest's processes that asks for it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+
+    def folder_of(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
 
 
 @pytest.fixture(scope="session")
-def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset(made_once) -> Path:
+    """A dataset folder: 10 rendered photos of each of the five flowers, prepared by the command. Not to be changed."""
+
+    def make(folder: Path) -> None:
+        made = run_tool("prepare_flowers.py", "--rendered", PHOTOS, "--out", "flower_dataset", cwd=folder)
+        assert made.returncode == 0, made.stderr
+
+    return made_once("data", make) / "flower_dataset"
+
+
+@pytest.fixture(scope="session")
+def tiny_config(made_once) -> Path:
     """ResNet-18's config made small enough for a test: 48 px, batches of 8, two epochs, no loader processes."""
-    path = tmp_path_factory.mktemp("configs") / "tiny.py"
-    path.write_text(
-        f"""\
+    text = f"""\
 _base_ = {str(ROOT / "configs" / "resnet18_flowers.py")!r}
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -84,16 +105,18 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', by_epoch=True, begin=1, end=2, T_max=1, convert_to_iter_based=True),
 ]
 train_cfg = dict(max_epochs=2)
-""",
-        encoding="utf-8",
-    )
-    return path
+"""
+    return made_once("configs", lambda folder: (folder / "tiny.py").write_text(text, encoding="utf-8")) / "tiny.py"
 
 
 @pytest.fixture(scope="session")
-def trained(dataset: Path, tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The work dir of a finished two-epoch training, in ``<here>/work_dirs/tiny``."""
-    here = tmp_path_factory.mktemp("trained")
-    result = run_tool("train.py", tiny_config, "--data", dataset, "--weights", "none", cwd=here)
-    assert result.returncode == 0, result.stderr
+def trained(dataset: Path, tiny_config: Path, made_once, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work dir of a finished two-epoch training, in ``<here>/work_dirs/tiny``; a copy for each pytest process."""
+
+    def make(folder: Path) -> None:
+        result = run_tool("train.py", tiny_config, "--data", dataset, "--weights", "none", cwd=folder)
+        assert result.returncode == 0, result.stderr
+
+    here = tmp_path_factory.mktemp("trained") / "here"
+    shutil.copytree(made_once("training", make), here)
     return here / "work_dirs" / "tiny"

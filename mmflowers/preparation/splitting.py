@@ -120,6 +120,8 @@ def encoded(path: str) -> bytes:
 
 def shown(path: str) -> str:
     """A path as it can be printed and written as UTF-8 on one line."""
+    if path.isprintable():
+        return path
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
 
 
