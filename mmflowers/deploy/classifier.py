@@ -22,6 +22,7 @@ from mmflowers.engine.hooks import BEST
 from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.engine.weights import convert_state_dict
 from mmflowers.errors import InputError, Problem
+from mmflowers.models.folding import fold_batchnorm
 
 Photo = str | Path | Image.Image | np.ndarray
 
@@ -170,6 +171,10 @@ class FlowerClassifier:
 
     def scores(self, pixels: Tensor | list[Tensor]) -> np.ndarray:
         """Probabilities, float32 of shape (n, classes), of what the test pipeline made of n photos."""
+        if self._inferencer.model is self.model and isinstance(pixels, Tensor):
+            with torch.no_grad():
+                few = self.model.data_preprocessor({"inputs": pixels[:2]})["inputs"]
+            self._inferencer.model = fold_batchnorm(self.model, few)
         samples = self._inferencer.forward({"inputs": pixels})
         return torch.stack([sample.pred_score for sample in samples]).cpu().numpy()
 

@@ -12,9 +12,10 @@ from mmflowers.engine.hooks import (
     LazyRuntimeInfoHook,
     ProgressiveResizeHook,
 )
-from mmflowers.engine.loops import ExactTrainLoop, FastValLoop, StoppableValLoop
+from mmflowers.engine.loops import ExactTrainLoop, FastTestLoop, FastValLoop, StoppableValLoop
 from mmflowers.engine.optim import BFloat16OptimWrapper
 from mmflowers.engine.runner import FlowersRunner
+from mmflowers.models.averaging import ForeachEMA
 from mmflowers.models.preprocessing import FlowersDataPreprocessor
 
 __all__ = [
@@ -24,9 +25,11 @@ __all__ = [
     "CurvesHook",
     "ExactTrainLoop",
     "FastDepthwiseHook",
+    "FastTestLoop",
     "FastValLoop",
     "FlowersDataPreprocessor",
     "FlowersRunner",
+    "ForeachEMA",
     "FrozenTrainLoop",
     "LazyRuntimeInfoHook",
     "LinearProbeLoop",

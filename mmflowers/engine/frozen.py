@@ -21,6 +21,7 @@ from mmflowers.commands import progress
 from mmflowers.datasets.seeded import Draw
 from mmflowers.engine.loops import ExactTrainLoop
 from mmflowers.errors import InputError
+from mmflowers.models.folding import fold_batchnorm
 
 WHOLE = "backbone"  # all but the head
 MEMORY_SHARE = 0.5  # of the memory that is free, for feature maps
@@ -194,6 +195,7 @@ class FrozenTrainLoop(ExactTrainLoop):
     def _with_features(self, trunk: Trunk, loader: DataLoader, views: int) -> DataLoader:
         """The loader's batches with feature maps in place of photos."""
         model, count = trunk.model.eval(), len(loader.dataset)
+        folded: Trunk | None = None
         size = loader.batch_sampler.batch_size
         draws = [Draw(view, 0, 0, index) for view in range(views) for index in range(count)]
         photos = DataLoader(
@@ -208,9 +210,10 @@ class FrozenTrainLoop(ExactTrainLoop):
         for number, batch in enumerate(progress(photos, total=len(photos), what="features of the frozen trunk")):
             with self._precision():
                 inputs = model.data_preprocessor(batch, False)["inputs"]
-                if number == 0:
+                if folded is None:
                     trunk.check(inputs[:4])
-                found = trunk(inputs)
+                    folded = Trunk(fold_batchnorm(model, inputs[:4]), self.freeze_to)
+                found = folded(inputs)
             if found.ndim == 4:
                 found = found.permute(0, 2, 3, 1)
             if features is None:

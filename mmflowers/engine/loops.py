@@ -8,18 +8,20 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from mmengine.dist import all_reduce, broadcast, get_rank, get_world_size
 from mmengine.model import is_model_wrapper
-from mmengine.runner import EpochBasedTrainLoop, ValLoop
+from mmengine.runner import EpochBasedTrainLoop, TestLoop, ValLoop
 from mmpretrain.registry import LOOPS
 
 from mmflowers.commands import Stopped
 from mmflowers.datasets.seeded import STEPS, SeededSampler, seed_generators
 from mmflowers.errors import InputError
+from mmflowers.models.folding import fold_batchnorm
 
 ONE_SIGNAL = 0.5  # seconds; `timeout` and the like signal the process and its group, which are two signals to it
 NAMED = 3  # files of a batch that an error names; the list beside the run has all
@@ -281,9 +283,51 @@ class StoppableValLoop(ValLoop):
         super().run_iter(idx, data_batch)
 
 
+class _Evaluation:
+    """What a fast loop keeps of an evaluation until its end: features and samples, batch by batch.
+
+    Args:
+        runner: Whose model is evaluated, with its norms folded (``fold_batchnorm``), in the training's precision.
+    """
+
+    def __init__(self, runner: Any) -> None:
+        self._model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._precision = getattr(runner.optim_wrapper, "precision", nullcontext)
+        self._network: torch.nn.Module | None = None
+        self._features: list[tuple[torch.Tensor, ...]] = []
+        self._samples: list[list] = []
+
+    @torch.no_grad()
+    def take(self, data_batch: dict) -> None:
+        """Compute a batch; nothing is waited for."""
+        data = self._model.data_preprocessor(data_batch, False)
+        inputs = data["inputs"]
+        if self._network is None:
+            folds = not data_batch.get("features")
+            self._network = fold_batchnorm(self._model, inputs[:2]) if folds else self._model
+        with self._precision():
+            features = self._network.extract_feat(inputs)
+        self._features.append(tuple(map_.float() for map_ in features))
+        self._samples.append(data["data_samples"])
+
+    @torch.no_grad()
+    def judge(self, evaluator: Any) -> None:
+        """Give the evaluator its batches, with what the head makes of all features; off the device in one go."""
+        samples = [sample for batch in self._samples for sample in batch]
+        judged = self._model.head.predict(tuple(map(torch.cat, zip(*self._features, strict=True))), samples)
+        for name in ("pred_score", "pred_label", "gt_label"):
+            if all(name in sample for sample in judged):
+                values = torch.stack([sample.get(name) for sample in judged]).cpu()
+                for sample, value in zip(judged, values, strict=True):
+                    sample.set_field(value, name)
+        judged = iter(judged)
+        for batch in self._samples:
+            evaluator.process(data_samples=list(islice(judged, len(batch))), data_batch=None)
+
+
 @LOOPS.register_module()
 class FastValLoop(StoppableValLoop):
-    """Validates in the precision of the training, and takes the results off the device once, at the end."""
+    """Validates with folded norms in the precision of the training, and takes the results off the device at the end."""
 
     def run(self) -> dict:
         """Validate; the metrics are those of the config's evaluator."""
@@ -291,42 +335,38 @@ class FastValLoop(StoppableValLoop):
         runner.call_hook("before_val")
         runner.call_hook("before_val_epoch")
         runner.model.eval()
-        self._features: list[tuple[torch.Tensor, ...]] = []
-        self._samples: list[list] = []
+        self._evaluation = _Evaluation(runner)
         for idx, data_batch in enumerate(self.dataloader):
             self.run_iter(idx, data_batch)
-        self._judge()
+        self._evaluation.judge(self.evaluator)
         metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
         runner.call_hook("after_val_epoch", metrics=metrics)
         runner.call_hook("after_val")
         return metrics
 
     def _forward(self, idx: int, data_batch: dict) -> None:
-        runner = self.runner
-        runner.call_hook("before_val_iter", batch_idx=idx, data_batch=data_batch)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        precision = getattr(runner.optim_wrapper, "precision", nullcontext)
-        with torch.no_grad():
-            data = model.data_preprocessor(data_batch, False)
-            with precision():
-                features = model.extract_feat(data["inputs"])
-        self._features.append(tuple(map_.float() for map_ in features))
-        self._samples.append(data["data_samples"])
-        runner.call_hook("after_val_iter", batch_idx=idx, data_batch=data_batch, outputs=None)
+        self.runner.call_hook("before_val_iter", batch_idx=idx, data_batch=data_batch)
+        self._evaluation.take(data_batch)
+        self.runner.call_hook("after_val_iter", batch_idx=idx, data_batch=data_batch, outputs=None)
 
-    @torch.no_grad()
-    def _judge(self) -> None:
-        """Give the evaluator its batches, with what the head makes of all features."""
-        model = self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model
-        samples = [sample for batch in self._samples for sample in batch]
-        features = tuple(torch.cat(maps) for maps in zip(*self._features, strict=True))
-        judged = model.head.predict(features, samples)
-        for name in ("pred_score", "pred_label", "gt_label"):
-            if all(name in sample for sample in judged):
-                values = torch.stack([sample.get(name) for sample in judged]).cpu()
-                for sample, value in zip(judged, values, strict=True):
-                    sample.set_field(value, name)
-        start = 0
-        for batch in self._samples:
-            self.evaluator.process(data_samples=judged[start : start + len(batch)], data_batch=None)
-            start += len(batch)
+
+@LOOPS.register_module()
+class FastTestLoop(TestLoop):
+    """Tests as ``FastValLoop`` validates, in float32."""
+
+    def run(self) -> dict:
+        """Test; the metrics are those of the config's evaluator."""
+        runner = self.runner
+        runner.call_hook("before_test")
+        runner.call_hook("before_test_epoch")
+        runner.model.eval()
+        evaluation = _Evaluation(runner)
+        for idx, data_batch in enumerate(self.dataloader):
+            runner.call_hook("before_test_iter", batch_idx=idx, data_batch=data_batch)
+            evaluation.take(data_batch)
+            runner.call_hook("after_test_iter", batch_idx=idx, data_batch=data_batch, outputs=None)
+        evaluation.judge(self.evaluator)
+        metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
+        runner.call_hook("after_test_epoch", metrics=metrics)
+        runner.call_hook("after_test")
+        return metrics

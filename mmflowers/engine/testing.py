@@ -89,7 +89,9 @@ def _settle(config: configuration.Config, data: str | Path | None, split: str, c
     if data is not None:
         configuration.set_data_root(config, data)
     configuration.merge_options(config, cfg_options)
-    config.custom_hooks = []  # those of the training: nothing to draw, nothing to keep
+    config.custom_hooks = [dict(type="ChannelsLastHook")]  # not those of the training: nothing to draw or to keep
+    if config.get("test_cfg") is not None:
+        config.test_cfg.setdefault("type", "FastTestLoop")
     configuration.settle_loaders(config)
     configuration.test_on(config, split)
 
