@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -106,14 +106,18 @@ class TrainWatch:
         self.batch: dict[str, Any] = {}
         self._images, self._waiting, self._seconds = 0, 0.0, 0.0
         self._results: dict[str, Any] = {}
+        self._syncs: list[int] = []
         self._counting = ExitStack()
 
     def go_on(self) -> None:
         """An epoch begins: its first batch is asked for next."""
         self._running_since = self._ready_since = synchronized()
+        if self._results:  # the timing is done
+            self._counting.enter_context(counted_syncs(self._syncs))
 
     def pause(self) -> None:
         """An epoch's last iteration has ended."""
+        self._counting.close()
         self._seconds += synchronized() - self._running_since
 
     def batch_came(self, batch: dict) -> None:
@@ -147,9 +151,9 @@ class TrainWatch:
                 "seconds": self._seconds,
                 "waiting_seconds": self._waiting,
             }
-            self._syncs = self._counting.enter_context(counted_syncs())
+            self.go_on()
         elif self.done == self.wanted:
-            self._counting.close()
+            self.pause()
             raise Enough
         self._ready_since = time.perf_counter()
 
@@ -157,7 +161,7 @@ class TrainWatch:
         """What was measured, after ``Enough``."""
         on_gpu = torch.cuda.is_available()
         return self._results | {
-            "syncs_per_iteration": self._syncs() / self.watched,
+            "syncs_per_iteration": sum(self._syncs) / self.watched,
             "sync_measure": "warnings of torch.cuda's sync debug mode" if on_gpu else "aten::_local_scalar_dense",
             "device_peak_mb": torch.cuda.max_memory_allocated() / MB if on_gpu else None,
             "device_reserved_mb": torch.cuda.max_memory_reserved() / MB if on_gpu else None,
@@ -278,8 +282,8 @@ def synchronized() -> float:
 
 
 @contextmanager
-def counted_syncs() -> Iterator[Callable[[], int]]:
-    """Count how often the host waits for a result of the device; ask for the count afterwards.
+def counted_syncs(counts: list[int]) -> Iterator[None]:
+    """Count how often the host waits for a result of the device, and append that to ``counts``.
 
     With CUDA that is torch's own warning of synchronizing operations. A CPU never waits: there the reads of single
     numbers (``aten::_local_scalar_dense``, which ``item`` and ``bool`` come down to) stand for it.
@@ -288,8 +292,10 @@ def counted_syncs() -> Iterator[Callable[[], int]]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
-            yield lambda: sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+            yield
             torch.cuda.set_sync_debug_mode("default")
+        counts.append(sum("synchronizing CUDA operation" in str(warning.message) for warning in caught))
     else:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            yield lambda: sum(e.count for e in profile.key_averages() if e.key == "aten::_local_scalar_dense")
+            yield
+        counts.append(sum(event.count for event in profile.key_averages() if event.key == "aten::_local_scalar_dense"))
