@@ -212,7 +212,7 @@ def measure_ceiling(
     The learning rate is 0 for that: the same work, and no number of steps on one batch can spoil the weights.
 
     Args:
-        model: A classifier, as it is trained: on its device, in its memory format.
+        model: A classifier as its training left it: on its device, in its memory format, what is frozen frozen.
         optim_wrapper: It brings the precision and the optimizer.
         batch: From the loader. It goes through the model's preprocessor once, outside of the timed span.
         warmup: Steps that are left out.
@@ -220,7 +220,6 @@ def measure_ceiling(
     """
     for group in optim_wrapper.param_groups:
         group["lr"] = 0.0
-    model.train()
     with optim_wrapper.optim_context(model):
         data = model.data_preprocessor(batch, True)
     for step in range(warmup + iterations):
