@@ -27,7 +27,14 @@ MB = 1 << 20
 
 
 class Enough(BaseException):
-    """All is measured. Not an Exception, so that no loop's ``except Exception`` keeps it."""
+    """All is measured. Not an Exception, so that no loop's ``except Exception`` keeps it.
+
+    Args:
+        results: What was.
+    """
+
+    def __init__(self, results: dict | None = None) -> None:
+        self.results = results or {}
 
 
 def measure_rates(config: Config, *, started: float, warmup: int | None, iterations: int | None) -> dict:
@@ -65,22 +72,17 @@ def measure_rates(config: Config, *, started: float, warmup: int | None, iterati
         runner.register_hook(hook)
     try:
         runner.train()
-        raise InputError(
-            f"the training ends after {watch.done} iterations, {watch.wanted} are needed",
-            "fewer --iterations, or more epochs: --cfg-options train_cfg.max_epochs=N",
-        )
-    except Enough:
-        pass
-    got = watch.results()
-    got |= measure_ceiling(runner.model, runner.optim_wrapper, watch.batch, watch.warmup, watch.iterations)
-    got["of_ceiling"] = got["images_per_second"] / got["ceiling_images_per_second"]
-    got |= measure_validation(runner)
-    return got | {
-        "seconds_to_first_iteration": watch.first_done - started,
-        "device": get_device(),
-        "threads": torch.get_num_threads(),
-        "optim_wrapper": type(runner.optim_wrapper).__name__,
-    }
+    except Enough as enough:
+        return enough.results | {
+            "seconds_to_first_iteration": watch.first_done - started,
+            "device": get_device(),
+            "threads": torch.get_num_threads(),
+            "optim_wrapper": type(runner.optim_wrapper).__name__,
+        }
+    raise InputError(
+        f"the training ends after {watch.done} iterations, {watch.wanted} are needed",
+        "fewer --iterations, or more epochs: --cfg-options train_cfg.max_epochs=N",
+    )
 
 
 class TrainWatch:
@@ -127,11 +129,7 @@ class TrainWatch:
             self.batch = dict(batch)  # what the step may take out of it stays in here
 
     def iteration_ended(self, batch: dict) -> None:
-        """A batch is trained on and all hooks have run.
-
-        Raises:
-            Enough: It was the last one wanted.
-        """
+        """A batch is trained on and all hooks have run."""
         self.done += 1
         self._images += len(batch["inputs"])
         if self.done == 1:
@@ -154,11 +152,10 @@ class TrainWatch:
             self.go_on()
         elif self.done == self.wanted:
             self.pause()
-            raise Enough
         self._ready_since = time.perf_counter()
 
     def results(self) -> dict:
-        """What was measured, after ``Enough``."""
+        """What was measured, when all wanted iterations are done."""
         on_gpu = torch.cuda.is_available()
         return self._results | {
             "syncs_per_iteration": sum(self._syncs) / self.watched,
@@ -184,7 +181,11 @@ class First(Hook):
 
 
 class Last(Hook):
-    """Tells a watch what has happened when all other hooks are done with it."""
+    """Tells a watch what has happened when all other hooks are done with it.
+
+    After the last iteration it measures the rest on the spot: a loop may have a network of its own only while it runs
+    (one behind a frozen trunk).
+    """
 
     priority = "LOWEST"
 
@@ -201,7 +202,13 @@ class Last(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
-        self.watch.iteration_ended(data_batch)
+        watch = self.watch
+        watch.iteration_ended(data_batch)
+        if watch.done == watch.wanted:
+            got = watch.results()
+            got |= measure_ceiling(runner.model, runner.optim_wrapper, watch.batch, watch.warmup, watch.iterations)
+            got["of_ceiling"] = got["images_per_second"] / got["ceiling_images_per_second"]
+            raise Enough(got | measure_validation(runner))
 
 
 def measure_ceiling(
@@ -212,7 +219,7 @@ def measure_ceiling(
     The learning rate is 0 for that: the same work, and no number of steps on one batch can spoil the weights.
 
     Args:
-        model: A classifier as its training left it: on its device, in its memory format, what is frozen frozen.
+        model: A classifier as it is trained: on its device, in its memory format, what is frozen frozen.
         optim_wrapper: It brings the precision and the optimizer.
         batch: From the loader. It goes through the model's preprocessor once, outside of the timed span.
         warmup: Steps that are left out.
