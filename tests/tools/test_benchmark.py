@@ -63,7 +63,8 @@ def test_a_training_is_timed_to_an_accuracy_and_to_its_end(dataset: Path, tiny_c
 
 
 def test_a_training_too_short_says_what_to_do(dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
-    result = run_tool("benchmark.py", "train", tiny_config, "--data", dataset, "--repeats", 2, cwd=tmp_path)
+    options = ("--data", dataset, "--repeats", 2, "--cfg-options", *NARROW)
+    result = run_tool("benchmark.py", "train", tiny_config, *options, cwd=tmp_path)
     assert result.returncode == 2
     assert "the training ends after 10 iterations, 28 are needed" in result.stderr
     assert "fewer --iterations" in result.stderr
