@@ -4,17 +4,30 @@ examples:
   python tools/benchmark.py prepare --source photos        # rate against a bare loop that reads, hashes and decodes
   python tools/benchmark.py prepare --memory 100000        # peak memory with that many small photos
   python tools/benchmark.py predict --run work_dirs/mine --source my_dataset   # tools/predict.py against tools/test.py
+  python tools/benchmark.py train configs/resnet50_flowers.py "configs/resnet50_flowers.py --amp"   # rates, in turn
+  python tools/benchmark.py train configs/efficientnet_lite0_flowers.py --to-accuracy 95 --repeats 5
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
 
 from mmflowers.commands import Parser, existing_folder, run
 
+TRAINING = """\
+Compare trainings in rounds, each round of each a fresh process, every other round in backward order.
+
+examples:
+  python tools/benchmark.py train configs/resnet50_flowers.py configs/resnet18_flowers.py --json rates.json
+  python tools/benchmark.py train configs/resnet50_flowers.py "configs/resnet50_flowers.py --amp" --iterations 10
+  python tools/benchmark.py train configs/efficientnet_lite0_flowers.py --to-accuracy 95 --repeats 5
+"""
 PREPARE = (sys.executable, str(Path(__file__).with_name("prepare_flowers.py")))
+TRAIN = (sys.executable, str(Path(__file__).with_name("train.py")))
+MEASURE = (sys.executable, __file__, "measure")
 
 
 def main() -> None:
@@ -37,8 +50,48 @@ def main() -> None:
     predict.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
     predict.add_argument("--repeats", type=int, default=5, help="(default: 5)")
     predict.add_argument("--json", action="store_true", help="print the figures as JSON")
+    train = commands.add_parser(
+        "train",
+        description=TRAINING,
+        help="trainings against each other, in rounds of fresh processes: rates, waiting, memory; time to an accuracy",
+    )
+    train.add_argument(
+        "trainings",
+        nargs="+",
+        metavar="CONFIG",
+        help='what one types after tools/train.py: a config, or a config and options in quotes: "CONFIG --amp"',
+    )
+    train.add_argument("--to-accuracy", type=float, metavar="X", help="time whole trainings to a val top-1 of X %%")
+    train.add_argument("--data", metavar="DIR", help="dataset folder (default: the configs')")
+    train.add_argument(
+        "--weights",
+        metavar="FILE|none",
+        help="as of tools/train.py (default: none, as rates don't depend on them; with --to-accuracy the configs')",
+    )
+    train.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override all of the configs")
+    train.add_argument("--repeats", type=_positive, default=3, metavar="N", help="rounds (default: 3)")
+    train.add_argument(
+        "--iterations", type=_positive, metavar="N", help="that are timed in a round (default: 20; on a GPU 200)"
+    )
+    train.add_argument("--warmup", type=_positive, metavar="N", help="that are left out before (default: 3; 30)")
+    train.add_argument("--threads", type=_positive, metavar="N", help="of each process (default: torch's)")
+    train.add_argument("--json", type=_new_file, metavar="FILE", help="write machine, versions and all rounds there")
+    commands.add_parser("measure").add_argument("task")  # a round of one training, in a process of its own
     args = parser.parse_args()
-    {"prepare": _prepare, "predict": _predict}[args.command](args)
+    {"prepare": _prepare, "predict": _predict, "train": _train, "measure": _measure}[args.command](args)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
+    return int(text)
+
+
+def _new_file(text: str) -> Path:
+    path = Path(text).expanduser()
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path.parent} is not a folder")
+    return path
 
 
 def _prepare(args) -> None:
@@ -70,6 +123,42 @@ def _predict(args) -> None:
         ratio = "; {:.2f} times the test's ({:.2f} to {:.2f})".format(*got["ratio"][side]) if side != "test" else ""
         lines.append(f"{side:<14} {rate:6.1f} photos/s (median, from start to exit{ratio})")
     print(json.dumps(got, indent=2) if args.json else "\n".join(lines))
+
+
+def _train(args) -> None:
+    from mmflowers.engine import benchmark
+    from mmflowers.errors import InputError
+
+    if args.to_accuracy is not None and (args.iterations or args.warmup):
+        raise InputError("--to-accuracy times whole trainings", "leave --iterations and --warmup away")
+    weights = args.weights or (None if args.to_accuracy is not None else "none")
+    options = [f"--cfg-options={option}" for option in args.cfg_options]
+    options += ["--data", args.data] if args.data else []
+    options += ["--weights", weights] if weights else []
+    asked = dict(options=options, repeats=args.repeats, threads=args.threads)
+    if args.to_accuracy is not None:
+        got = benchmark.compare_times(TRAIN, args.trainings, args.to_accuracy, **asked)
+    else:
+        rates = dict(warmup=args.warmup, iterations=args.iterations)
+        got = benchmark.compare_rates(MEASURE, args.trainings, **asked, **rates)
+    if args.json:
+        args.json.write_text(json.dumps(got, indent=2) + "\n", encoding="utf-8")
+    print(benchmark.table(got))
+    if failed := benchmark.failures(got):
+        raise InputError(problems=failed)
+
+
+def _measure(args) -> None:
+    import train  # tools/train.py, beside this file: its options, settled as it does
+
+    from mmflowers.engine.rates import measure_rates
+
+    task = json.loads(args.task)
+    parser = train.arguments()
+    parser.prog = "train.py"
+    config = train.settle(parser.parse_args(task["training"]))
+    got = measure_rates(config, started=task["started"], warmup=task["warmup"], iterations=task["iterations"])
+    Path(task["out"]).write_text(json.dumps(got), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from __future__ import annotations
 from mmflowers.commands import Parser, run
 
 
-def main() -> None:
+def arguments() -> Parser:
+    """What a training takes, here and in ``tools/benchmark.py train``."""
     parser = Parser(description=__doc__)
     parser.add_argument("config", help="a file of configs/")
     parser.add_argument("--data", metavar="DIR", help="dataset folder (default: the config's, flower_dataset)")
@@ -60,15 +61,21 @@ def main() -> None:
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by old launchers; not used")
     parser.add_argument(
-        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override the config, dotted keys"
+        "--cfg-options",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override the config, dotted keys",
     )
-    args = parser.parse_args()
+    return parser
 
-    from mmengine.dist import is_main_process
 
+def settle(args):
+    """The config that the arguments ask for, checked."""
     from mmflowers.checks.findings import report
     from mmflowers.checks.run import check_training
-    from mmflowers.engine.training import configure, train
+    from mmflowers.engine.training import configure
 
     problems = None if args.skip_checks else []
     config = configure(
@@ -90,7 +97,17 @@ def main() -> None:
     )
     if problems is not None:
         report(check_training(config, problems, options=args.cfg_options), config.work_dir)
-    outcome = train(config, oom=args.oom)
+    return config
+
+
+def main() -> None:
+    args = arguments().parse_args()
+
+    from mmengine.dist import is_main_process
+
+    from mmflowers.engine.training import train
+
+    outcome = train(settle(args), oom=args.oom)
     if is_main_process():
         if outcome.best_score is not None:
             print(f"best val top-1 {outcome.best_score:.2f} % at epoch {outcome.best_epoch}")
