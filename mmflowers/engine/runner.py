@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.engine.loops import ExactTrainLoop
+from mmflowers.engine.progress import ProgressHook, make_room, wants_bar
 from mmflowers.engine.weights import convert_state_dict, fetch_weights
 from mmflowers.errors import InputError
 
@@ -92,12 +93,20 @@ class FlowersRunner(Runner):
         super().load_or_resume()
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
-        """Build MMEngine's logger, talking on stderr: stdout is for results."""
+        """Build MMEngine's logger, talking on stderr: stdout is for results. On a terminal it leaves room for a bar."""
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
             if type(handler) is logging.StreamHandler:
                 handler.setStream(sys.stderr)
+                if wants_bar(self.launcher):
+                    make_room(handler)
         return logger
+
+    def register_hooks(self, *args, **kwargs) -> None:
+        """Register MMEngine's and the config's hooks, and on a terminal the one that draws the bar."""
+        super().register_hooks(*args, **kwargs)
+        if wants_bar(self.launcher):
+            self.register_hook(ProgressHook())
 
     def load_checkpoint(
         self, filename: str, map_location: Any = "cpu", strict: bool = False, revise_keys: Any = None

@@ -15,6 +15,7 @@ import torch
 from mmengine.device import get_device
 from mmengine.dist import get_world_size
 
+from mmflowers.commands import close_bars
 from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.engine import configuration
 from mmflowers.engine.loading import load_checkpoint_file
@@ -172,6 +173,7 @@ def _take_less(config: configuration.Config, error: OutOfMemory) -> None:
     last = Path(config.work_dir, LAST)
     if last.is_file():
         _resume_from(config, last)
+    close_bars()
     print(f"{error.problems[0].what}: going on with batches of {error.fits}", file=sys.stderr, flush=True)
     # MMEngine keeps state by this name, by default one that differs by the second.
     config.experiment_name = f"{Path(config.work_dir).name}_{error.fits}_{time.monotonic_ns()}"
