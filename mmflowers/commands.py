@@ -32,6 +32,14 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
 
+    def parse_args(self, *args, **kwargs) -> argparse.Namespace:
+        """Parse; or where the shell asks what could come next, answer that and leave."""
+        if "_ARGCOMPLETE" in os.environ:
+            import argcomplete
+
+            argcomplete.autocomplete(self)
+        return super().parse_args(*args, **kwargs)
+
     def error(self, message: str) -> NoReturn:
         _say(Problem(message, f"{self.prog} --help"))
         sys.exit(EXIT_BAD_INPUT)
@@ -149,6 +157,22 @@ def existing_file(text: str) -> Path:
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"{text} is not a file")
     return path
+
+
+def natural(text: str) -> int:
+    """An argparse type: a number from 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return number
+
+
+def positive(text: str) -> int:
+    """An argparse type: a number from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
 
 
 def _say(problem: Problem) -> None:

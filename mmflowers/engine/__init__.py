@@ -1,12 +1,13 @@
 """What MMEngine's Runner lacks: safe loading, weights of any origin, whole checkpoints, curves.
 
-Importing this registers what configs name: the hooks and the optim wrapper.
+Importing this registers what configs name: hooks, loops, the optim wrapper, trackers.
 """
 
 from mmflowers.engine.hooks import BestAndLastHook, ChannelsLastHook, CurvesHook, FastDepthwiseHook
 from mmflowers.engine.loops import ExactTrainLoop, StoppableValLoop
 from mmflowers.engine.optim import BFloat16OptimWrapper
 from mmflowers.engine.runner import FlowersRunner
+from mmflowers.engine.tracking import TrackerVisBackend
 
 __all__ = [
     "BFloat16OptimWrapper",
@@ -17,4 +18,5 @@ __all__ = [
     "FastDepthwiseHook",
     "FlowersRunner",
     "StoppableValLoop",
+    "TrackerVisBackend",
 ]

@@ -34,7 +34,7 @@ def make_room(handler: logging.StreamHandler) -> None:
     handler.setFormatter(_Plain())
     handler.addFilter(_is_for_the_terminal)
     logging.captureWarnings(True)
-    logging.getLogger("py.warnings").addHandler(handler)
+    logging.getLogger("py.warnings").handlers = [handler]
 
 
 def _is_for_the_terminal(record: logging.LogRecord) -> bool:

@@ -22,6 +22,7 @@ from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.engine.loops import OutOfMemory
 from mmflowers.engine.record import RecordHook
 from mmflowers.engine.runner import LAST, FlowersRunner, explained_disk
+from mmflowers.engine.tracking import add_trackers
 from mmflowers.engine.weights import fetch_weights
 from mmflowers.errors import InputError, Problem
 
@@ -52,6 +53,7 @@ def configure(
     seed: int | None = None,
     laptop: bool = False,
     launcher: str = "none",
+    track: Sequence[str] = (),
     cfg_options: Sequence[str] = (),
     problems: list[tuple[str, Problem]] | None = None,
 ) -> configuration.Config:
@@ -67,6 +69,7 @@ def configure(
         seed: In place of the config's.
         laptop: Shrink the recipe: 3 epochs, smaller images.
         launcher: "none", "pytorch" (torchrun), "slurm" or "mpi".
+        track: Trackers that follow the run (``add_trackers``).
         cfg_options: ``KEY=VALUE`` overrides in MMEngine's dotted form; applied last.
         problems: Takes what is wrong, each with its place, in place of its being raised. The config is then settled as
             far as it can be, and weights that need a download are left for later.
@@ -100,6 +103,7 @@ def configure(
         config.resume = False
         attempt("work dir", _refuse_used_work_dir, config)
         attempt("weights", _set_weights, config, weights)
+    attempt("trackers", add_trackers, config, track)
     if problems is not None:
         problems.extend(found)
     elif found:
@@ -156,6 +160,7 @@ def train(config: configuration.Config, *, oom: Literal["stop", "retry"] = "stop
             if oom == "stop" or not error.fits or get_world_size() > 1:
                 raise
             too_much = error.with_traceback(None)  # which would keep the model alive
+        runner.visualizer.close()
         del runner
         gc.collect()
         _take_less(config, too_much)
