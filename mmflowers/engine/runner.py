@@ -16,7 +16,7 @@ import torch
 from mmengine.device import get_device
 from mmengine.dist import get_world_size, is_main_process, master_only
 from mmengine.logging import HistoryBuffer, MMLogger
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
 from mmpretrain.registry import RUNNERS
@@ -130,6 +130,7 @@ class FlowersRunner(Runner):
             _check_resumable(checkpoint, path)
             self._resumed_meta = checkpoint["meta"]
         model = self.model.module if is_model_wrapper(self.model) else self.model
+        model = model.module if isinstance(model, BaseTTAModel) else model
         keep_head = strict or self._resume or getattr(self, "_keep_head", False)
         conversion = convert_state_dict(checkpoint["state_dict"], model, keep_head=keep_head)
         checkpoint["state_dict"] = conversion.state_dict  # in the model's names, before hooks (EMA) take their copy
