@@ -9,11 +9,15 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from mmflowers.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 EXIT_BUG, EXIT_BAD_INPUT = 1, 2
 
@@ -27,6 +31,14 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+
+    def parse_args(self, *args, **kwargs) -> argparse.Namespace:
+        """Parse; or where the shell asks what could come next, answer that and leave."""
+        if "_ARGCOMPLETE" in os.environ:
+            import argcomplete
+
+            argcomplete.autocomplete(self)
+        return super().parse_args(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         _say(Problem(message, f"{self.prog} --help"))
@@ -69,7 +81,10 @@ def run(main: Callable[[], object]) -> NoReturn:
     sys.unraisablehook = not_lost
     code = 0
     try:
-        main()
+        try:
+            main()
+        finally:
+            close_bars()
     except InputError as error:
         for problem in error.problems:
             _say(problem)
@@ -94,10 +109,8 @@ def run(main: Callable[[], object]) -> NoReturn:
 
 def progress(items: Iterable[T], *, total: int, what: str, every_seconds: float = 10.0) -> Iterator[T]:
     """Yield ``items`` and show on stderr how far it is: a bar on a terminal, a plain line now and then in a log."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(items, total=total, desc=what, unit="", dynamic_ncols=True, leave=False)
+    if on_terminal():
+        yield from open_bar(items, total=total, desc=what)
         return
     last = time.monotonic()
     for done, item in enumerate(items, 1):
@@ -105,6 +118,29 @@ def progress(items: Iterable[T], *, total: int, what: str, every_seconds: float 
         if time.monotonic() - last >= every_seconds:
             last = time.monotonic()
             print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
+
+
+def on_terminal() -> bool:
+    """Whether stderr is a terminal that a bar can be drawn on."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+_bars: weakref.WeakSet[tqdm] = weakref.WeakSet()
+
+
+def open_bar(*args, **kwargs) -> tqdm:
+    """Open a bar on the terminal, with tqdm's arguments; it is wiped off when it is closed."""
+    from tqdm import tqdm
+
+    bar = tqdm(*args, unit="", dynamic_ncols=True, leave=False, **kwargs)
+    _bars.add(bar)
+    return bar
+
+
+def close_bars() -> None:
+    """Close the bars that an error or a signal has left open: what is printed next begins on a clean line."""
+    for bar in list(_bars):
+        bar.close()
 
 
 def existing_folder(text: str) -> Path:
@@ -121,6 +157,22 @@ def existing_file(text: str) -> Path:
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"{text} is not a file")
     return path
+
+
+def natural(text: str) -> int:
+    """An argparse type: a number from 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return number
+
+
+def positive(text: str) -> int:
+    """An argparse type: a number from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
 
 
 def _say(problem: Problem) -> None:

@@ -48,6 +48,34 @@ def run_tool(*arguments: object, cwd: Path, launcher: tuple[str, ...] = (), **en
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
+def run_on_terminal(*arguments: object, cwd: Path, columns: int = 120, **environment: str) -> tuple[int, str]:
+    """Run ``tools/<first argument>`` as ``run_tool`` does, but on a terminal; return its exit code and what it drew."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    tool, *rest = map(str, arguments)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", **environment}
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    command = [sys.executable, str(ROOT / "tools" / tool), *rest]
+    ends = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    with subprocess.Popen(command, cwd=cwd, env=env, start_new_session=True, **ends) as process:
+        os.close(theirs)
+        drawn = b""
+        try:
+            with contextlib.suppress(OSError):  # how Linux tells that the other end is closed
+                while more := os.read(ours, 1 << 16):
+                    drawn += more
+            process.wait(timeout=60)
+        finally:
+            os.close(ours)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, drawn.decode()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def decoded_photos(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the cache of decoded photos in the tests' own folder."""

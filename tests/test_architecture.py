@@ -86,4 +86,4 @@ def test_help_of_every_command_has_examples_and_loads_nothing_heavy(tool: str) -
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "HEAVY []" in result.stdout
-    assert f"python tools/{tool}" in result.stdout
+    assert f"examples:\n  python tools/{tool}" in result.stdout

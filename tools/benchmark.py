@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Measure what the documents claim.
 
 examples:
@@ -39,16 +40,16 @@ def main() -> None:
         "--source", type=existing_folder, metavar="DIR", help="a folder of class folders to measure the speed on"
     )
     what.add_argument("--memory", type=int, metavar="N", help="measure the memory instead, on N small rendered photos")
-    prepare.add_argument("--workers", type=int, default=2, help="processes on either side (default: 2)")
-    prepare.add_argument("--repeats", type=int, default=5, help="(default: 5)")
+    prepare.add_argument("--workers", type=int, default=2, metavar="N", help="processes on either side (default: 2)")
+    prepare.add_argument("--repeats", type=int, default=5, metavar="N", help="of the measurement (default: 5)")
     prepare.add_argument("--json", action="store_true", help="print the figures as JSON")
     predict = commands.add_parser("predict", help="prediction against the test of the same photos: speed")
     predict.add_argument("--run", type=existing_folder, required=True, metavar="WORK_DIR", help="a trained run")
     predict.add_argument(
         "--source", type=existing_folder, required=True, metavar="DIR", help="a dataset folder with the run's classes"
     )
-    predict.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
-    predict.add_argument("--repeats", type=int, default=5, help="(default: 5)")
+    predict.add_argument("--workers", type=int, default=2, metavar="N", help="processes that decode (default: 2)")
+    predict.add_argument("--repeats", type=int, default=5, metavar="N", help="of the measurement (default: 5)")
     predict.add_argument("--json", action="store_true", help="print the figures as JSON")
     train = commands.add_parser(
         "train",

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Say everything that can be known to be wrong before a training starts: config, dataset folder, weights.
 
 examples:
@@ -19,7 +20,7 @@ from mmflowers.commands import Parser, run
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("config", nargs="?", help="a file of configs/")
+    parser.add_argument("config", nargs="?", help="a file of configs/ (default: the dataset folder alone is checked)")
     parser.add_argument("--data", metavar="DIR", help="dataset folder (default: the config's)")
     parser.add_argument("--weights", metavar="FILE|none", help="as of tools/train.py")
     parser.add_argument("--deep", action="store_true", help="decode every photo, compare train and val pixel by pixel")

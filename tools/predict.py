@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Predict photos with a trained run: a line for each, or a file of rows; what can't be read gets a row too.
 
 examples:
@@ -11,10 +12,9 @@ examples:
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from mmflowers.commands import Parser, run
+from mmflowers.commands import Parser, natural, positive, run
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     )
     parser.add_argument("--run", metavar="WORK_DIR", help="the run to predict with (default: the last in work_dirs)")
     parser.add_argument(
-        "--top-k", type=_positive, default=3, metavar="K", help="likeliest classes in a row (default: 3)"
+        "--top-k", type=positive, default=3, metavar="K", help="likeliest classes in a row (default: 3)"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="rows go into this .csv, .jsonl or .parquet file")
     parser.add_argument("--sort-into", type=Path, metavar="DIR", help="copy each photo into DIR/<its class>")
@@ -38,9 +38,12 @@ def main() -> None:
     parser.add_argument(
         "--camera", type=int, nargs="?", const=0, metavar="N", help="watch camera N (default: 0) until Ctrl-C"
     )
-    parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="(default: 32)")
-    parser.add_argument("--workers", type=_natural, default=2, metavar="N", help="processes that decode (default: 2)")
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="photos at a time (default: 32)")
+    parser.add_argument("--workers", type=natural, default=2, metavar="N", help="processes that decode (default: 2)")
     parser.add_argument("--amp", action="store_true", help="bfloat16, faster on processors and GPUs that have it")
+    parser.add_argument(
+        "--tta", action="store_true", help="test-time augmentation: mean scores of a photo and its mirror image"
+    )
     args = parser.parse_args()
     if bool(args.images) == (args.camera is not None):
         parser.error("give either images or --camera")
@@ -68,7 +71,7 @@ def main() -> None:
         hint = "python tools/train.py CONFIG trains one, --run names one elsewhere"
         raise InputError(error.problems[0].what, hint) from error
     predict_all(
-        FlowerClassifier.from_run(work_dir, amp=args.amp),
+        FlowerClassifier.from_run(work_dir, amp=args.amp, tta=args.tta),
         args.images,
         camera=args.camera,
         top_k=args.top_k,
@@ -79,20 +82,6 @@ def main() -> None:
         batch_size=args.batch_size,
         workers=args.workers,
     )
-
-
-def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
-    return number
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Make a dataset folder of photos: every file checked, copies found, split into train and val.
 
 examples:
@@ -29,7 +30,7 @@ def main() -> None:
     split.add_argument("--split-lists", metavar="DIR", help="take the split from train.txt and val.txt in DIR")
     split.add_argument("--val-ratio", metavar="X", help="share of each class for validation (default: 0.2)")
     split.add_argument("--test-ratio", metavar="X", help="share of each class for a test split (default: none)")
-    split.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
+    split.add_argument("--seed", type=int, default=0, metavar="N", help="of the split (default: 0)")
     photos = parser.add_argument_group("what becomes of them")
     photos.add_argument(
         "--duplicates",

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Show a tested run as one self-contained page: what it was trained on, its curves, mistakes and calibration.
 
 examples:
@@ -31,7 +32,9 @@ def main() -> None:
     parser.add_argument(
         "--data", type=existing_folder, metavar="DIR", help="dataset folder (default: the one it was tested on)"
     )
-    parser.add_argument("--split", choices=("val", "test", "train"), default="val")
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"), default="val", help="the list to report on (default: val)"
+    )
     parser.add_argument(
         "--cam", action="store_true", help="show under mistakes and doubtful hits where best.pth looked (Grad-CAM)"
     )

@@ -1,30 +1,44 @@
+# PYTHON_ARGCOMPLETE_OK
 """Test a trained classifier: top-1 with its interval, precision and recall of each class, every prediction in a file.
 
 examples:
   python tools/test.py                                     the best checkpoint of the last run, on val
   python tools/test.py --split train
   python tools/test.py --against work_dirs/another         is it better than that one, or is it chance?
+  python tools/test.py work_dirs/mine/best.pth --tta --against work_dirs/mine    do mirror images help?
   python tools/test.py configs/resnet50_flowers.py work_dirs/resnet50_flowers/best.pth --data my_dataset
 """
 
 from __future__ import annotations
+
+from argparse import SUPPRESS
 
 from mmflowers.commands import Parser, run
 
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("config", nargs="?", help="default: the config that the checkpoint's work dir keeps")
-    parser.add_argument("checkpoint", nargs="?", help="default: best.pth of the last run in work_dirs")
+    parser.add_argument("config", nargs="?", help="(default: the one that the checkpoint's work dir keeps)")
+    parser.add_argument("checkpoint", nargs="?", help="(default: best.pth of the last run in work_dirs)")
     parser.add_argument("--data", metavar="DIR", help="dataset folder (default: the config's)")
-    parser.add_argument("--split", choices=("val", "test", "train"), default="val")
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"), default="val", help="the list to test on (default: val)"
+    )
+    parser.add_argument(
+        "--tta", action="store_true", help="test-time augmentation: mean scores of a photo and its mirror image"
+    )
     parser.add_argument("--work-dir", metavar="DIR", help="where the predictions go (default: beside the checkpoint)")
     parser.add_argument(
         "--against", metavar="FILE|DIR", help="compare photo by photo with these predictions, or those of a work dir"
     )
     parser.add_argument("--skip-checks", action="store_true", help="leave out what tools/check.py looks at")
-    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by old launchers; not used")
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm", "mpi"),
+        default="none",
+        help="what starts several processes; torchrun is pytorch's (default: none)",
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=SUPPRESS)  # set by old launchers; not used
     parser.add_argument(
         "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override the config, dotted keys"
     )
@@ -52,6 +66,7 @@ def main() -> None:
         args.checkpoint,
         data=args.data,
         split=args.split,
+        tta=args.tta,
         work_dir=args.work_dir,
         launcher=args.launcher,
         cfg_options=args.cfg_options,

@@ -1,15 +1,19 @@
+# PYTHON_ARGCOMPLETE_OK
 """Train a classifier on a dataset folder, on a GPU where there is one.
 
 examples:
   python tools/train.py configs/resnet50_flowers.py
   python tools/train.py configs/efficientnet_lite0_flowers.py --amp --data my_dataset
   python tools/train.py configs/resnet50_flowers.py --resume
+  python tools/train.py configs/resnet50_flowers.py --track tensorboard --track mlflow
   torchrun --nproc-per-node 2 tools/train.py configs/resnet50_flowers.py --launcher pytorch
 """
 
 from __future__ import annotations
 
-from mmflowers.commands import Parser, run
+from argparse import SUPPRESS
+
+from mmflowers.commands import Parser, natural, run
 
 
 def arguments() -> Parser:
@@ -20,9 +24,10 @@ def arguments() -> Parser:
     parser.add_argument(
         "--weights",
         metavar="FILE|none",
-        help="weights to start from, in OpenMMLab's, torchvision's or timm's key names; none: from scratch",
+        help="weights to start from, in OpenMMLab's, torchvision's or timm's key names; none: from scratch "
+        "(default: the config's)",
     )
-    parser.add_argument("--work-dir", metavar="DIR", help="default: work_dirs/<config>")
+    parser.add_argument("--work-dir", metavar="DIR", help="where the results go (default: work_dirs/<config>)")
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -34,7 +39,7 @@ def arguments() -> Parser:
     parser.add_argument(
         "--amp", action="store_true", help="bfloat16 and channels-last: faster, on GPUs and on new CPUs"
     )
-    parser.add_argument("--seed", type=int, help="default: the config's, 0")
+    parser.add_argument("--seed", type=natural, metavar="N", help="of all that is random (default: the config's, 0)")
     parser.add_argument("--laptop", action="store_true", help="a small run to see it work: 3 epochs, smaller images")
     parser.add_argument(
         "--fast", action="store_true", help="the same recipe on photos decoded once and augmented on the device"
@@ -55,11 +60,23 @@ def arguments() -> Parser:
         "--oom",
         choices=("stop", "retry"),
         default="stop",
-        help="out of memory: stop and say what fits, or go on with that and the same effective batch",
+        help="out of memory: stop and say what fits (default), or go on with that and the same effective batch",
     )
     parser.add_argument("--skip-checks", action="store_true", help="leave out what tools/check.py looks at")
-    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by old launchers; not used")
+    parser.add_argument(
+        "--track",
+        action="append",
+        default=[],
+        choices=("tensorboard", "mlflow", "wandb"),
+        help="let a tracker follow the run; what it keeps lies in the work dir; repeatable",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm", "mpi"),
+        default="none",
+        help="what starts several processes; torchrun is pytorch's (default: none)",
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=SUPPRESS)  # set by old launchers; not used
     parser.add_argument(
         "--cfg-options",
         action="extend",
@@ -92,6 +109,7 @@ def settle(args):
         views=args.views,
         probe=args.probe,
         launcher=args.launcher,
+        track=args.track,
         cfg_options=args.cfg_options,
         problems=problems,
     )

@@ -1,8 +1,10 @@
+# PYTHON_ARGCOMPLETE_OK
 """Exercise 2: fine-tune a ResNet-18 on a folder of flowers, in plain PyTorch and torchvision.
 
-    python tools/train_torch.py                        # the whole exercise: 25 epochs on flower_dataset/
-    python tools/train_torch.py --resume               # go on after an interruption
-    python tools/train_torch.py --amp --batch-size 64  # bfloat16 and a larger batch: faster, not the exercise's recipe
+examples:
+  python tools/train_torch.py                        # the whole exercise: 25 epochs on flower_dataset/
+  python tools/train_torch.py --resume               # go on after an interruption
+  python tools/train_torch.py --amp --batch-size 64  # bfloat16 and a larger batch: faster, not the exercise's recipe
 
 Read it from top to bottom: constants, command line, transforms, data, model, one epoch, files, checks, training.
 The dataset folder and its split are those of Exercise 1 (tools/prepare_flowers.py), so the accuracies compare.
@@ -64,19 +66,44 @@ NETWORK_TIMEOUT = 20  # seconds of silence
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("flower_dataset"), metavar="DIR", help="dataset folder")
-    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/torch_resnet18"), metavar="DIR")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("flower_dataset"),
+        metavar="DIR",
+        help="dataset folder (default: flower_dataset)",
+    )
+    work_dir = Path("work_dirs/torch_resnet18")
+    parser.add_argument(
+        "--work-dir", type=Path, default=work_dir, metavar="DIR", help=f"where the results go (default: {work_dir})"
+    )
     weights_help = "local file with torchvision's key names; none = from scratch (default: download torchvision's)"
     parser.add_argument("--weights", metavar="FILE|none", help=weights_help)
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"default {EPOCHS}")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"default {BATCH_SIZE}")
-    parser.add_argument("--lr", type=float, default=LEARNING_RATE, help=f"default {LEARNING_RATE}")
-    parser.add_argument("--seed", type=int, default=0, help="default 0")
-    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast and channels-last memory")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
-    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that load photos")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, metavar="N", help=f"(default: {EPOCHS})")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N", help=f"(default: {BATCH_SIZE})")
     parser.add_argument(
-        "--start-method", choices=("default", "spawn", "fork"), default="default", help="of the workers"
+        "--lr", type=float, default=LEARNING_RATE, metavar="X", help=f"learning rate (default: {LEARNING_RATE})"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (default: 0)")
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast and channels-last memory")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="(default: auto, a GPU if there is one)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(4, os.cpu_count() or 1),
+        metavar="N",
+        help="processes that load photos (default: one a core, 4 at most)",
+    )
+    parser.add_argument(
+        "--start-method",
+        choices=("default", "spawn", "fork"),
+        default="default",
+        help="of the workers (default: PyTorch's)",
     )
     parser.add_argument("--skip-checks", action="store_true", help="leave out what tools/check.py looks at")
     rerun = parser.add_mutually_exclusive_group()

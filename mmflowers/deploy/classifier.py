@@ -61,6 +61,7 @@ class FlowerClassifier:
         classes: Names by label.
         device: Default a GPU where there is one.
         amp: The backbone computes in bfloat16: faster on processors and GPUs that have it, scores differ a little.
+        tta: Test-time augmentation: scores are the mean of those of a photo and of its mirror image.
 
     Attributes:
         classes: Names by label.
@@ -68,9 +69,16 @@ class FlowerClassifier:
     """
 
     def __init__(
-        self, model: BaseModel, classes: Iterable[str], *, device: str | torch.device | None = None, amp: bool = False
+        self,
+        model: BaseModel,
+        classes: Iterable[str],
+        *,
+        device: str | torch.device | None = None,
+        amp: bool = False,
+        tta: bool = False,
     ) -> None:
         self.classes = tuple(classes)
+        self.tta = tta
         self.device = torch.device(device or get_device())
         _refuse_other_loading(model._config)
         self._inferencer = ImageClassificationInferencer(model, device=self.device, classes=self.classes)
@@ -87,6 +95,7 @@ class FlowerClassifier:
         checkpoint: str = BEST,
         device: str | torch.device | None = None,
         amp: bool = False,
+        tta: bool = False,
     ) -> FlowerClassifier:
         """Load the best checkpoint of a run, as data only, and build the network by the config that the run keeps.
 
@@ -95,6 +104,7 @@ class FlowerClassifier:
             checkpoint: Another one in it.
             device: As for the class.
             amp: As for the class.
+            tta: As for the class.
 
         Raises:
             InputError: No such run, or config and checkpoint don't belong together.
@@ -115,7 +125,7 @@ class FlowerClassifier:
         model = get_model(config, pretrained=False)
         state = convert_state_dict(saved.get("state_dict", saved), model, keep_head=True).state_dict
         model.load_state_dict(state, strict=False)  # all but counters of BatchNorm were held against the model
-        return cls(model, classes, device=device, amp=amp)
+        return cls(model, classes, device=device, amp=amp, tta=tta)
 
     def predict(
         self, images: Photo | Iterable[Photo], *, batch_size: int = 32, top_k: int = 3, workers: int = 0
@@ -175,8 +185,12 @@ class FlowerClassifier:
             with torch.no_grad():
                 few = self.model.data_preprocessor({"inputs": pixels[:2]})["inputs"]
             self._inferencer.model = fold_batchnorm(self.model, few)
-        samples = self._inferencer.forward({"inputs": pixels})
-        return torch.stack([sample.pred_score for sample in samples]).cpu().numpy()
+        views = [pixels]
+        if self.tta:
+            views.append(pixels.flip(-1) if isinstance(pixels, Tensor) else [image.flip(-1) for image in pixels])
+        found = [self._inferencer.forward({"inputs": view}) for view in views]
+        scores = [torch.stack([sample.pred_score for sample in samples]) for samples in found]
+        return torch.stack(scores).mean(dim=0).cpu().numpy()
 
 
 class _BFloat16(nn.Module):

@@ -1,6 +1,6 @@
 """What MMEngine's Runner lacks: safe loading, weights of any origin, whole checkpoints, curves.
 
-Importing this registers what configs name: the hooks and the optim wrapper.
+Importing this registers what configs name: hooks, loops, the optim wrapper, trackers.
 """
 
 from mmflowers.engine.frozen import FrozenTrainLoop, LinearProbeLoop
@@ -15,6 +15,7 @@ from mmflowers.engine.hooks import (
 from mmflowers.engine.loops import ExactTrainLoop, FastTestLoop, FastValLoop, StoppableValLoop
 from mmflowers.engine.optim import BFloat16OptimWrapper
 from mmflowers.engine.runner import FlowersRunner
+from mmflowers.engine.tracking import TrackerVisBackend
 from mmflowers.models.averaging import ForeachEMA
 from mmflowers.models.preprocessing import FlowersDataPreprocessor
 
@@ -35,4 +36,5 @@ __all__ = [
     "LinearProbeLoop",
     "ProgressiveResizeHook",
     "StoppableValLoop",
+    "TrackerVisBackend",
 ]

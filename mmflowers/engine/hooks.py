@@ -79,7 +79,8 @@ class BestAndLastHook(Hook):
         runner.message_hub.update_info("best_epoch", runner.epoch)
         meta = {"epoch": runner.epoch, "iter": runner.iter, "best": {self.save_best: score}}
         runner.save_checkpoint(runner.work_dir, BEST, save_optimizer=False, save_param_scheduler=False, meta=meta)
-        runner.logger.info(f"best so far: {self.save_best} {score:.2f} at epoch {runner.epoch}, saved as {BEST}")
+        told = f"best so far: {self.save_best} {score:.2f} at epoch {runner.epoch}, saved as {BEST}"
+        runner.logger.info(told, extra={"in_bar": True})  # where there is a bar, its line of the epoch says so
 
     def _save_last(self, runner: Runner) -> None:
         runner.save_last()

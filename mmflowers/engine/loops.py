@@ -18,7 +18,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, TestLoop, ValLoop
 from mmpretrain.registry import LOOPS
 
-from mmflowers.commands import Stopped
+from mmflowers.commands import Stopped, on_terminal
 from mmflowers.datasets.seeded import STEPS, SeededSampler, seed_generators
 from mmflowers.errors import InputError
 from mmflowers.models.folding import fold_batchnorm
@@ -225,7 +225,9 @@ class ExactTrainLoop(EpochBasedTrainLoop):
                 self._signal = signum
                 if hasattr(signal, "SIGCHLD"):  # workers that the signal has reached too are no error now
                     before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
-                os.write(2, b"stopping after this iteration; a second signal stops at once\n")  # print isn't reentrant
+                wipe = b"\r\x1b[K" if on_terminal() else b""  # a bar
+                told = b"stopping after this iteration; a second signal stops at once\n"
+                os.write(2, wipe + told)  # print isn't reentrant
             elif time.monotonic() - asked_at > ONE_SIGNAL:
                 restore()
                 signal.raise_signal(signum)

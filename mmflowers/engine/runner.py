@@ -16,7 +16,7 @@ import torch
 from mmengine.device import get_device
 from mmengine.dist import get_world_size, is_main_process, master_only
 from mmengine.logging import HistoryBuffer, MMLogger
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
 from mmpretrain.registry import RUNNERS
@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.engine.loops import ExactTrainLoop
+from mmflowers.engine.progress import ProgressHook, make_room, wants_bar
 from mmflowers.engine.weights import convert_state_dict, fetch_weights
 from mmflowers.errors import InputError
 
@@ -97,12 +98,20 @@ class FlowersRunner(Runner):
         super().load_or_resume()
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
-        """Build MMEngine's logger, talking on stderr: stdout is for results."""
+        """Build MMEngine's logger, talking on stderr: stdout is for results. On a terminal it leaves room for a bar."""
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
             if type(handler) is logging.StreamHandler:
                 handler.setStream(sys.stderr)
+                if wants_bar(self.launcher):
+                    make_room(handler)
         return logger
+
+    def register_hooks(self, *args, **kwargs) -> None:
+        """Register MMEngine's and the config's hooks, and on a terminal the one that draws the bar."""
+        super().register_hooks(*args, **kwargs)
+        if wants_bar(self.launcher):
+            self.register_hook(ProgressHook())
 
     def load_checkpoint(
         self, filename: str, map_location: Any = "cpu", strict: bool = False, revise_keys: Any = None
@@ -126,6 +135,7 @@ class FlowersRunner(Runner):
             _check_resumable(checkpoint, path)
             self._resumed_meta = checkpoint["meta"]
         model = self.model.module if is_model_wrapper(self.model) else self.model
+        model = model.module if isinstance(model, BaseTTAModel) else model
         keep_head = strict or self._resume or getattr(self, "_keep_head", False)
         conversion = convert_state_dict(checkpoint["state_dict"], model, keep_head=keep_head)
         checkpoint["state_dict"] = conversion.state_dict  # in the model's names, before hooks (EMA) take their copy

@@ -11,6 +11,7 @@ from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.engine import configuration
 from mmflowers.engine.hooks import BEST
 from mmflowers.engine.runner import FlowersRunner
+from mmflowers.engine.tracking import drop_trackers
 from mmflowers.engine.training import check_classes, join_process_group
 from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.metrics import CollectPredictions
@@ -23,6 +24,7 @@ def test(
     *,
     data: str | Path | None = None,
     split: str = "val",
+    tta: bool = False,
     work_dir: str | Path | None = None,
     runs: str | Path = "work_dirs",
     launcher: str = "none",
@@ -31,11 +33,14 @@ def test(
 ) -> tuple[Predictions | None, Path]:
     """Run a checkpoint over ``split`` and write ``predictions_<split>.csv`` into its work dir.
 
+    With ``tta`` the file is ``predictions_<split>_tta.csv``: the plain one stays to be compared with.
+
     Args:
         config_path: The config the checkpoint was trained with; default the one its work dir keeps.
         checkpoint: Default ``best.pth`` of the last run below ``runs``.
         data: Dataset folder in place of the config's.
         split: The list to test on, "val", "test" or "train".
+        tta: Test-time augmentation: the scores are the mean over several views of a photo (``augment_test``).
         work_dir: Where logs and predictions go; default the checkpoint's folder.
         runs: Where runs are looked for.
         launcher: As in training.
@@ -71,6 +76,8 @@ def test(
     elif problems:
         raise InputError(problems=[problem for _, problem in problems])
 
+    if tta:
+        augment_test(config)
     collect_predictions = dict(type="CollectPredictions", data_root=configuration.data_root(config))
     config.test_evaluator = [*_as_list(config.test_evaluator), collect_predictions]
     join_process_group(launcher)
@@ -78,7 +85,7 @@ def test(
     runner.test()
     (collect,) = (metric for metric in runner.test_evaluator.metrics if isinstance(metric, CollectPredictions))
 
-    path = out / f"predictions_{split}.csv"
+    path = out / f"predictions_{split}{'_tta' if tta else ''}.csv"
     if not is_main_process():
         return None, path
     write_predictions(collect.predictions, path)
@@ -90,10 +97,34 @@ def _settle(config: configuration.Config, data: str | Path | None, split: str, c
         configuration.set_data_root(config, data)
     configuration.merge_options(config, cfg_options)
     config.custom_hooks = [dict(type="ChannelsLastHook")]  # not those of the training: nothing to draw or to keep
+    drop_trackers(config)
     if config.get("test_cfg") is not None:
         config.test_cfg.setdefault("type", "FastTestLoop")
     configuration.settle_loaders(config)
     configuration.test_on(config, split)
+
+
+def augment_test(config: configuration.Config) -> None:
+    """Let the test take the mean of the scores of several views: the config's ``tta_pipeline``, else photo and mirror.
+
+    Raises:
+        InputError: The test pipeline can't be mirrored, as it doesn't end in packing.
+    """
+    dataset = config.test_dataloader.dataset
+    while isinstance(dataset.get("dataset"), dict):
+        dataset = dataset.dataset
+    if config.get("tta_pipeline") is None:
+        *steps, pack = dataset.pipeline
+        if pack.get("type") != "PackInputs":
+            what = f"--tta can't mirror what the test pipeline makes: it ends in {pack.get('type')}, not in PackInputs"
+            raise InputError(what, "set tta_pipeline in the config")
+        flips = [dict(type="RandomFlip", prob=prob, direction="horizontal") for prob in (0.0, 1.0)]
+        config.tta_pipeline = [*steps, dict(type="TestTimeAug", transforms=[flips, [pack]])]
+    dataset.pipeline = config.tta_pipeline
+    if dataset.get("cache"):  # it holds one view of a photo
+        dataset.cache = False
+    config.test_cfg.type = "TestLoop"
+    config.model = dict(**config.get("tta_model", dict(type="AverageClsScoreTTA")), module=config.model)
 
 
 def _fit(config: configuration.Config, checkpoint: Path, split: str) -> None:

@@ -15,12 +15,14 @@ import torch
 from mmengine.device import get_device
 from mmengine.dist import get_world_size
 
+from mmflowers.commands import close_bars
 from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.engine import configuration
 from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.engine.loops import OutOfMemory
 from mmflowers.engine.record import RecordHook
 from mmflowers.engine.runner import LAST, FlowersRunner, explained_disk
+from mmflowers.engine.tracking import add_trackers
 from mmflowers.engine.weights import fetch_weights
 from mmflowers.errors import InputError, Problem
 
@@ -55,6 +57,7 @@ def configure(
     views: int = 4,
     probe: bool = False,
     launcher: str = "none",
+    track: Sequence[str] = (),
     cfg_options: Sequence[str] = (),
     problems: list[tuple[str, Problem]] | None = None,
 ) -> configuration.Config:
@@ -74,6 +77,7 @@ def configure(
         views: Augmented views of each photo for ``freeze_to``.
         probe: Fit the head alone; implies ``fast``.
         launcher: "none", "pytorch" (torchrun), "slurm" or "mpi".
+        track: Trackers that follow the run (``add_trackers``).
         cfg_options: ``KEY=VALUE`` overrides in MMEngine's dotted form; applied last.
         problems: Takes what is wrong, each with its place, in place of its being raised. The config is then settled as
             far as it can be, and weights that need a download are left for later.
@@ -115,6 +119,7 @@ def configure(
         config.resume = False
         attempt("work dir", _refuse_used_work_dir, config)
         attempt("weights", _set_weights, config, weights)
+    attempt("trackers", add_trackers, config, track)
     if problems is not None:
         problems.extend(found)
     elif found:
@@ -168,6 +173,7 @@ def train(config: configuration.Config, *, oom: Literal["stop", "retry"] = "stop
             if oom == "stop" or not error.fits or get_world_size() > 1:
                 raise
             too_much = error.with_traceback(None)  # which would keep the model alive
+        runner.visualizer.close()
         del runner
         gc.collect()
         _take_less(config, too_much)
@@ -185,6 +191,7 @@ def _take_less(config: configuration.Config, error: OutOfMemory) -> None:
     last = Path(config.work_dir, LAST)
     if last.is_file():
         _resume_from(config, last)
+    close_bars()
     print(f"{error.problems[0].what}: going on with batches of {error.fits}", file=sys.stderr, flush=True)
     # MMEngine keeps state by this name, by default one that differs by the second.
     config.experiment_name = f"{Path(config.work_dir).name}_{error.fits}_{time.monotonic_ns()}"

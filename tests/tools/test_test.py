@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 from pathlib import Path
 
-from conftest import run_tool
+import numpy as np
+import pytest
+from conftest import run_on_terminal, run_tool
+from PIL import Image, ImageOps
+
+from mmflowers import FlowerClassifier
+from mmflowers.evaluation.facts import read_facts
+from mmflowers.evaluation.predictions import read_predictions
 
 
 def test_alone_it_tests_the_best_checkpoint_of_the_last_run(trained: Path) -> None:
@@ -31,6 +39,33 @@ def test_a_copied_run_is_tested_by_its_checkpoint_alone_on_another_split(trained
     result = run_tool("test.py", "copy/best.pth", "--split", "train", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "/40), 95 % interval " in result.stdout.splitlines()[-1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+def test_augmented_it_keeps_the_plain_predictions_and_shows_a_bar(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "copy")
+    (tmp_path / "copy" / "predictions_val.csv").write_text("of before")
+    code, drawn = run_on_terminal("test.py", "copy/best.pth", "--tta", cwd=tmp_path)
+    assert code == 0, drawn
+    assert "test 1/2 |" in drawn and " images/s" in drawn and "Epoch(test)" not in drawn
+    assert drawn.splitlines()[-1].startswith("top-1 ")
+    assert (tmp_path / "copy" / "predictions_val.csv").read_text() == "of before"
+    augmented = read_predictions(tmp_path / "copy" / "predictions_val_tta.csv")
+    photos = [str(data_root(trained) / image) for image in augmented.images]
+    mean = FlowerClassifier.from_run(trained, tta=True).predict(photos)
+    np.testing.assert_allclose(augmented.scores, [found.scores for found in mean], atol=1e-5)
+    plain = FlowerClassifier.from_run(trained)
+    mirrored = []
+    for photo in photos:
+        with Image.open(photo) as image:
+            mirrored.append(ImageOps.mirror(image.convert("RGB")))
+    both = [plain.predict(images) for images in (photos, mirrored)]
+    by_hand = [(one.scores + other.scores) / 2 for one, other in zip(*both, strict=True)]
+    np.testing.assert_allclose(augmented.scores, by_hand, atol=0.02)  # a resized mirror image differs by rounding
+
+
+def data_root(work_dir: Path) -> Path:
+    return Path(read_facts(work_dir).config["data_root"])
 
 
 def test_without_a_run_it_says_what_to_do(tmp_path: Path) -> None:

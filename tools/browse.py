@@ -1,0 +1,60 @@
+# PYTHON_ARGCOMPLETE_OK
+"""Show what the training pipeline of a config does to photos, as a picture: the pixels that the network gets.
+
+examples:
+  python tools/browse.py configs/resnet50_flowers.py
+  python tools/browse.py configs/resnet18_flowers.py --data my_dataset --number 12 --views 4 --out views.png
+  python tools/browse.py configs/resnet18_flowers.py --cfg-options train_dataloader.dataset.pipeline.4.hue=0.5
+
+A row is a photo: as it is, as a test sees it, and as the first epochs of a training with that seed see it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmflowers.commands import Parser, natural, positive, run
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("config", help="a file of configs/")
+    parser.add_argument("--data", metavar="DIR", help="dataset folder (default: the config's)")
+    parser.add_argument(
+        "--split",
+        choices=("train", "val", "test"),
+        default="train",
+        help="the list to draw photos from (default: train)",
+    )
+    parser.add_argument("--number", type=positive, default=8, metavar="N", help="of photos (default: 8)")
+    parser.add_argument("--views", type=positive, default=6, metavar="N", help="of each photo (default: 6)")
+    parser.add_argument("--seed", type=natural, metavar="N", help="of photos and augmentation (default: the config's)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the picture, a .png (default: work_dirs/browse_<config>.png)"
+    )
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override the config, dotted keys"
+    )
+    args = parser.parse_args()
+    out = args.out or Path("work_dirs", f"browse_{Path(args.config).stem}.png")
+    if out.suffix.lower() != ".png":
+        parser.error(f"--out {out} doesn't end in .png")
+
+    from mmflowers.engine.browsing import browse
+
+    sheet = browse(
+        args.config,
+        data=args.data,
+        split=args.split,
+        number=args.number,
+        views=args.views,
+        seed=args.seed,
+        cfg_options=args.cfg_options,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(out)
+    print(f"picture: {out} ({sheet.width} × {sheet.height} px)")
+
+
+if __name__ == "__main__":
+    run(main)
