@@ -11,6 +11,7 @@ examples:
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import math
@@ -40,6 +41,7 @@ ROOT = HERE.parents[1]
 APART = ("transformers", "fastai", "lightning")
 PEERS = ("mmpretrain", "torchvision", "timm", *APART)
 PACKAGED = "tf_efficientnet_lite0"  # its weights come with a package
+RESULTS = "results.json"
 EVERY = 0.05  # seconds between two looks at a run
 
 
@@ -51,25 +53,34 @@ def main() -> None:
     )
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS, metavar="PEER", help=", ".join(PEERS))
     parser.add_argument(
-        "--ours", action="append", default=[], metavar="'CONFIG FLAGS'", help="of tools/train.py; any number of times"
+        "--ours",
+        action="append",
+        default=[],
+        type=shlex.split,
+        metavar="'CONFIG FLAGS'",
+        help="what tools/train.py takes; any number of times",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
+    parser.add_argument("--rounds", type=at_least_one, default=3, help="(default: 3)")
     parser.add_argument("--target", type=float, default=94.0, help="val top-1 in percent to time (default: 94)")
     parser.add_argument("--network", choices=NETWORKS, default=PACKAGED)
     parser.add_argument(
         "--weights", metavar="FILE|none", help=f"a .pth in timm's or torchvision's names (default: {PACKAGED}'s own)"
     )
     recipe = parser.add_argument_group("the peers' recipe (ours: what the config says)")
-    recipe.add_argument("--epochs", type=int, default=8, help="(default: 8)")
-    recipe.add_argument("--batch-size", type=int, default=32, help="(default: 32)")
-    recipe.add_argument("--size", type=int, default=224, help="pixels to train on (default: 224)")
-    recipe.add_argument("--val-resize", type=int, default=288, help="short edge before the crop (default: 288)")
-    recipe.add_argument("--val-size", type=int, default=256, help="centre crop of validation (default: 256)")
+    recipe.add_argument("--epochs", type=at_least_one, default=8, help="(default: 8)")
+    recipe.add_argument("--batch-size", type=at_least_one, default=32, help="(default: 32)")
+    recipe.add_argument("--size", type=at_least_one, default=224, help="pixels to train on (default: 224)")
+    recipe.add_argument(
+        "--val-resize", type=at_least_one, default=288, help="short edge before the crop (default: 288)"
+    )
+    recipe.add_argument("--val-size", type=at_least_one, default=256, help="centre crop of validation (default: 256)")
     recipe.add_argument("--amp", choices=("auto", "on", "off"), default="auto", help="auto: where there is bfloat16")
     workers = min(16, os.cpu_count() or 1)
     recipe.add_argument("--workers", type=int, default=workers, help="processes that decode (default: as cores, to 16)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
-    parser.add_argument("--limit", type=int, metavar="N", help="take N photos of either split, evenly from the lists")
+    parser.add_argument(
+        "--limit", type=at_least_one, metavar="N", help="take N photos of either split, evenly from the lists"
+    )
     parser.add_argument("--timeout", type=float, default=180, help="minutes a run may take (default: 180)")
     parser.add_argument("--seed", type=int, default=0, help="of the first round (default: 0)")
     parser.add_argument(
@@ -77,7 +88,6 @@ def main() -> None:
     )
     args = parser.parse_args()
     check(args)
-    args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mmflowers-") as folder:
         if args.limit:
             args.data = take_some(args.data, args.limit, Path(folder) / "dataset")
@@ -88,12 +98,20 @@ def main() -> None:
     print(results, end="")
 
 
+def at_least_one(text: str) -> int:
+    """An argparse type: a whole number from 1 on."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return int(text)
+
+
 def check(args) -> None:
-    """Settle ``device``, ``weights`` and ``python``, or say what is wrong."""
+    """Settle ``weights`` and ``python``, or say what is wrong."""
+    if (args.out / RESULTS).exists():
+        raise InputError(f"{args.out} holds results already", "--out names another folder; delete it to start anew")
     for ours in args.ours:
-        config = Path(shlex.split(ours)[0]) if ours.strip() else ROOT
-        if not config.is_file():
-            raise InputError(f"--ours {ours!r}: no config at {config}", "it begins with a file of configs/")
+        if not ours or not Path(ours[0]).is_file():
+            raise InputError(f"--ours {shlex.join(ours)!r} names no config", "it begins with a file of configs/")
     if not Path(args.python).is_file():
         args.python = sys.executable  # a machine with all of them in one environment; what lacks is said by its run
     if args.device == "cuda":
@@ -125,44 +143,42 @@ def take_some(data: Path, count: int, out: Path) -> Path:
 
 def compare(args, photos: DatasetFolder, folder: Path) -> str:
     """Run everything in rounds, write the files after each run, and return the table."""
-    contestants = [("peer", name) for name in args.peers] + [("ours", ours) for ours in args.ours]
-    (args.out / "logs").mkdir(exist_ok=True)
+    contestants = [("peer", name) for name in args.peers] + [("ours", shlex.join(ours)) for ours in args.ours]
+    counts = {f"{split}_photos": len(samples) for split, samples in photos.samples.items()}
     runs: list[dict] = []
-    results = {
-        "settings": {**vars(args), "train_photos": len(photos.samples["train"])},
-        "machine": machine(),
-        "runs": runs,
-    }
-    results["settings"]["val_photos"] = len(photos.samples["val"])
+    results = {"settings": {**vars(args), **counts}, "machine": machine(), "runs": runs}
+    (args.out / "logs").mkdir(parents=True, exist_ok=True)
     text = ""
     for number in range(args.rounds):
         turn = number % max(1, len(contestants))
         for side, name in contestants[turn:] + contestants[:turn]:  # nobody is always first
-            work_dir = folder / "run"
-            label = f"{contestants.index((side, name))}_{Path(shlex.split(name)[0]).stem}_{number}"
+            log = args.out / "logs" / f"{contestants.index((side, name))}_{Path(shlex.split(name)[0]).stem}_{number}"
             load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-            if side == "peer":
-                command = peer_command(args, name, work_dir, args.seed + number)
-                got = finish(args, command, args.out / "logs" / label)
-                got |= read_lines((args.out / "logs" / f"{label}.out").read_text(encoding="utf-8", errors="replace"))
-            else:
-                command = our_command(args, name, work_dir, args.seed + number)
-                watched = Scalars(work_dir, len(photos.samples["train"]))
-                got = finish(args, command, args.out / "logs" / label, watched.look)
-                got |= watched.read()
-            if got["reason"] is None and not got["epochs"]:
-                got["reason"] = "it ended without a validation"
-            runs.append({"name": name, "side": side, "round": number, "load_before": load, **got})
-            shutil.rmtree(work_dir, ignore_errors=True)
-            rows = summary.summarize(runs, args.target)
-            results["summary"] = rows
-            text = heading(args, results) + summary.table(rows, args.target)
-            (args.out / "results.json").write_text(json.dumps(_plain(results), indent=1), encoding="utf-8")
+            done = run_once(args, side, name, folder / "run", number, log, counts["train_photos"])
+            runs.append({"name": name, "side": side, "round": number, "load_before": load, **done})
+            shutil.rmtree(folder / "run", ignore_errors=True)
+            results["summary"] = summary.summarize(runs, args.target)
+            text = heading(args, results) + summary.table(results["summary"], args.target)
+            (args.out / RESULTS).write_text(json.dumps(_plain(results), indent=1), encoding="utf-8")
             (args.out / "table.md").write_text(text, encoding="utf-8")
-            best = max((epoch["top1"] for epoch in got["epochs"]), default=math.nan)
-            said = f"failed: {got['reason']}" if got["reason"] else f"best {best:.2f} %, {got['seconds']:.0f} s"
+            best = max((epoch["top1"] for epoch in done["epochs"]), default=math.nan)
+            said = f"failed: {done['reason']}" if done["reason"] else f"best {best:.2f} %, {done['seconds']:.0f} s"
             print(f"round {number + 1}/{args.rounds} {name}: {said}", file=sys.stderr, flush=True)
     return text
+
+
+def run_once(args, side: str, name: str, work_dir: Path, number: int, log: Path, photos: int) -> dict:
+    """What ``finish`` gives of a run, with its ``epochs``, ``versions`` and ``gpu``."""
+    seed = args.seed + number
+    if side == "peer":
+        done = finish(args, peer_command(args, name, work_dir, seed), log)
+        done |= read_lines(Path(f"{log}.out").read_text(encoding="utf-8", errors="replace"))
+    else:
+        watched = Scalars(work_dir, photos)
+        done = finish(args, our_command(args, name, work_dir, seed), log, watched.look) | watched.read()
+    if done["reason"] is None and not done["epochs"]:
+        done["reason"] = "it ended without a validation"
+    return done
 
 
 def peer_command(args, name: str, work_dir: Path, seed: int) -> list[str]:

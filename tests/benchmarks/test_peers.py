@@ -80,6 +80,8 @@ def test_the_driver_runs_what_is_there_and_says_what_is_not(dataset: Path, tmp_p
     assert rows["mmpretrain"]["n"] == 1 and rows["mmpretrain"]["speedup"]["median"] == 1
     assert rows["fastai"]["n"] == 0 and rows["fastai"]["seconds_to_target"] is None
     assert (tmp_path / "out" / "table.md").read_text() == done.stdout
+    again = start("run.py", *options, cwd=tmp_path)
+    assert again.returncode == 2 and "out holds results already" in again.stderr
     assert "| mmpretrain | 1 |" in done.stdout and "| fastai | 0; 1 failed: exit code 1: " in done.stdout
 
 
@@ -87,7 +89,8 @@ def test_weights_that_are_missing_and_an_unknown_peer_are_bad_input(dataset: Pat
     for wrong, said in (
         (("--network", "resnet50"), "error: no weights for resnet50 · hint: --weights FILE"),
         (("--peers", "timn"), "error: argument --peers: invalid choice: 'timn'"),
-        (("--weights", "none", "--ours", "configs/nope.py --amp"), "no config at configs/nope.py"),
+        (("--weights", "none", "--ours", "configs/nope.py --amp"), "--ours 'configs/nope.py --amp' names no config"),
+        (("--rounds", "0"), "error: argument --rounds: 0 is not a whole number from 1 on"),
     ):
         done = start("run.py", "--data", dataset, *wrong, cwd=tmp_path)
         assert done.returncode == 2 and said in done.stderr, done.stderr
