@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import time
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 
 # Seconds of the epoch at which the driver started this process; by hand, when this line is reached.
@@ -241,7 +241,7 @@ class Report:
             peak_gpu_mb=torch.cuda.max_memory_allocated() / 2**20 if gpu else None,
             gpu=torch.cuda.get_device_name() if gpu else None,
             versions={"python": platform.python_version()}
-            | {package: version(package) for package in ("torch", "torchvision", "timm", *packages)},
+            | {package: import_module(package).__version__ for package in ("torch", "torchvision", "timm", *packages)},
         )
 
 

@@ -107,6 +107,8 @@ def at_least_one(text: str) -> int:
 
 def check(args) -> None:
     """Settle ``weights`` and ``python``, or say what is wrong."""
+    if not args.peers and not args.ours:
+        raise InputError("nothing to run", "--peers, --ours or both")
     if (args.out / RESULTS).exists():
         raise InputError(f"{args.out} holds results already", "--out names another folder; delete it to start anew")
     for ours in args.ours:
@@ -150,7 +152,7 @@ def compare(args, photos: DatasetFolder, folder: Path) -> str:
     (args.out / "logs").mkdir(parents=True, exist_ok=True)
     text = ""
     for number in range(args.rounds):
-        turn = number % max(1, len(contestants))
+        turn = number % len(contestants)
         for side, name in contestants[turn:] + contestants[:turn]:  # nobody is always first
             log = args.out / "logs" / f"{contestants.index((side, name))}_{Path(shlex.split(name)[0]).stem}_{number}"
             load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None

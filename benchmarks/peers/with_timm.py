@@ -1,6 +1,7 @@
 """timm's train.py on one device, from timm's parts: its loader and transforms, optimizer, schedule, loss and saver.
 
-Tuned: channels-last, bfloat16 where there is some, the schedule stepped every update (``--sched-on-updates``).
+Tuned: channels-last, bfloat16 where there is some, the schedule stepped every update (``--sched-on-updates``) and its
+cosine begun after the warm-up (``--warmup-prefix``).
 """
 
 import common
@@ -49,8 +50,9 @@ def main() -> None:
     schedule, epochs = create_scheduler_v2(
         optimizer,
         sched="cosine",
-        num_epochs=args.epochs,
+        num_epochs=max(1, args.epochs - 1),
         warmup_epochs=1,
+        warmup_prefix=args.epochs > 1,  # the cosine begins after it, as everywhere here
         warmup_lr=learning_rate * common.WARMUP_START,
         step_on_epochs=False,
         updates_per_epoch=len(train_loader),
