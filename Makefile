@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo flowers test test-slow soak fuzz test-onedl lint bench clean
+.PHONY: demo flowers test test-slow soak fuzz test-onedl lint bench bench-peers clean
 
 # A mirror or a CPU build is chosen by pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL), nothing here.
 # OpenCV's usual package needs libGL, which servers often lack; its headless edition is the same without windows.
@@ -70,5 +70,19 @@ bench: $(VENV)/.made
 	$(BIN)/python tools/benchmark.py train configs/resnet50_flowers.py $(wildcard configs/resnet50_flowers_fast.py) \
 	    --data $(DATA) $(BENCH)
 
+# Time to accuracy against six other tools, hours on a processor (docs/peers.md). PEERS="--rounds 5" changes what is run.
+DATA ?= flower_dataset
+PEERS ?= --ours configs/efficientnet_lite0_flowers.py
+bench-peers: $(VENV)/.made .venv-peers/.made-peers
+	$(BIN)/python benchmarks/peers/run.py --data $(DATA) $(PEERS)
+
+# Their packages never come into the main environment; what both need is of the same version in both.
+.venv-peers/.made-peers: requirements-peers.txt $(VENV)/.made
+	$(PYTHON) -m venv .venv-peers
+	$(BIN)/python -c 'from importlib.metadata import version as v; \
+	    [print(f"{p}=={v(p)}") for p in ("torch", "torchvision", "timm", "numpy", "pillow")]' > .venv-peers/same.txt
+	.venv-peers/bin/python -m pip install -q -r requirements-peers.txt -c .venv-peers/same.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .venv-onedl .venv-ci
+	rm -rf $(VENV) .venv-onedl .venv-peers .venv-ci
