@@ -173,6 +173,16 @@ class FlowerClassifier:
         samples = self._inferencer.forward({"inputs": pixels})
         return torch.stack([sample.pred_score for sample in samples]).cpu().numpy()
 
+    def features(self, pixels: Tensor | list[Tensor]) -> np.ndarray:
+        """What the network makes of n photos before its head names them, float32 of shape (n, features).
+
+        Args:
+            pixels: As for ``scores``.
+        """
+        with torch.no_grad():
+            prepared = self.model.data_preprocessor({"inputs": pixels})["inputs"]
+            return self.model.extract_feat(prepared, stage="pre_logits").flatten(1).float().cpu().numpy()
+
 
 class _BFloat16(nn.Module):
     """A backbone under bfloat16 autocast; neck and head stay in float32, or scores would come in steps of 1/256."""
