@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
-work=$(mktemp -d)
+work=$(mktemp -d) demo=
 trap 'kill $demo 2> /dev/null || true; wait; rm -rf "$work"' EXIT
 
 $python tools/prepare_flowers.py --rendered 60 --out "$work/flowers"
