@@ -29,7 +29,7 @@ def main() -> None:
         "--host", default="127.0.0.1", metavar="ADDRESS", help="(default: 127.0.0.1, only this machine)"
     )
     parser.add_argument("--port", type=_port, metavar="N", help="(default: the first free one from 7860 on)")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that decode (default: 2)")
+    parser.add_argument("--workers", type=_natural, default=2, metavar="N", help="processes that decode (default: 2)")
     args = parser.parse_args()
 
     from mmflowers.deploy.demo import require_gradio, serve
@@ -39,14 +39,21 @@ def main() -> None:
     if work_dir is None:
         from mmflowers.engine.testing import last_run
 
-        work_dir = last_run(Path("work_dirs"))
+        work_dir = last_run(Path("work_dirs"), "name one elsewhere by --run")
     serve(work_dir, data=args.data, host=args.host, port=args.port, workers=args.workers)
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return number
 
 
 def _port(text: str) -> int:
     number = int(text)
-    if not 0 <= number < 65536:
-        raise argparse.ArgumentTypeError(f"{text} is no port")
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 65535")
     return number
 
 

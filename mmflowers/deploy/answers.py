@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from mmflowers.deploy.classifier import FlowerClassifier, Prediction
 from mmflowers.deploy.inputs import Input
@@ -106,8 +107,6 @@ class Answering:
             return Answer(name, reason=found.reason)
         labels = [self.classifier.classes.index(class_name) for class_name, _ in found.top]
         try:
-            from PIL import Image
-
             seen = explain(self.classifier.model, batch.pixels[0], labels)
             overlays = [as_uri(Image.fromarray(picture), SIDE) for picture in seen]
         except InputError:  # a network that ends in no map

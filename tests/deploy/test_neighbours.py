@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmflowers import FlowerClassifier
 from mmflowers.deploy.answers import Answering, read_confusion
@@ -47,8 +48,6 @@ def test_every_training_photo_is_nearest_to_itself_and_similarities_are_cosines(
     photos = read_training_photos(loaded, run, data)
     paths = sorted((data / "train").glob("*/*.jpg"))
     assert len(photos) == len(paths) == 40
-    from PIL import Image
-
     pixels = [loaded.pipeline(sample(np.asarray(Image.open(path))))["inputs"] for path in paths]
     features = loaded.features(pixels)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
