@@ -81,6 +81,8 @@ def build_app(answering: Answering, name: str, uploads: Path) -> Any:
     import gradio
     from fastapi import FastAPI
 
+    from mmflowers.deploy.answers import Answer
+
     def answer_all(paths: list[str] | None) -> tuple[str, None]:
         paths = paths or []
         left = len(paths) - MAX_PHOTOS
@@ -90,10 +92,16 @@ def build_app(answering: Answering, name: str, uploads: Path) -> Any:
     def answer_camera(path: str | None) -> tuple[str, None]:
         return show([("camera", path)] if path else [])
 
+    def look(name: str, path: str) -> Answer:
+        try:
+            return answering.answer(name, Path(path).read_bytes())
+        except FileNotFoundError:  # gradio names files by their content, and another tab's answer has deleted this one
+            return Answer(name, reason="it was sent twice at the same time, send it again")
+
     def show(photos: list[tuple[str, str]], notice: str = "") -> tuple[str, None]:
         # None empties the component: ready for the next photo, and without a link to a file that is gone.
         try:
-            answers = [answering.answer(name, Path(path).read_bytes()) for name, path in photos[:MAX_PHOTOS]]
+            answers = [look(name, path) for name, path in photos[:MAX_PHOTOS]]
         finally:
             _sweep(uploads, [path for _, path in photos])
         return _for_gradio(answering.render(answers, notice)), None
@@ -186,7 +194,7 @@ def _head(answering: Answering, name: str) -> str:
 
 def _for_gradio(html: str) -> str:
     """HTML in which gradio finds none of its own templates, ``{{ }}`` and ``${ }``."""
-    return html.replace("{", "&#123;")
+    return str(html).replace("{", "&#123;")  # Markup would escape what replaces
 
 
 def _listen(host: str, port: int | None) -> socket.socket:
@@ -211,12 +219,9 @@ def _sweep(uploads: Path, answered: list[str]) -> None:
     """Delete the files that were answered, and what came of uploads that nobody waited for."""
     for path in map(Path, answered):
         path.unlink(missing_ok=True)
-    for path in uploads.rglob("*"):
+    for path in sorted(uploads.rglob("*"), reverse=True):  # a folder after what is in it
         try:
-            if path.is_file():
-                if time.time() - path.stat().st_mtime > MAX_AGE:
-                    path.unlink()
-            else:
-                path.rmdir()
-        except OSError:  # a folder that isn't empty, or a file that another answer has deleted
+            if time.time() - path.stat().st_mtime > MAX_AGE:
+                path.rmdir() if path.is_dir() else path.unlink()
+        except OSError:  # a folder that isn't empty, or what another answer has deleted
             continue

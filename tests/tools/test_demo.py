@@ -19,6 +19,7 @@ import torch
 from conftest import ROOT, run_tool
 
 from mmflowers.datasets.folder import read_dataset_folder
+from mmflowers.deploy.demo import _sweep
 from mmflowers.evaluation.predictions import Predictions, write_predictions
 
 ODD = "daisy {{7*7}} ${7*7} <b>&"  # gradio has templates of its own in what it shows
@@ -52,7 +53,7 @@ def stop(process: subprocess.Popen) -> int:
 def served(trained: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The page of a trained run, one of whose classes has an odd name; it takes every val photo for a daisy."""
     here = tmp_path_factory.mktemp("demo")
-    data, run, temporary = here / "data", here / "mine", here / "tmp"
+    data, run, temporary = here / "data", here / "mine {1}", here / "tmp"
     temporary.mkdir()
     shutil.copytree(dataset, data)
     (data / "classes.txt").write_text((data / "classes.txt").read_text().replace("daisy", ODD))
@@ -98,6 +99,7 @@ def test_a_photo_is_answered_in_a_browser(served: Served, browser, scheme: str, 
     with browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800}) as context:
         page = Page(context, served.address)
         page.drop(photo)
+        assert page.tab.locator("h1").inner_text() == "mine {1}"
         answer = page.tab.locator(".answer")
         answer.wait_for()
 
@@ -179,6 +181,21 @@ def test_the_camera_takes_a_photo(served: Served, browser) -> None:
         answer.wait_for()
         assert answer.locator("header small").inner_text() == "camera"
         assert answer.locator(".bars label").count() == 5
+
+
+def test_what_uploads_leave_is_deleted_in_time(tmp_path: Path) -> None:
+    for name in ("answered", "stale", "fresh"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jpg").touch()
+    _sweep(tmp_path, [str(tmp_path / "answered" / "x.jpg"), str(tmp_path / "gone.jpg")])
+    assert sorted(path.parent.name for path in tmp_path.rglob("x.jpg")) == ["fresh", "stale"]
+    for path in (tmp_path / "stale" / "x.jpg", tmp_path / "answered"):
+        os.utime(path, (0, 0))
+    _sweep(tmp_path, [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "stale"]  # emptied a moment ago
+    os.utime(tmp_path / "stale", (0, 0))
+    _sweep(tmp_path, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["fresh"]
 
 
 def test_the_page_names_no_other_server_and_forbids_them_all(served: Served) -> None:
