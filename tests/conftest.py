@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -27,6 +27,11 @@ ROOT = Path(__file__).parent.parent
 # A network a sixteenth the size, for tests that train many times and ask nothing of weights from elsewhere.
 NARROW = ("model.backbone.base_channels=16", "model.backbone.stem_channels=16", "model.head.in_channels=128")
 PHOTOS = 10  # a class: 8 to train on, 2 to validate
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NO_BROWSER = "no Chromium for the tests of the pages: apt-get install chromium, or put google-chrome on the PATH"
+# Without a sandbox it runs as root too; the rest keeps it from talking to its maker.
+QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+QUIET += " --disable-component-update --disable-sync --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
 
 
 def run_tool(*arguments: object, cwd: Path, launcher: tuple[str, ...] = (), **environment: str):
@@ -148,3 +153,22 @@ def trained(dataset: Path, tiny_config: Path, made_once, tmp_path_factory: pytes
     here = tmp_path_factory.mktemp("trained") / "here"
     shutil.copytree(made_once("training", make), here)
     return here / "work_dirs" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """The machine's Chromium, headless, driven by Playwright, with a camera that shows a test picture."""
+    if CHROMIUM is None:
+        pytest.skip(NO_BROWSER)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
+        yield opened
+        opened.close()
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Say once how to get what the skipped tests of the pages lack; pytest alone says only how many were skipped."""
+    if any(NO_BROWSER in str(report.longrepr) for report in terminalreporter.getreports("skipped")):
+        terminalreporter.write_line(f"skipped: {NO_BROWSER}")

@@ -19,7 +19,7 @@ DOORS = {
     "evaluation": set(),
     "visualization": {"evaluation", "datasets"},
     "checks": {"engine", "datasets"},
-    "deploy": {"engine", "datasets", "models", "preparation", "visualization"},
+    "deploy": {"engine", "datasets", "models", "preparation", "evaluation", "visualization"},
     "engine": {"datasets", "models", "evaluation", "visualization"},
 }
 LIGHT = (
@@ -31,6 +31,7 @@ LIGHT = (
     "checks.run",
     "deploy.inputs",
     "deploy.output",
+    "deploy.demo",
     "evaluation.history",
     "visualization.curves",
     "visualization.report",

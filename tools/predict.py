@@ -63,13 +63,8 @@ def main() -> None:
     from mmflowers.deploy.classifier import FlowerClassifier
     from mmflowers.deploy.predicting import predict_all
     from mmflowers.engine.testing import last_run
-    from mmflowers.errors import InputError
 
-    try:
-        work_dir = args.run or last_run(Path("work_dirs"))
-    except InputError as error:
-        hint = "python tools/train.py CONFIG trains one, --run names one elsewhere"
-        raise InputError(error.problems[0].what, hint) from error
+    work_dir = args.run or last_run(Path("work_dirs"), "name one elsewhere by --run")
     predict_all(
         FlowerClassifier.from_run(work_dir, amp=args.amp, tta=args.tta),
         args.images,

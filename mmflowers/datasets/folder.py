@@ -34,8 +34,15 @@ class DatasetFolder:
     samples: dict[str, list[tuple[str, int]]]
 
 
-def read_dataset_folder(data_root: str | Path, splits: Sequence[str] = ("train", "val")) -> DatasetFolder:
+def read_dataset_folder(
+    data_root: str | Path, splits: Sequence[str] = ("train", "val"), *, files_may_be_gone: bool = False
+) -> DatasetFolder:
     """Read ``classes.txt`` and the lists of ``splits``, and check them against each other and the files.
+
+    Args:
+        data_root: The folder.
+        splits: Names of the lists.
+        files_may_be_gone: Photos that aren't there any more are no problem; they are listed all the same.
 
     Raises:
         InputError: With every problem found: no folder, no list, malformed lines, labels outside of the classes or
@@ -50,7 +57,7 @@ def read_dataset_folder(data_root: str | Path, splits: Sequence[str] = ("train",
 
     problems: list[Problem] = []
     classes = _read_classes(root, problems)
-    samples = {split: _read_list(root, split, classes, problems) for split in splits}
+    samples = {split: _read_list(root, split, classes, problems, files_may_be_gone) for split in splits}
     _check_overlap(root, samples, problems)
     if problems:
         raise InputError(problems=problems)
@@ -83,7 +90,9 @@ def _read_classes(root: Path, problems: list[Problem]) -> list[str]:
     return classes
 
 
-def _read_list(root: Path, split: str, classes: list[str], problems: list[Problem]) -> list[tuple[str, int]]:
+def _read_list(
+    root: Path, split: str, classes: list[str], problems: list[Problem], files_may_be_gone: bool
+) -> list[tuple[str, int]]:
     path = root / f"{split}.txt"
     samples: list[tuple[str, int]] = []
     malformed, absolute, labels, gone, strangers = [], [], [], [], []
@@ -103,7 +112,7 @@ def _read_list(root: Path, split: str, classes: list[str], problems: list[Proble
     on_disk = _files_below({(root / name).parent for name, _ in samples})
     for name, label in samples:
         folder = PurePosixPath(name).parent.name
-        if os.fspath(root / name) not in on_disk:
+        if os.fspath(root / name) not in on_disk and not files_may_be_gone:
             gone.append(name)
         elif folder in classes and folder != classes[label]:
             strangers.append(f"{name} has label {label} ({classes[label]})")

@@ -192,6 +192,16 @@ class FlowerClassifier:
         scores = [torch.stack([sample.pred_score for sample in samples]) for samples in found]
         return torch.stack(scores).mean(dim=0).cpu().numpy()
 
+    def features(self, pixels: Tensor | list[Tensor]) -> np.ndarray:
+        """What the network makes of n photos before its head names them, float32 of shape (n, features).
+
+        Args:
+            pixels: As for ``scores``.
+        """
+        with torch.no_grad():
+            prepared = self.model.data_preprocessor({"inputs": pixels})["inputs"]
+            return self.model.extract_feat(prepared, stage="pre_logits").flatten(1).float().cpu().numpy()
+
 
 class _BFloat16(nn.Module):
     """A backbone under bfloat16 autocast; neck and head stay in float32, or scores would come in steps of 1/256."""

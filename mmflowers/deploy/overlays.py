@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmflowers.deploy.classifier import FlowerClassifier, Prediction
 from mmflowers.errors import InputError
-from mmflowers.visualization.cam import grad_cam, overlay
+from mmflowers.visualization.cam import explain
 
 
 class Overlays:
@@ -38,11 +38,7 @@ class Overlays:
         # One by one: without a crop photos differ in size, and padding is nothing to look at.
         read = (found for found in predictions if not found.reason)
         for found, image in zip(read, () if pixels is None else pixels, strict=True):
-            prepared = self.model.data_preprocessor({"inputs": image[None]})["inputs"]
-            cam = grad_cam(self.model, prepared)[0].cpu().numpy()
-            # The config's pipeline works in BGR; padding of the preprocessor lies right and below.
-            rgb = image.flip(0).permute(1, 2, 0).numpy()
-            picture = Image.fromarray(overlay(rgb, cam[: rgb.shape[0], : rgb.shape[1]]))
+            picture = Image.fromarray(explain(self.model, image)[0])
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._save(picture, Path(found.image).stem or "photo")

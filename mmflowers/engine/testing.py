@@ -135,17 +135,19 @@ def _fit(config: configuration.Config, checkpoint: Path, split: str) -> None:
     check_classes(checkpoint, classes, root)
 
 
-def last_run(runs: Path) -> Path:
+def last_run(runs: Path, otherwise: str = "name CONFIG and CHECKPOINT") -> Path:
     """The work dir below ``runs`` whose best checkpoint is the newest.
+
+    Args:
+        runs: A folder of work dirs.
+        otherwise: What else a user can do who has none there.
 
     Raises:
         InputError: There is none.
     """
     found = list(runs.glob(f"*/{BEST}"))
     if not found:
-        raise InputError(
-            f"no trained run in {runs}", "python tools/train.py CONFIG trains one, or name CONFIG and CHECKPOINT"
-        )
+        raise InputError(f"no trained run in {runs}", f"python tools/train.py CONFIG trains one, or {otherwise}")
     return max(found, key=lambda path: path.stat().st_mtime).parent
 
 

@@ -94,6 +94,27 @@ def tested_on(work_dir: Path) -> str | None:
     return None
 
 
+def find_dataset(work_dir: Path, recorded: str | None, given: Path | None = None) -> Path:
+    """Where the dataset folder of a run is.
+
+    Args:
+        work_dir: Of the run, copied or moved if need be.
+        recorded: What the run's config says.
+        given: What the user says, in place of it.
+
+    Raises:
+        InputError: It isn't said, or not there.
+    """
+    if given is None and recorded is None:
+        raise InputError(f"{work_dir} has no config that names its photos", "--data names the dataset folder")
+    # A relative path is one from where the training was started: here, or wherever the work dir lies in.
+    places = [Path(recorded), *(base / recorded for base in work_dir.resolve().parents)] if given is None else [given]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise InputError(f"no dataset folder at {places[0]}", "--data names it")
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """The assignments of plain data in a config as MMEngine dumps it; others are passed over."""
     settings = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -45,6 +47,31 @@ def grad_cam(model: nn.Module, inputs: Tensor, labels: Tensor | None = None) -> 
     cam = (weights * features.detach()).sum(dim=1, keepdim=True).relu().float()
     cam = F.interpolate(cam, size=inputs.shape[2:], mode="bilinear", align_corners=False)[:, 0]
     return cam / cam.amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(cam.dtype).tiny)
+
+
+def explain(model: nn.Module, image: Tensor, labels: Sequence[int] | None = None) -> list[np.ndarray]:
+    """Lay over a photo where the network saw classes in it.
+
+    Args:
+        model: As for ``grad_cam``.
+        image: What the test pipeline made of the photo: BGR, uint8 of shape (3, H, W).
+        labels: The classes to explain; default the one that the network predicts.
+
+    Returns:
+        A picture for each class: RGB, uint8 of shape (H, W, 3).
+
+    Raises:
+        InputError: As ``grad_cam``.
+    """
+    prepared = model.data_preprocessor({"inputs": image[None]})["inputs"]
+    chosen = None
+    if labels is not None:
+        chosen = torch.tensor(labels, device=prepared.device)
+        prepared = prepared.expand(len(labels), -1, -1, -1)
+    rgb = image.flip(0).permute(1, 2, 0).numpy()
+    maps = grad_cam(model, prepared, chosen).cpu().numpy()
+    # Padding of the preprocessor lies right and below.
+    return [overlay(rgb, cam[: rgb.shape[0], : rgb.shape[1]]) for cam in maps]
 
 
 def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:

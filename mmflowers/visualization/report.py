@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,10 +17,11 @@ import mmflowers
 from mmflowers.datasets.card import DataCard, read_card
 from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.calibration import calibrate
-from mmflowers.evaluation.facts import RunFacts, read_facts, tested_on
+from mmflowers.evaluation.facts import RunFacts, find_dataset, read_facts, tested_on
 from mmflowers.evaluation.history import History, read_history
 from mmflowers.evaluation.predictions import Predictions, per_class_table, read_predictions
 from mmflowers.evaluation.statistics import SIGNIFICANT, compare, wilson_interval
+from mmflowers.visualization.thumbnails import as_uri, photo_uri
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,7 +72,7 @@ def write_report(
     """
     runs = _read_runs(work_dirs, split)
     first = runs[0]
-    root = _dataset_folder(first.work_dir, data)
+    root = find_dataset(first.work_dir, tested_on(first.work_dir), data)
     out = out or first.work_dir / "report" / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
 
@@ -124,18 +123,6 @@ def _read_runs(work_dirs: Sequence[Path], split: str) -> list[Run]:
     if problems:
         raise InputError(problems=problems)
     return runs
-
-
-def _dataset_folder(work_dir: Path, data: Path | None) -> Path:
-    recorded = tested_on(work_dir)
-    if data is None and recorded is None:
-        raise InputError(f"{work_dir} has no config that names its photos", "--data names the dataset folder")
-    # A relative path is one from where the training was started: here, or wherever the work dir lies in.
-    places = [Path(recorded), *(base / recorded for base in work_dir.resolve().parents)] if data is None else [data]
-    for place in places:
-        if place.is_dir():
-            return place
-    raise InputError(f"no dataset folder at {places[0]}", "--data names it")
 
 
 def _compared(run: Run, first: Run) -> dict[str, Any]:
@@ -281,13 +268,13 @@ def _photos(predictions: Predictions, root: Path, classifier: Any) -> dict[str, 
         if classifier is None or picture is None:
             return photo(index, picture)
         found = _explain(classifier, root / predictions.images[index], int(predicted[index]))
-        return photo(index, picture, _as_uri(found, LARGE))
+        return photo(index, picture, as_uri(found, LARGE))
 
     # Threads are enough: Pillow decodes, scales and encodes without Python's lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def pictures(indices: Sequence[int], side: int) -> Iterable[str | None]:
-            return pool.map(lambda index: _data_uri(root / predictions.images[index], side), indices)
+            return pool.map(lambda index: photo_uri(root / predictions.images[index], side), indices)
 
         galleries = [
             [explained(*pair) for pair in zip(chosen, pictures(chosen, LARGE), strict=True)]
@@ -303,41 +290,17 @@ def _photos(predictions: Predictions, root: Path, classifier: Any) -> dict[str, 
     return dict(matrix=confusion_matrix(predictions), mistakes=galleries[0], doubtful=galleries[1], cells=cells)
 
 
-def _data_uri(path: Path, side: int) -> str | None:
-    """A small JPEG of the photo as a data URI; None where there is no photo to be read any more."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (2 * side, 2 * side))
-            return _as_uri(ImageOps.exif_transpose(image).convert("RGB"), side)
-    except Exception:  # Pillow's decoders raise of every kind; one damaged photo doesn't cost the report
-        return None
-
-
-def _as_uri(picture: Image, side: int) -> str:
-    buffer = io.BytesIO()
-    picture.thumbnail((side, side))
-    picture.save(buffer, "JPEG", quality=75)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def _explain(classifier: Any, path: Path, label: int) -> Image:
     """The pixels that the network saw, with what spoke for the class ``label`` laid over them."""
-    import torch
     from PIL import Image, ImageOps
 
-    from mmflowers.visualization.cam import grad_cam, overlay
+    from mmflowers.visualization.cam import explain
 
     with Image.open(path) as image:
         rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     # As LoadImageFromFile leaves it: BGR.
     sample = {"img": np.ascontiguousarray(rgb[..., ::-1]), "img_shape": rgb.shape[:2], "ori_shape": rgb.shape[:2]}
-    pixels = classifier.pipeline(sample)["inputs"]
-    prepared = classifier.model.data_preprocessor({"inputs": pixels[None]})["inputs"]
-    cam = grad_cam(classifier.model, prepared, torch.tensor([label], device=prepared.device))[0].cpu().numpy()
-    seen = pixels.flip(0).permute(1, 2, 0).numpy()
-    return Image.fromarray(overlay(seen, cam[: seen.shape[0], : seen.shape[1]]))  # without the preprocessor's padding
+    return Image.fromarray(explain(classifier.model, classifier.pipeline(sample)["inputs"], [label])[0])
 
 
 def _render(**content: Any) -> str:

@@ -1,0 +1,36 @@
+"""Photos as small pictures in the text of a page. No torch."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def photo_uri(path: Path, side: int) -> str | None:
+    """A small JPEG of the photo as a data URI; None where there is no photo to be read any more.
+
+    Args:
+        path: Of the photo.
+        side: The longer side in pixels, at most.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (2 * side, 2 * side))
+            return as_uri(ImageOps.exif_transpose(image).convert("RGB"), side)
+    except Exception:  # Pillow's decoders raise of every kind; one damaged photo doesn't cost the page
+        return None
+
+
+def as_uri(picture: Image, side: int) -> str:
+    """An RGB image, scaled down in its place to ``side`` pixels, as a JPEG in a data URI."""
+    buffer = io.BytesIO()
+    picture.thumbnail((side, side))
+    picture.save(buffer, "JPEG", quality=75)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,223 @@
+"""tools/demo.py as a process, and its page in a real browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_tool
+
+from mmflowers.datasets.folder import read_dataset_folder
+from mmflowers.deploy.demo import _sweep
+from mmflowers.evaluation.predictions import Predictions, write_predictions
+
+ODD = "daisy {{7*7}} ${7*7} <b>&"  # gradio has templates of its own in what it shows
+
+
+class Served(NamedTuple):
+    address: str
+    data: Path
+    temporary: Path
+    process: subprocess.Popen
+
+    def uploads(self) -> list[bytes]:
+        return [path.read_bytes() for path in self.temporary.rglob("*") if path.is_file()]
+
+
+def start(run: Path, *options: object, temporary: Path) -> subprocess.Popen:
+    command = [sys.executable, ROOT / "tools" / "demo.py", "--run", run, "--port", 0, "--workers", 0, *options]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def stop(process: subprocess.Popen) -> int:
+    process.send_signal(signal.SIGTERM)
+    try:
+        return process.wait(timeout=60)
+    finally:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def served(trained: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The page of a trained run, one of whose classes has an odd name; it takes every val photo for a daisy."""
+    here = tmp_path_factory.mktemp("demo")
+    data, run, temporary = here / "data", here / "mine {1}", here / "tmp"
+    temporary.mkdir()
+    shutil.copytree(dataset, data)
+    (data / "classes.txt").write_text((data / "classes.txt").read_text().replace("daisy", ODD))
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("predictions_*", "report"))
+    saved = torch.load(run / "best.pth", weights_only=True)
+    classes = read_dataset_folder(data).classes
+    saved["meta"]["dataset_meta"]["classes"] = tuple(classes)
+    torch.save(saved, run / "best.pth")
+    images, labels = zip(*read_dataset_folder(data).samples["val"], strict=True)
+    scores = np.tile(np.array([0.6, 0.1, 0.1, 0.1, 0.1], np.float32), (len(labels), 1))
+    write_predictions(Predictions(list(images), np.array(labels), scores, classes), run / "predictions_val.csv")
+    process = start(run, "--data", data, temporary=temporary)
+    try:
+        said = process.stdout.readline()
+        assert said.startswith("demo: http://127.0.0.1:"), said
+        yield Served(said.split()[1], data, temporary, process)
+    finally:
+        code = stop(process)
+    assert code == 128 + signal.SIGTERM
+    assert not list(temporary.glob("mmflowers-*"))
+
+
+class Page:
+    """The demo in a tab, with what it asked for and complained of."""
+
+    def __init__(self, context, address: str) -> None:
+        self.tab = context.new_page()
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        self.tab.on("request", lambda request: self.requests.append(request.url))
+        self.tab.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
+        self.tab.goto(address)
+
+    def drop(self, *photos: object) -> None:
+        with self.tab.expect_file_chooser() as chooser:
+            self.tab.get_by_text("Click to Upload").click()
+        chooser.value.set_files(list(map(str, photos)))
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 360)])
+def test_a_photo_is_answered_in_a_browser(served: Served, browser, scheme: str, width: int) -> None:
+    photo = sorted((served.data / "train" / "tulip").glob("*.jpg"))[0]
+    with browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800}) as context:
+        page = Page(context, served.address)
+        page.drop(photo)
+        assert page.tab.locator("h1").inner_text() == "mine {1}"
+        answer = page.tab.locator(".answer")
+        answer.wait_for()
+
+        names, shares = (answer.locator(f".bars .{part}").all_inner_texts() for part in ("name", "number"))
+        assert set(names) == {ODD, "dandelion", "rose", "sunflower", "tulip"}
+        assert sum(float(share.rstrip(" %")) for share in shares) == pytest.approx(100, abs=0.3)
+        assert answer.locator("h2").inner_text() == names[0]
+        assert answer.locator("header .number").inner_text() == shares[0]
+
+        seen = answer.locator(".seen figure")
+        assert [figure.is_visible() for figure in seen.all()] == [True, False, False, False, False]
+        answer.locator(".bars label").nth(2).click()
+        assert [figure.is_visible() for figure in seen.all()] == [False, False, True, False, False]
+        assert seen.nth(2).inner_text() == f"where it sees {names[2]}"
+        page.tab.keyboard.press("ArrowDown")
+        assert seen.nth(3).is_visible()
+
+        near = answer.locator(".near figure")
+        assert near.count() == 6
+        assert near.first.inner_text().split() == ["tulip", "1.00"]  # the photo itself
+        assert near.first.locator("img").get_attribute("title") == photo.name
+
+        counts = answer.locator(".confusion").inner_text()
+        took_all = f"Val photos that it takes for {ODD} are {ODD} 2 dandelion 2 rose 2 sunflower 2"
+        missed = "It takes no val photo for"
+        assert (took_all if names[0] == ODD else missed) in " ".join(counts.split())
+
+        background = page.tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", background)[:3])) > 380) == (scheme == "light")
+        assert page.tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.tab.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+        assert [url for url in page.requests if not url.startswith((served.address, "data:", "blob:"))] == []
+        assert page.errors == []
+    assert photo.read_bytes() not in served.uploads()
+
+
+def test_what_cannot_be_read_is_a_sentence_and_costs_the_others_nothing(
+    served: Served, browser, tmp_path: Path
+) -> None:
+    good = sorted((served.data / "val" / "rose").glob("*.jpg"))[0]
+    (tmp_path / "half.jpg").write_bytes(good.read_bytes()[:2000])
+    (tmp_path / "note.txt").write_text("no photo")
+    with browser.new_context() as context:
+        page = Page(context, served.address)
+        page.drop(tmp_path / "half.jpg", tmp_path / "note.txt", good)
+        answers = page.tab.locator(".answer")
+        answers.first.wait_for()
+        half, note, read = answers.all_inner_texts()
+        assert half.startswith("half.jpg can’t be read: truncated. JPEG, PNG, WebP, BMP, TIFF and GIF photos are read.")
+        assert note.startswith("note.txt can’t be read: not an image. ")
+        assert good.name in read
+        assert served.uploads() in ([], [b""] * len(served.uploads()))
+
+        page.drop(*[good] * 14)
+        page.tab.get_by_text("2 more photos were left out").wait_for()
+        assert answers.count() == 12
+
+
+def test_a_file_too_large_is_refused_before_it_is_sent(served: Served, browser, tmp_path: Path) -> None:
+    with (tmp_path / "large.jpg").open("wb") as file:
+        file.truncate(33 << 20)
+    with browser.new_context() as context:
+        page = Page(context, served.address)
+        page.tab.get_by_text("at most 32 MB each").wait_for()
+        page.drop(tmp_path / "large.jpg")
+        refused = page.tab.get_by_text("exceed the maximum allowed size")
+        refused.wait_for()
+        assert "large.jpg" in refused.inner_text() and "32" in refused.inner_text()
+        assert page.tab.locator(".answer").count() == 0
+
+
+def test_the_camera_takes_a_photo(served: Served, browser) -> None:
+    with browser.new_context() as context:
+        page = Page(context, served.address)
+        page.tab.get_by_role("tab", name="Camera").click()
+        page.tab.get_by_text("Click to Access Webcam").click()
+        page.tab.get_by_role("button", name="capture photo").click()
+        answer = page.tab.locator(".answer")
+        answer.wait_for()
+        assert answer.locator("header small").inner_text() == "camera"
+        assert answer.locator(".bars label").count() == 5
+
+
+def test_what_uploads_leave_is_deleted_in_time(tmp_path: Path) -> None:
+    for name in ("answered", "stale", "fresh"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jpg").touch()
+    _sweep(tmp_path, [str(tmp_path / "answered" / "x.jpg"), str(tmp_path / "gone.jpg")])
+    assert sorted(path.parent.name for path in tmp_path.rglob("x.jpg")) == ["fresh", "stale"]
+    for path in (tmp_path / "stale" / "x.jpg", tmp_path / "answered"):
+        os.utime(path, (0, 0))
+    _sweep(tmp_path, [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "stale"]  # emptied a moment ago
+    os.utime(tmp_path / "stale", (0, 0))
+    _sweep(tmp_path, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["fresh"]
+
+
+def test_the_page_names_no_other_server_and_forbids_them_all(served: Served) -> None:
+    with urllib.request.urlopen(served.address) as response:
+        text = response.read().decode()
+        policy = response.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'self'") and "http" not in policy
+    assert not re.search(r"<(link|script|img|iframe)[^>]*\s(href|src)=[\"']?(https?:)?//", text)
+
+
+def test_a_port_that_is_taken_is_said(served: Served, tmp_path: Path) -> None:
+    port = served.address.rpartition(":")[2]
+    result = run_tool("demo.py", "--run", tmp_path, "--port", port, cwd=tmp_path)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: can't listen on 127.0.0.1, port {port}: ") and "--port" in line
+
+
+def test_without_gradio_it_says_how_to_get_it(tmp_path: Path) -> None:
+    code = f"import runpy, sys; sys.modules['gradio'] = None; sys.argv = ['demo.py']; \
+runpy.run_path({str(ROOT / 'tools' / 'demo.py')!r}, run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    hint = "pip install -e '.[demo]'"
+    assert result.stderr == f"error: the demo page needs gradio, which isn't installed · hint: {hint}\n"

@@ -1,0 +1,61 @@
+"""Show a trained run as a page in the browser: drop photos or take them with the camera.
+
+examples:
+  python tools/demo.py                                    the last run in work_dirs, on http://127.0.0.1:7860
+  python tools/demo.py --run work_dirs/mine --port 8000
+  python tools/demo.py --host 0.0.0.0                     for everybody in the network
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmflowers.commands import Parser, existing_folder, run
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "--run", type=existing_folder, metavar="WORK_DIR", help="the run to show (default: the last in work_dirs)"
+    )
+    parser.add_argument(
+        "--data",
+        type=existing_folder,
+        metavar="DIR",
+        help="dataset folder with the training photos (default: the one it was trained on, if it is still there)",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="(default: 127.0.0.1, only this machine)"
+    )
+    parser.add_argument("--port", type=_port, metavar="N", help="(default: the first free one from 7860 on)")
+    parser.add_argument("--workers", type=_natural, default=2, metavar="N", help="processes that decode (default: 2)")
+    args = parser.parse_args()
+
+    from mmflowers.deploy.demo import require_gradio, serve
+
+    require_gradio()
+    work_dir = args.run
+    if work_dir is None:
+        from mmflowers.engine.testing import last_run
+
+        work_dir = last_run(Path("work_dirs"), "name one elsewhere by --run")
+    serve(work_dir, data=args.data, host=args.host, port=args.port, workers=args.workers)
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 65535")
+    return number
+
+
+if __name__ == "__main__":
+    run(main)
