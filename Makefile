@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo flowers test test-slow soak fuzz test-onedl lint bench clean
+.PHONY: demo flowers test test-slow soak fuzz test-onedl lint bench screenshots clean
 
 # A mirror or a CPU build is chosen by pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL), nothing here.
 # OpenCV's usual package needs libGL, which servers often lack; its headless edition is the same without windows.
@@ -63,6 +63,10 @@ lint: $(VENV)/.made
 PHOTOS ?= flower_dataset/train
 bench: $(VENV)/.made
 	$(BIN)/python tools/benchmark.py prepare --source $(PHOTOS)
+
+# The pictures of the README and of docs/. Each script makes those that it names; some need Chromium.
+screenshots: $(VENV)/.made
+	@for script in docs/images/*.sh; do echo $$script; PYTHON=$(BIN)/python bash $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) .venv-onedl .venv-ci
