@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [
         *ROOT.glob("*.md"),
-        *(ROOT / "docs").rglob("*.md"),
-        *(ROOT / "docs").rglob("*.ipynb"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs").glob("*.ipynb"),
         ROOT / "flower_dataset" / "README.md",
         ROOT / "work_dirs" / "README.md",
     ]

@@ -103,6 +103,7 @@ def test_a_newcomer_with_photos_of_their_own_gets_a_tested_classifier(house: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", JOBS)
 def test_every_command_of_a_page_works(page: str, house: Path) -> None:
     put_weights_where_downloads_go(house.parent / "torch" / "hub" / "checkpoints")
