@@ -102,6 +102,15 @@ def test_a_newcomer_with_photos_of_their_own_gets_a_tested_classifier(house: Pat
     assert (house / "work_dirs" / "mine" / "predictions_val.csv").is_file()
 
 
+def test_make_flowers_runs_what_the_readme_says_it_does(house: Path) -> None:
+    (block,) = (block for block in blocks(ROOT / "README.md") if "make flowers" in block.reason)
+    command = ["make", "--dry-run", "flowers", f"VENV={house.parent / 'venv'}"]
+    planned = subprocess.run(command, cwd=house, capture_output=True, text=True, check=True).stdout
+    assert [
+        line.strip() for line in planned.replace(f"{house.parent}/venv/bin/", "").splitlines()
+    ] == block.text.splitlines()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", JOBS)
