@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo flowers test test-slow soak fuzz test-onedl lint bench bench-peers clean
+.PHONY: demo flowers test test-slow soak fuzz test-onedl lint bench bench-peers screenshots clean
 
 # A mirror or a CPU build is chosen by pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL), nothing here.
 # OpenCV's usual package needs libGL, which servers often lack; its headless edition is the same without windows.
@@ -71,7 +71,6 @@ bench: $(VENV)/.made
 	    --data $(DATA) $(BENCH)
 
 # Time to accuracy against six other tools, hours on a processor (docs/peers.md). PEERS="--rounds 5" changes what is run.
-DATA ?= flower_dataset
 PEERS ?= --ours configs/efficientnet_lite0_flowers.py
 bench-peers: $(VENV)/.made .venv-peers/.made-peers
 	$(BIN)/python benchmarks/peers/run.py --data $(DATA) $(PEERS)
@@ -83,6 +82,10 @@ bench-peers: $(VENV)/.made .venv-peers/.made-peers
 	    [print(f"{p}=={v(p)}") for p in ("torch", "torchvision", "timm", "numpy", "pillow")]' > .venv-peers/same.txt
 	.venv-peers/bin/python -m pip install -q -r requirements-peers.txt -c .venv-peers/same.txt
 	@touch $@
+
+# The pictures of the README and of docs/. Each script makes those that it names; some need Chromium.
+screenshots: $(VENV)/.made
+	@for script in docs/images/*.sh; do echo $$script; PYTHON=$(BIN)/python bash $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) .venv-onedl .venv-peers .venv-ci

@@ -5,6 +5,7 @@ cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+command -v chromium > /dev/null || { echo "error: no chromium · hint: the picture is of a page that it shows" >&2; exit 2; }
 
 $python tools/prepare_flowers.py --rendered 60 --out "$work/flowers"
 $python tools/train.py configs/efficientnet_lite0_flowers.py --laptop --data "$work/flowers" --work-dir "$work/rendered_flowers"

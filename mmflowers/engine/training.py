@@ -26,6 +26,13 @@ from mmflowers.engine.tracking import add_trackers
 from mmflowers.engine.weights import fetch_weights
 from mmflowers.errors import InputError, Problem
 
+# How processes are started for each launcher, and what each of them then finds in its environment.
+LAUNCHERS = {
+    "pytorch": ("torchrun --nproc-per-node 2", ("RANK", "LOCAL_RANK")),
+    "slurm": ("srun python", ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST")),
+    "mpi": ("mpirun -n 2 -x MASTER_ADDR=… python", ("OMPI_COMM_WORLD_LOCAL_RANK", "MASTER_ADDR")),
+}
+
 
 class Outcome(NamedTuple):
     """What a training leaves.
@@ -277,10 +284,20 @@ def check_classes(checkpoint: Path, classes: list[str], data_root: str) -> None:
 
 
 def join_process_group(launcher: str) -> None:
-    """Join torchrun's processes by gloo where there is no GPU; MMEngine's own way asks for one."""
-    if launcher == "pytorch" and get_device() == "cpu" and not torch.distributed.is_initialized():
-        if "RANK" not in os.environ:
-            raise InputError(
-                "--launcher pytorch needs torchrun", "torchrun --nproc-per-node 2 tools/train.py … --launcher pytorch"
-            )
+    """Join torchrun's processes by gloo where there is no GPU; MMEngine's own way, which joins all others, needs one.
+
+    Raises:
+        InputError: This process wasn't started by that launcher, or there is no GPU for another than torchrun.
+    """
+    if launcher == "none" or torch.distributed.is_initialized():
+        return
+    starts, variables = LAUNCHERS[launcher]
+    missing = [name for name in variables if name not in os.environ]
+    if missing:
+        hint = f"start it by {starts} tools/train.py … --launcher {launcher}"
+        raise InputError(f"--launcher {launcher}: {', '.join(missing)} not set in the environment", hint)
+    if get_device() == "cpu":
+        if launcher != "pytorch":
+            hint = f"on CPUs: {LAUNCHERS['pytorch'][0]} tools/train.py … --launcher pytorch"
+            raise InputError(f"--launcher {launcher} needs GPUs, and there is none here", hint)
         torch.distributed.init_process_group("gloo")

@@ -8,6 +8,7 @@ import pytest
 from mmengine.config import Config
 
 from mmflowers.engine import configuration
+from mmflowers.engine.training import LAUNCHERS, join_process_group
 from mmflowers.errors import InputError
 
 
@@ -33,3 +34,25 @@ def test_an_error_of_several_lines_is_said_in_one(tmp_path: Path) -> None:
 def test_a_config_of_another_form_is_bad_input(content: dict, step) -> None:
     with pytest.raises(InputError, match="config"):
         step(Config(content))
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launcher_that_did_not_start_the_process_is_said_in_a_line(
+    launcher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts, variables = LAUNCHERS[launcher]
+    for name in variables:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=f"{variables[0]}.*{starts.split()[0]}"):
+        join_process_group(launcher)
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "mpi"])
+def test_launchers_of_mmengine_that_need_a_gpu_say_so_without_one(
+    launcher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmflowers.engine.training.get_device", lambda: "cpu")
+    for name in LAUNCHERS[launcher][1]:
+        monkeypatch.setenv(name, "0")
+    with pytest.raises(InputError, match=r"needs GPUs.*torchrun"):
+        join_process_group(launcher)
