@@ -19,7 +19,7 @@ DOORS = {
     "evaluation": set(),
     "visualization": {"evaluation", "datasets"},
     "checks": {"engine", "datasets"},
-    "deploy": {"engine", "datasets", "preparation", "visualization"},
+    "deploy": {"engine", "datasets", "preparation", "evaluation", "visualization"},
     "engine": {"datasets", "models", "evaluation", "visualization"},
 }
 LIGHT = (

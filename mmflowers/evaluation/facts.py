@@ -94,6 +94,23 @@ def tested_on(work_dir: Path) -> str | None:
     return None
 
 
+def find_dataset(work_dir: Path, data: Path | None = None) -> Path:
+    """The dataset folder ``data``, or else the one that a run names.
+
+    Raises:
+        InputError: It isn't there, or the run names none.
+    """
+    recorded = tested_on(work_dir)
+    if data is None and recorded is None:
+        raise InputError(f"{work_dir} has no config that names its photos", "--data names the dataset folder")
+    # A relative path is one from where the training was started: here, or wherever the work dir lies in.
+    places = [Path(recorded), *(base / recorded for base in work_dir.resolve().parents)] if data is None else [data]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise InputError(f"no dataset folder at {places[0]}", "--data names it")
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """The assignments of plain data in a config as MMEngine dumps it; others are passed over."""
     settings = {}

@@ -19,7 +19,7 @@ import mmflowers
 from mmflowers.datasets.card import DataCard, read_card
 from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.calibration import calibrate
-from mmflowers.evaluation.facts import RunFacts, read_facts, tested_on
+from mmflowers.evaluation.facts import RunFacts, find_dataset, read_facts
 from mmflowers.evaluation.history import History, read_history
 from mmflowers.evaluation.predictions import Predictions, per_class_table, read_predictions
 from mmflowers.evaluation.statistics import SIGNIFICANT, compare, wilson_interval
@@ -73,7 +73,7 @@ def write_report(
     """
     runs = _read_runs(work_dirs, split)
     first = runs[0]
-    root = _dataset_folder(first.work_dir, data)
+    root = find_dataset(first.work_dir, data)
     out = out or first.work_dir / "report" / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
 
@@ -124,18 +124,6 @@ def _read_runs(work_dirs: Sequence[Path], split: str) -> list[Run]:
     if problems:
         raise InputError(problems=problems)
     return runs
-
-
-def _dataset_folder(work_dir: Path, data: Path | None) -> Path:
-    recorded = tested_on(work_dir)
-    if data is None and recorded is None:
-        raise InputError(f"{work_dir} has no config that names its photos", "--data names the dataset folder")
-    # A relative path is one from where the training was started: here, or wherever the work dir lies in.
-    places = [Path(recorded), *(base / recorded for base in work_dir.resolve().parents)] if data is None else [data]
-    for place in places:
-        if place.is_dir():
-            return place
-    raise InputError(f"no dataset folder at {places[0]}", "--data names it")
 
 
 def _compared(run: Run, first: Run) -> dict[str, Any]:
