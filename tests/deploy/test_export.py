@@ -163,15 +163,17 @@ def test_stock_mmpretrain_reads_the_slim_checkpoint_where_there_is_no_mmflowers(
     assert name == ["daisy", "dandelion", "rose", "sunflower", "tulip"][expected[0].argmax()]
 
 
-@pytest.mark.parametrize("options", [(), ("--preprocessing",)])
+@pytest.mark.parametrize("preprocessing", [False, True])
 def test_the_example_of_the_page_runs_as_it_is_written(
-    exported: Path, run: Path, photos: list[Path], tmp_path: Path, options: tuple[str, ...]
+    exported: Path, run: Path, photos: list[Path], tmp_path: Path, preprocessing: bool
 ) -> None:
     page = (ROOT / "docs" / "exporting.md").read_text(encoding="utf-8")
     (example,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "onnxruntime" in block)
     assert example in (exported / "README.md").read_text(encoding="utf-8")
-    folder = export(run, tmp_path, chosen=("onnx",), preprocessing=True).out if options else exported
-    shutil.copy(folder / "model.onnx", tmp_path / "model.onnx") if not options else None
+    if preprocessing:
+        export(run, tmp_path, chosen=("onnx",), preprocessing=True)
+    else:
+        shutil.copy(exported / "model.onnx", tmp_path)
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     with Image.open(photos[0]) as image:
