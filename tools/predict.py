@@ -25,7 +25,11 @@ def main() -> None:
         metavar="IMAGES",
         help="files, folders (with all below), quoted globs, archives, http(s) addresses; - reads a list from stdin",
     )
-    parser.add_argument("--run", metavar="WORK_DIR", help="the run to predict with (default: the last in work_dirs)")
+    parser.add_argument(
+        "--run",
+        metavar="WORK_DIR",
+        help="the run to predict with, or a checkpoint beside its config (default: the last in work_dirs)",
+    )
     parser.add_argument(
         "--top-k", type=positive, default=3, metavar="K", help="likeliest classes in a row (default: 3)"
     )

@@ -100,8 +100,9 @@ class FlowerClassifier:
         """Load the best checkpoint of a run, as data only, and build the network by the config that the run keeps.
 
         Args:
-            work_dir: Of the run, copied or moved if need be. The config in it is Python that is run.
-            checkpoint: Another one in it.
+            work_dir: Of the run, copied or moved if need be, or a checkpoint in such a folder. The config in it is
+                Python that is run.
+            checkpoint: The one in the folder to take.
             device: As for the class.
             amp: As for the class.
             tta: As for the class.
@@ -109,6 +110,8 @@ class FlowerClassifier:
         Raises:
             InputError: No such run, or config and checkpoint don't belong together.
         """
+        if Path(work_dir).is_file():
+            work_dir, checkpoint = Path(work_dir).parent, Path(work_dir).name
         path = Path(work_dir) / checkpoint
         if not path.is_file():
             raise InputError(f"no trained run in {work_dir}: it has no {checkpoint}", "name the work dir of a training")

@@ -21,7 +21,7 @@ from mmflowers.errors import InputError, Problem
 from mmflowers.preparation.duplicates import Duplicates, resolve
 from mmflowers.preparation.inspection import MIN_SIDE, Journal, hash_files, inspect
 from mmflowers.preparation.records import SPLITS, Record, Source, SourceFile
-from mmflowers.preparation.sources import open_source
+from mmflowers.preparation.sources import FLOWER_PHOTOS, open_source
 from mmflowers.preparation.splitting import check_given, name_targets, shown
 from mmflowers.preparation.splitting import split as draw_split
 from mmflowers.preparation.writing import (
@@ -37,13 +37,18 @@ from mmflowers.preparation.writing import (
 )
 
 VAL_RATIO, TEST_RATIO = "0.2", "0"
+HUB_SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")  # by digits, from 3 to 7
+HUB_SPLITS = {"val": "validation"}
 NAMED = 20  # groups of copies named in the summary; files.csv has them all
 
 CARD = """\
+---
+{metadata}---
+
 # {name}
 
 {photos:,} photos of {classes} classes for training an image classifier, prepared by mmflowers {version} from {source}.
-The rights of the photos are those of their source; nothing is added here.
+{rights}
 
 {table}
 ![some photos of each class](contact_sheet.jpg)
@@ -488,9 +493,16 @@ def _card(summary: Summary, records: list[Record], source: Source, options: Opti
         "drop": "\n  Identical files of one class are kept once, those of different classes not at all.",
         "keep": "\n  All of them were left in.",
     }
+    photos = sum(sum(by_class.values()) for by_class in summary.counts.values())
+    public = description.get("sha256") == FLOWER_PHOTOS.sha256
+    rights = (
+        "The photos are under the Creative Commons Attribution licence 2.0; LICENSE.txt in their archive has names."
+    )
     return CARD.format(
+        metadata=_card_metadata(summary, description, target.out.name, photos),
         name=target.out.name,
-        photos=sum(sum(by_class.values()) for by_class in summary.counts.values()),
+        photos=photos,
+        rights=rights if public else "The rights of the photos are those of their source; nothing is added here.",
         classes=len(summary.counts["train"]),
         version=mmflowers.__version__,
         source=f"{shown(str(description.get('name', 'a folder')))} ({description.get('kind', 'folder')})",
@@ -508,6 +520,24 @@ def _card(summary: Summary, records: list[Record], source: Source, options: Opti
         if lines
         else "",
     )
+
+
+def _card_metadata(summary: Summary, description: dict, name: str, photos: int) -> str:
+    """The card's YAML, as huggingface.co reads it at the head of a dataset's ``README.md``."""
+    import yaml
+
+    splits = [{"split": HUB_SPLITS.get(split, split), "path": f"{split}/**"} for split in summary.counts]
+    metadata = {
+        "pretty_name": shown(name),
+        **({"license": "cc-by-2.0"} if description.get("sha256") == FLOWER_PHOTOS.sha256 else {}),
+        "task_categories": ["image-classification"],
+        "task_ids": ["multi-class-image-classification"],
+        "size_categories": [HUB_SIZES[min(max(len(str(photos)) - 3, 0), len(HUB_SIZES) - 1)]],
+        "tags": ["mmflowers", *(["synthetic"] if description.get("kind") == "rendered" else [])],
+        # The photos alone, each with the name of its folder as the label; not the contact sheet.
+        "configs": [{"config_name": "default", "drop_labels": False, "data_files": splits}],
+    }
+    return yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def _cores() -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import DatasetCard
 from PIL import Image
 
 from mmflowers.errors import InputError
@@ -122,6 +123,41 @@ def test_a_test_split_gets_its_folder_and_list(photos, out):
     summary = make(photos, out, test_ratio="0.1", val_ratio="0.2")
     assert summary.counts["test"] == {"daisy": 2, "tulip": 2}
     assert len((out / "test.txt").read_text().splitlines()) == len(contents(out / "test")) == 4
+
+
+@pytest.mark.parametrize("name", ["flower data", "it's: a #1 – «花»", "yes"])
+def test_the_card_is_one_that_hugging_face_reads(photos, tmp_path, name):
+    make(photos, tmp_path / name, test_ratio="0.1")
+    card = DatasetCard.load(tmp_path / name / "DATA_CARD.md")
+    assert card.data.pretty_name == name
+    assert card.data.task_categories == ["image-classification"]
+    assert card.data.size_categories == ["n<1K"]
+    assert "license" not in card.data.to_dict()
+    (config,) = card.data.configs
+    assert [part["split"] for part in config["data_files"]] == ["train", "validation", "test"]
+    assert [len(list((tmp_path / name).glob(f"{part['path']}/*.*"))) > 0 for part in config["data_files"]] == [True] * 3
+    assert card.text.startswith(f"\n# {name}\n")
+    assert "The rights of the photos are those of their source" in card.text
+
+
+def test_the_card_names_a_licence_where_the_photos_are_those_that_say_theirs(photos, out, tmp_path, monkeypatch):
+    archive = shutil.make_archive(str(tmp_path / "flower_photos"), "gztar", photos)
+    sha256 = hashlib.sha256(Path(archive).read_bytes()).hexdigest()
+    monkeypatch.setattr(prepare_module, "FLOWER_PHOTOS", prepare_module.FLOWER_PHOTOS._replace(sha256=sha256))
+    make(Path(archive), out)
+    card = DatasetCard.load(out / "DATA_CARD.md")
+    assert card.data.license == "cc-by-2.0"
+    assert "Creative Commons Attribution licence 2.0" in card.text
+
+
+@pytest.mark.parametrize(
+    ("photos", "size"),
+    [(7, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (99_999, "10K<n<100K"), (1_234_567, "1M<n<10M")],
+)
+def test_the_card_counts_as_hugging_face_does(photos, size, out):
+    metadata = prepare_module._card_metadata(Summary(out, {"train": {}}), {"kind": "rendered"}, "x", photos)
+    assert f"size_categories:\n- {size}\n" in metadata
+    assert "- synthetic\n" in metadata
 
 
 def test_keep_puts_identical_files_side_by_side_as_files_of_their_own(photos, out):
