@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Show a trained run as a page in the browser: drop photos or take them with the camera.
 
 examples:

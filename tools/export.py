@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Export a trained run for other programs, each file checked on the run's photos: ONNX, TorchScript, a slim checkpoint.
 
 examples:
