@@ -19,6 +19,21 @@ LOOK = 50  # iterations between two looks at the loss, each of which waits for t
 FAST_HOOKS = ("ChannelsLastHook", "FastDepthwiseHook")
 
 
+class RunConfig(Config):
+    """MMEngine's Config, formatted anew only where it has changed: every checkpoint holds its text, and formatting it
+    takes longer than writing a small network."""
+
+    _formatted: tuple[str, str] = ("", "")
+
+    @property
+    def pretty_text(self) -> str:
+        """The config as Python."""
+        content = repr(self._cfg_dict)
+        if RunConfig._formatted[0] != content:
+            RunConfig._formatted = (content, super().pretty_text)
+        return RunConfig._formatted[1]
+
+
 def load_config(path: str | Path) -> Config:
     """Read a config file.
 
@@ -29,10 +44,13 @@ def load_config(path: str | Path) -> Config:
     if not path.is_file():
         raise InputError(f"no config at {path}", "the shipped ones are in configs/")
     try:
-        return Config.fromfile(path)
+        read = Config.fromfile(path)
     except Exception as error:  # a config is code: whatever its author got wrong is bad input, not our bug
         what = " ".join(str(error).split())
         raise InputError(f"{path} can't be read: {type(error).__name__}: {what}", "mend the config") from error
+    config = RunConfig.__new__(RunConfig)
+    config.__setstate__(read.__getstate__())
+    return config
 
 
 def _of_a_known_form(step: Callable[..., T]) -> Callable[..., T]:

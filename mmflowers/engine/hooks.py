@@ -120,7 +120,7 @@ class CurvesHook(Hook):
 
     def __init__(self, at_most_every: float = 30.0) -> None:
         self.at_most_every = at_most_every
-        self._drawn = float("-inf")
+        self._drawn = time.monotonic()
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Draw if the last drawing is old enough."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from mmengine.config import Config
 
 from mmflowers.engine import configuration
@@ -56,3 +58,11 @@ def test_launchers_of_mmengine_that_need_a_gpu_say_so_without_one(
         monkeypatch.setenv(name, "0")
     with pytest.raises(InputError, match=r"needs GPUs.*torchrun"):
         join_process_group(launcher)
+
+
+def test_the_text_of_a_config_follows_its_changes() -> None:
+    config = configuration.load_config(ROOT / "configs" / "resnet18_flowers.py")
+    stock = Config.fromfile(ROOT / "configs" / "resnet18_flowers.py")
+    assert config.pretty_text == stock.pretty_text == copy.deepcopy(config).pretty_text
+    config.train_cfg.max_epochs = stock.train_cfg.max_epochs = 7
+    assert config.pretty_text == stock.pretty_text and "max_epochs=7" in config.pretty_text
