@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CARD = "README.md"  # where Hugging Face looks for it: the folder can be uploaded as it is
 MARK = "<!-- tools/export.py writes this card anew; take this line out, and it leaves the card alone. -->"
-AGREE = 0.02  # of two scores of one network, on another device or in another batch
+AGREE = 0.005  # of two scores of one network, on another device or in another batch
 DESCRIBED = {
     "model.onnx": "ONNX, for any number of images",
     "model_fp16.onnx": "the same with weights in float16, computing in float32",

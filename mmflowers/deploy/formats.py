@@ -135,8 +135,8 @@ def _settings(step: Any) -> dict[str, Any]:
 
 
 # Both formats are traced. torch.onnx's newer exporter, by torch.export, fails on BatchNorm under torch 2.6 with today's
-# onnxscript, and a file of torch.export.save can't be loaded by a torch much older than the one that wrote it. What is
-# traced by any torch from 2.6 on is read by any other, and ONNX so written needs no onnxscript.
+# onnxscript, and 2.6 can't load what torch.export.save of 2.14 wrote. Traced files of both were read by both
+# (docs/exporting.md), and ONNX so written needs no onnxscript.
 
 
 def to_onnx(network: Network, images: Tensor, facts: dict[str, Any]) -> bytes:
