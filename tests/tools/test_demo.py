@@ -176,6 +176,8 @@ def test_the_camera_takes_a_photo(served: Served, browser) -> None:
         page = Page(context, served.address)
         page.tab.get_by_role("tab", name="Camera").click()
         page.tab.get_by_text("Click to Access Webcam").click()
+        # Before the camera's first picture gradio takes the click for nothing.
+        page.tab.wait_for_function("document.querySelector('#camera video')?.videoWidth > 0")
         page.tab.get_by_role("button", name="capture photo").click()
         answer = page.tab.locator(".answer")
         answer.wait_for()
