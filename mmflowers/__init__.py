@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmflowers.deploy.classifier import FlowerClassifier, Prediction
+
+# mmcv-lite says at every start that it lacks an operator, which no classifier here uses.
+warnings.filterwarnings("ignore", message="Fail to import ``MultiScaleDeformableAttention``")
 
 __version__ = "0.1.0"
 __all__ = ["FlowerClassifier", "Prediction"]

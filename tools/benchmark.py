@@ -77,7 +77,7 @@ def main() -> None:
     train.add_argument("--warmup", type=_positive, metavar="N", help="that are left out before (default: 3; 30)")
     train.add_argument("--threads", type=_positive, metavar="N", help="of each process (default: torch's)")
     train.add_argument("--json", type=_new_file, metavar="FILE", help="write machine, versions and all rounds there")
-    commands.add_parser("measure").add_argument("task")  # a round of one training, in a process of its own
+    commands.add_parser("measure").add_argument("task", help="as JSON, from the command that compares")
     args = parser.parse_args()
     {"prepare": _prepare, "predict": _predict, "train": _train, "measure": _measure}[args.command](args)
 

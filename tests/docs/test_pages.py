@@ -26,7 +26,7 @@ class Parsing(BaseException):
 
 @cache
 def parser_of(tool: str) -> manners.Parser:
-    """The parser that ``tools/<tool>`` makes; folders that it asks for needn't be there."""
+    """The parser that a tool, a path from the root, makes; folders that it asks for needn't be there."""
 
     def stop(self: manners.Parser, *_) -> None:
         raise Parsing(self)
@@ -36,7 +36,7 @@ def parser_of(tool: str) -> manners.Parser:
         for kind in ("existing_folder", "existing_file"):
             patch.setattr(manners, kind, Path)
         patch.setattr("sys.argv", [tool])
-        module = runpy.run_path(str(ROOT / "tools" / tool))
+        module = runpy.run_path(str(ROOT / tool))
         with pytest.raises(Parsing) as reached:
             (module.get("parse_arguments") or module["main"])()
     return reached.value.args[0]
@@ -52,7 +52,8 @@ def options_of(parser: manners.Parser) -> set[str]:
 
 @cache
 def all_options() -> set[str]:
-    return {option for path in (ROOT / "tools").glob("*.py") for option in options_of(parser_of(path.name))}
+    tools = [*(ROOT / "tools").glob("*.py"), ROOT / "benchmarks" / "peers" / "run.py"]
+    return {option for path in tools for option in options_of(parser_of(str(path.relative_to(ROOT))))}
 
 
 def refused(command: Command, capsys: pytest.CaptureFixture) -> str:
@@ -68,7 +69,7 @@ def refused(command: Command, capsys: pytest.CaptureFixture) -> str:
     if not (ROOT / "tools" / tool).is_file():
         return f"{where}: there is no tools/{tool}"
     try:
-        parser_of(tool).parse_args(words[at + 1 :])
+        parser_of(f"tools/{tool}").parse_args(words[at + 1 :])
     except SystemExit as end:
         said = capsys.readouterr().err.strip()
         return f"{where}: {' '.join(words[at:])}: {said}" if end.code else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import NARROW, run_tool
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import BaseVisBackend
 from mmpretrain.registry import VISBACKENDS, VISUALIZERS
@@ -103,6 +104,7 @@ def visualizer(tmp_path: Path, name: str, **options):
 def test_a_tracker_that_is_lost_is_said_once_and_stops_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture
 ) -> None:
+    MMLogger.get_instance(f"lost in {tmp_path}")  # the current one now, which talks to this test's stderr
     followed = visualizer(tmp_path, "lost")
     followed.add_config(Config())
     for step in range(3):
