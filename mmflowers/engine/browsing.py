@@ -15,7 +15,7 @@ from mmpretrain.registry import DATASETS, MODELS
 from PIL import Image, ImageOps
 
 from mmflowers.datasets.folder import read_dataset_folder
-from mmflowers.datasets.seeded import STEPS, Draw, SeededDataset, seed_generators
+from mmflowers.datasets.seeded import STEPS, Draw, SeededDataset, collate_samples, seed_generators
 from mmflowers.engine import configuration
 from mmflowers.errors import InputError
 from mmflowers.visualization.sheet import Row, contact_sheet
@@ -107,8 +107,7 @@ def _pixels(
     dataset: SeededDataset, preprocessor: torch.nn.Module, chosen: Sequence[int], epoch: int, *, training: bool
 ) -> list[np.ndarray]:
     """What the network gets of photos: uint8 RGB of shape (height, width, 3) each."""
-    packed = [dataset[Draw(epoch, 0, 0, index)] for index in chosen]
-    batch = {key: [sample[key] for sample in packed] for key in packed[0]}
+    batch = collate_samples(dataset.__getitems__([Draw(epoch, 0, 0, index) for index in chosen]))
     inputs = preprocessor(batch, training)["inputs"]
     if not (isinstance(inputs, torch.Tensor) and inputs.ndim == 4 and inputs.shape[1] == 3):
         raise InputError("what the pipeline gives the network isn't a picture of three channels", "nothing to show")

@@ -25,18 +25,24 @@ def holds(sheet: np.ndarray, image: np.ndarray) -> bool:
     )
 
 
-def test_a_sheet_shows_the_pixels_of_the_first_epochs(dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
+CACHED = ["train_dataloader.dataset.cache=True", "data_preprocessor.type=FlowersDataPreprocessor"]
+
+
+@pytest.mark.parametrize("options", [[], CACHED], ids=["single photos", "whole batches"])
+def test_a_sheet_shows_the_pixels_of_the_first_epochs(dataset: Path, tiny_config: Path, options: list[str]) -> None:
     config = configuration.load_config(tiny_config)
     configuration.set_data_root(config, dataset)
+    configuration.merge_options(config, options)
     configuration.settle_loaders(config)
-    sheet = np.asarray(browse(tiny_config, data=dataset, number=40, views=2, seed=5))
+    sheet = np.asarray(browse(tiny_config, data=dataset, number=40, views=2, seed=5, cfg_options=options))
     with DefaultScope.overwrite_default_scope("mmpretrain"):
         train, val = (
             FlowersRunner.build_dataloader(config[name], seed=5) for name in ("train_dataloader", "val_dataloader")
         )
     for epoch in range(3):
         train.batch_sampler.sampler.set_epoch(epoch)
-        pixels = next(iter(train))["inputs"]
+        batch = next(iter(train))
+        pixels = batch["augment"](batch["inputs"]) if options else batch["inputs"]
         found = [holds(sheet, image.flip(0).permute(1, 2, 0).numpy()) for image in pixels]
         assert all(found) if epoch < 2 else not any(found)
     tested = np.asarray(browse(tiny_config, data=dataset, split="val", number=10, views=1))

