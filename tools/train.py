@@ -11,6 +11,9 @@ examples:
 
 from __future__ import annotations
 
+import shlex
+import sys
+
 from argparse import SUPPRESS
 
 from mmflowers.commands import Parser, natural, run
@@ -111,6 +114,7 @@ def settle(args):
         launcher=args.launcher,
         track=args.track,
         cfg_options=args.cfg_options,
+        command=shlex.join(["python", *sys.argv]),
         problems=problems,
     )
     if problems is not None:

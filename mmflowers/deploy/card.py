@@ -77,7 +77,8 @@ def model_card(
         dataset=dataset,
         results=results,
         unmeasured=unmeasured,
-        training={**run.recipe, **run.machine},
+        # The command names folders of a machine, which readers of a card don't know.
+        training={name: text for name, text in {**run.recipe, **run.machine}.items() if name != "command"},
         warnings=run.warnings,
         data=_data(dataset, card.facts),
         licence=licence,

@@ -18,7 +18,13 @@ class RecordHook(Hook):
     """Write which photos a run trains on into its checkpoints, and the checks' warnings into its log.
 
     With the photos in the checkpoint, a later run on another split of them is recognised (``seen_photos``).
+
+    Args:
+        command: What was typed to start the run; the config that the run leaves has it from here.
     """
+
+    def __init__(self, command: str = "") -> None:
+        self.command = command
 
     def before_train(self, runner: Runner) -> None:
         """Take the photos' fingerprints; put the warnings into the log's file alone, as stderr had them."""

@@ -66,6 +66,7 @@ def configure(
     launcher: str = "none",
     track: Sequence[str] = (),
     cfg_options: Sequence[str] = (),
+    command: str = "",
     problems: list[tuple[str, Problem]] | None = None,
 ) -> configuration.Config:
     """Settle everything a training depends on, building nothing yet.
@@ -86,6 +87,7 @@ def configure(
         launcher: "none", "pytorch" (torchrun), "slurm" or "mpi".
         track: Trackers that follow the run (``add_trackers``).
         cfg_options: ``KEY=VALUE`` overrides in MMEngine's dotted form; applied last.
+        command: What was typed, for the record.
         problems: Takes what is wrong, each with its place, in place of its being raised. The config is then settled as
             far as it can be, and weights that need a download are left for later.
 
@@ -108,7 +110,7 @@ def configure(
     config = configuration.load_config(config_path)
     config.work_dir = str(work_dir or config.get("work_dir") or Path("work_dirs") / Path(config_path).stem)
     config.launcher = launcher
-    attempt("config", _merge, config, data, laptop, seed, amp)
+    attempt("config", _merge, config, data, laptop, seed, amp, command)
     if fast or freeze_to or probe:
         attempt("config", configuration.make_fast, config)
     if freeze_to:
@@ -142,6 +144,7 @@ def _merge(
     laptop: bool,
     seed: int | None,
     amp: bool,
+    command: str,
 ) -> None:
     if data is not None:
         configuration.set_data_root(config, data)
@@ -149,7 +152,7 @@ def _merge(
         configuration.fit_to_laptop(config)
     if seed is not None:
         config.randomness = {**config.get("randomness", {}), "seed": seed}
-    hooks = [dict(type=RecordHook.__name__)]
+    hooks = [dict(type=RecordHook.__name__, command=command)]
     if amp:
         config.optim_wrapper.type = "BFloat16OptimWrapper"
         hooks += [dict(type="ChannelsLastHook"), dict(type="FastDepthwiseHook")]

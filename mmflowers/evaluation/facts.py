@@ -42,7 +42,9 @@ class RunFacts:
         optimizer = _at(self.config, "optim_wrapper", "optimizer") or {}
         weights = self.config.get("load_from")
         size, tested = (_image_size(self.config, loader) for loader in ("train_dataloader", "test_dataloader"))
+        hooks = self.config.get("custom_hooks") or []
         found = {
+            "command": next((hook["command"] for hook in hooks if isinstance(hook, dict) and "command" in hook), ""),
             "config": self.config_name,
             "network": f"{backbone.get('type', '')} {variant}".strip(),
             "weights from": PurePosixPath(str(weights).replace("\\", "/")).name if weights else "",

@@ -29,7 +29,14 @@ def test_alone_it_reports_on_the_last_run_and_says_where(tested: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("report: work_dirs/tiny/report/report.html (")
     page = (tested / "report" / "report.html").read_text(encoding="utf-8")
-    for fact in ("10 photos of the val split", "ResNet 18", "rendered flowers", "best val top-1"):
+    for fact in (
+        "--weights none",
+        "10 photos of the val split",
+        "ResNet 18",
+        "rendered flowers",
+        "best val top-1",
+        "tools/train.py",
+    ):
         assert fact in page
     made = {path.name for path in (tested / "report").iterdir()}
     assert made >= {f"{name}.{form}" for name in ("curves", "confusion", "reliability") for form in ("png", "csv")}
