@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-
 from argparse import SUPPRESS
 
 from mmflowers.commands import Parser, natural, run

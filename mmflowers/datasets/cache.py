@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from mmengine.dist import barrier, is_main_process
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from mmflowers.errors import InputError, Problem
 
@@ -50,10 +51,12 @@ def cached_array(
     prefix = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     digest = hashlib.sha256(json.dumps([FORMAT, state, shape]).encode("utf-8", "backslashreplace")).hexdigest()[:32]
     path = folder / f"{prefix}-{digest}.npy"
-    if is_main_process() and not path.is_file():
+    loads_ahead = get_worker_info() is not None  # a loader's worker, which is no process of the distributed training
+    if not path.is_file() and (loads_ahead or is_main_process()):
         with contextlib.suppress(OSError):
             _write(path, prefix, shape, rows)
-    barrier()
+    if not loads_ahead:
+        barrier()
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
         if array.shape == shape and array.dtype == np.uint8:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 import mmflowers.engine  # noqa: F401  registers
 from mmflowers.datasets.cache import cached_array, in_threads
@@ -151,3 +152,17 @@ def test_a_stop_in_the_middle_leaves_no_cache() -> None:
         cached_array("stopped", 0, (2, 4), rows)
     assert not list(cache.glob(".*")) and not [path for path in cache.glob("*.npy") if path.stat().st_size < 100]
     assert cached_array("stopped", 0, (2, 4), lambda: [np.ones(4, np.uint8)] * 2).sum() == 8
+
+
+def test_workers_of_a_loader_see_the_same_pixels(folder: Path) -> None:
+    from mmflowers.engine.runner import FlowersRunner
+
+    def batches(workers: int) -> list[torch.Tensor]:
+        dataset = dict(type="FlowersDataset", data_root=str(folder), ann_file="train.txt", pipeline=TRAIN, cache=True)
+        sampler = dict(type="DefaultSampler", shuffle=True)
+        loader = dict(dataset=dataset, sampler=sampler, batch_size=16, num_workers=workers)
+        with DefaultScope.overwrite_default_scope("mmpretrain"):
+            return [b["augment"](b["inputs"]) for b in FlowersRunner.build_dataloader(loader, seed=3)]
+
+    for mine, theirs in zip(batches(2), batches(0), strict=True):
+        assert torch.equal(mine, theirs)
