@@ -263,11 +263,13 @@ class Augmentation:
         self.transforms, unknown = [], []
         for step in pipeline:
             name = str(step.get("type")).rpartition("/")[2]
-            if name not in NEUTRAL:
-                try:
-                    self.transforms.append(_KNOWN[name]({k: v for k, v in step.items() if k != "type"}))
-                except (KeyError, TypeError, ValueError) as error:
-                    unknown.append(name if name not in _KNOWN else f"{name} ({error})")
+            if name in NEUTRAL:
+                continue
+            given = {key: value for key, value in step.items() if key not in ("type", "_scope_")}
+            try:
+                self.transforms.append(_KNOWN[name](given))
+            except (KeyError, TypeError, ValueError) as error:
+                unknown.append(name if name not in _KNOWN else f"{name} ({error})")
         if not unknown and not (self.transforms and isinstance(self.transforms[0], RandomResizedCrop)):
             unknown.append("a pipeline that doesn't begin with RandomResizedCrop")
         if unknown:

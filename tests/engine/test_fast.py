@@ -15,6 +15,8 @@ from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 
 import mmflowers.engine  # noqa: F401  registers
+from mmflowers.datasets.augmentation import Augmentation
+from mmflowers.datasets.flowers import STILL
 from mmflowers.engine import configuration
 from mmflowers.engine.optim import has_fast_bfloat16
 from mmflowers.engine.training import configure, train
@@ -59,6 +61,16 @@ def weights(work_dir: Path) -> dict[str, torch.Tensor]:
 def assert_same(one: Path, other: Path) -> None:
     for (name, mine), theirs in zip(weights(one).items(), weights(other).values(), strict=True):
         assert torch.equal(mine, theirs), name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_recipe_has_a_fast_form(path: Path) -> None:
+    config = configuration.load_config(path)
+    configuration.make_fast(config)
+    train, *evaluated = configuration.datasets(config)
+    edge = next(step.get("size", step.get("scale")) for step in train.pipeline if "ResizedCrop" in step.type)
+    assert Augmentation(train.pipeline).size == edge
+    assert all(step.type in STILL for dataset in evaluated for step in dataset.pipeline)
 
 
 def test_the_config_and_the_flag_are_the_same_pieces() -> None:
