@@ -87,6 +87,7 @@ def test_the_laptop_mode_shrinks_every_recipe_in_proportion(config: Config, epoc
     for scheduler in [schedulers] if isinstance(schedulers, dict) else schedulers:
         assert scheduler.get("begin", 0) < max(scheduler.get("end", full), 1)
         assert scheduler.get("end", 0) <= config.train_cfg.max_epochs
+        assert scheduler.get("T_max", 0) <= scheduler.get("end", epochs) - scheduler.get("begin", 0)
     fit = [
         transform.get("scale", transform.get("crop_size", transform.get("size")))
         for dataset in configuration.datasets(config)

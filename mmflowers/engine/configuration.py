@@ -148,6 +148,8 @@ def fit_to_laptop(config: Config, epochs: int = 3, scale: float = 5 / 7) -> None
         for key in ("begin", "end", "T_max", "step_size", "total_iters"):
             if isinstance(scheduler.get(key), int) and scheduler[key] > 0:
                 scheduler[key] = max(1, round(scheduler[key] * ratio))
+        if "T_max" in scheduler and "end" in scheduler:  # rounded apart, they needn't agree
+            scheduler["T_max"] = min(scheduler["T_max"], scheduler["end"] - scheduler.get("begin", 0))
         if "milestones" in scheduler:
             scheduler["milestones"] = [max(1, round(at * ratio)) for at in scheduler["milestones"]]
     # By identity: datasets may share a pipeline.
