@@ -224,11 +224,14 @@ def slim_config(config: Config, checkpoint: str) -> str:
     kept = Config({name: copy.deepcopy(config[name]) for name in CONFIG_KEYS if name in config})
     if "data_preprocessor" in kept:
         kept.model.pop("data_preprocessor", None)  # MMPretrain has put a copy there
+        if kept.data_preprocessor.get("type") == "FlowersDataPreprocessor":  # which only augments beyond the stock one
+            kept.data_preprocessor.type = "ClsDataPreprocessor"
     if "custom_imports" in kept:
         kept.custom_imports.allow_failed_imports = True
     dataset = kept.test_dataloader.dataset
     while isinstance(dataset.get("dataset"), dict):
         dataset = dataset.dataset
+    dataset.pop("cache", None)
     if dataset.get("data_root") and Path(dataset.data_root).is_absolute():
         dataset.data_root = Path(dataset.data_root).name
     return CONFIG_HEAD.format(checkpoint=checkpoint) + kept.pretty_text

@@ -24,6 +24,7 @@ from mmflowers.deploy import export as module
 from mmflowers.deploy import formats
 from mmflowers.deploy.card import MARK
 from mmflowers.deploy.export import FILES, export
+from mmflowers.engine import configuration
 from mmflowers.errors import InputError
 from mmflowers.evaluation.predictions import Predictions, write_predictions
 
@@ -307,3 +308,10 @@ def test_the_command_exports_the_last_run_and_the_others_read_what_it_wrote(trai
     predicted = run_tool("predict.py", f"{data}/val/rose", "--run", slim, "--out", "rows.csv", cwd=tmp_path)
     assert predicted.returncode == 0, predicted.stderr
     assert len((tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_the_config_of_a_fast_run_asks_for_nothing_but_stock_parts_to_predict() -> None:
+    config = configuration.load_config(ROOT / "configs" / "resnet50_flowers_fast.py")
+    slim = formats.slim_config(config, "slim.pth")
+    assert "FlowersDataPreprocessor" not in slim and "cache" not in slim
+    assert "type='ClsDataPreprocessor'" in slim
