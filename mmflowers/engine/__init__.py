@@ -9,6 +9,7 @@ from mmflowers.engine.hooks import (
     ChannelsLastHook,
     CurvesHook,
     FastDepthwiseHook,
+    KeepMemoryHook,
     LazyRuntimeInfoHook,
     ProgressiveResizeHook,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "FlowersRunner",
     "ForeachEMA",
     "FrozenTrainLoop",
+    "KeepMemoryHook",
     "LazyRuntimeInfoHook",
     "LinearProbeLoop",
     "ProgressiveResizeHook",

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 LOOK = 50  # iterations between two looks at the loss, each of which waits for the GPU
-FAST_HOOKS = ("ChannelsLastHook", "FastDepthwiseHook")
+FAST_HOOKS = ("ChannelsLastHook", "FastDepthwiseHook", "KeepMemoryHook")
 
 
 class RunConfig(Config):

@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 
 import torch
+from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook, RuntimeInfoHook
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
+from mmflowers.engine.memory import keep_freed_memory
 from mmflowers.engine.runner import LAST
 from mmflowers.errors import InputError
 from mmflowers.models.depthwise import replace_depthwise
@@ -212,6 +214,16 @@ class ProgressiveResizeHook(Hook):
         """Set the size of the epoch that begins."""
         begun = [epoch for epoch in self.sizes if epoch <= runner.epoch + 1]
         self._augmentation.size = self.sizes[max(begun)] if begun else self._full
+
+
+@HOOKS.register_module()
+class KeepMemoryHook(Hook):
+    """Let a run on a CPU keep the memory that it frees (see ``mmflowers.engine.memory``)."""
+
+    def before_run(self, runner: Runner) -> None:
+        """Set it, for the process."""
+        if get_device() == "cpu":
+            keep_freed_memory()
 
 
 @HOOKS.register_module()

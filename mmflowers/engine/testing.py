@@ -96,7 +96,8 @@ def _settle(config: configuration.Config, data: str | Path | None, split: str, c
     if data is not None:
         configuration.set_data_root(config, data)
     configuration.merge_options(config, cfg_options)
-    config.custom_hooks = [dict(type="ChannelsLastHook")]  # not those of the training: nothing to draw or to keep
+    hooks = ("ChannelsLastHook", "KeepMemoryHook")
+    config.custom_hooks = [dict(type=name) for name in hooks]  # not those of the training: nothing to draw or to keep
     drop_trackers(config)
     if config.get("test_cfg") is not None:
         config.test_cfg.setdefault("type", "FastTestLoop")
