@@ -14,6 +14,7 @@ from mmflowers.deploy.classifier import FlowerClassifier, Prediction
 from mmflowers.deploy.inputs import Passed, camera_frames, find_inputs
 from mmflowers.deploy.output import Sorter, open_output
 from mmflowers.deploy.photos import PhotoDataset, read_batches
+from mmflowers.engine.memory import keep_freed_memory
 from mmflowers.errors import InputError
 
 EVERY_SECONDS = 10.0
@@ -49,6 +50,8 @@ def predict_all(
     Raises:
         InputError: Nothing was found, or the results can't be written.
     """
+    if classifier.device.type == "cpu":
+        keep_freed_memory()
     top_k = min(top_k, len(classifier.classes))
     passed = Passed()
     read = unread = 0
