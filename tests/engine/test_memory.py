@@ -16,11 +16,11 @@ from mmflowers.engine.memory import keep_freed_memory
 assert not {keep} or keep_freed_memory()
 
 def step():
-    return sum(float(torch.ones(1_000_000).sum()) for _ in range(8))
+    return sum(float(torch.ones(16_000_000).sum()) for _ in range(2))
 
 step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+for _ in range(5):
     step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
