@@ -13,9 +13,9 @@ def keep_freed_memory() -> bool:
     """Let the process keep what it frees, for what it allocates next. Returns whether the C library can.
 
     glibc gives every block of more than 32 MB back to the kernel when it is freed, and the next one comes page by page,
-    zeroed. A network's activations are such blocks, many in every step: up to a third of a training's time on a CPU went
-    there. What PyTorch's tuning guide does by another allocator (jemalloc, TCMalloc) before the process starts, three
-    settings do in it. The process stays as large as it was at its largest.
+    zeroed. A network's activations are such blocks, many in every step: up to a third of the time of a training on a
+    CPU went there. What PyTorch's tuning guide does by another allocator (jemalloc, TCMalloc) before the process
+    starts, three settings do in it. The process stays as large as it was at its largest.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
