@@ -18,7 +18,7 @@ from mmflowers.commands import Parser
 
 TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
 # One name for two things each, kept as their users know them.
-TWOFOLD = {"--cam", "--link", "--memory", "--out", "--resume", "--source", "--split"}
+TWOFOLD = {"--cam", "--json", "--link", "--memory", "--out", "--resume", "--source", "--split"}
 
 
 def parsers(tool: str, monkeypatch: pytest.MonkeyPatch) -> list[argparse.ArgumentParser]:

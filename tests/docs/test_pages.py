@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import runpy
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ def parser_of(tool: str) -> manners.Parser:
         for kind in ("existing_folder", "existing_file"):
             patch.setattr(manners, kind, Path)
         patch.setattr("sys.argv", [tool])
+        patch.syspath_prepend(str((ROOT / tool).parent))
         module = runpy.run_path(str(ROOT / tool))
         with pytest.raises(Parsing) as reached:
             (module.get("parse_arguments") or module["main"])()
@@ -45,7 +47,7 @@ def parser_of(tool: str) -> manners.Parser:
 def options_of(parser: manners.Parser) -> set[str]:
     found = set(parser._option_string_actions)
     for action in parser._actions:
-        if isinstance(action.choices, dict):  # of subcommands
+        if isinstance(action, argparse._SubParsersAction):
             found |= {option for below in action.choices.values() for option in options_of(below)}
     return found
 
