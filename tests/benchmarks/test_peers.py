@@ -48,7 +48,10 @@ def top1(weights: dict, dataset: Path) -> float:
 # timm leaves the last, smaller batch of an epoch out, torchvision's reference trains on it: 40 photos in batches of 16.
 @pytest.mark.parametrize(
     "name, images, checkpoint, key",
-    [("torchvision", 40, "checkpoint.pth", "model"), ("timm", 32, "last.pth.tar", "state_dict")],
+    [
+        pytest.param("torchvision", 40, "checkpoint.pth", "model", marks=pytest.mark.slow),
+        ("timm", 32, "last.pth.tar", "state_dict"),
+    ],
 )
 def test_an_adapter_counts_its_images_and_prints_what_its_weights_reach(
     name: str, images: int, checkpoint: str, key: str, dataset: Path, tmp_path: Path

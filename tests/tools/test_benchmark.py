@@ -62,6 +62,7 @@ def test_a_training_is_timed_to_an_accuracy_and_to_its_end(dataset: Path, tiny_c
     assert f"| process start to 0 %, s | {run['seconds_to_accuracy']:.1f} |" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_training_too_short_says_what_to_do(dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
     options = ("--data", dataset, "--repeats", 2, "--cfg-options", *NARROW)
     result = run_tool("benchmark.py", "train", tiny_config, *options, cwd=tmp_path)
