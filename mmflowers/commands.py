@@ -40,6 +40,27 @@ class Parser(argparse.ArgumentParser):
             argcomplete.autocomplete(self)
         return super().parse_args(*args, **kwargs)
 
+    def add_launcher(self) -> None:
+        """Take what torchrun, Slurm and MPI are told apart by, as MMEngine's tools do."""
+        self.add_argument(
+            "--launcher",
+            choices=("none", "pytorch", "slurm", "mpi"),
+            default="none",
+            help="what starts several processes; torchrun is pytorch's (default: none)",
+        )
+        self.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+
+    def add_cfg_options(self) -> None:
+        """Take changes to a config, in one ``--cfg-options`` or in several."""
+        self.add_argument(
+            "--cfg-options",
+            action="extend",
+            nargs="+",
+            default=[],
+            metavar="KEY=VALUE",
+            help="override the config, dotted keys",
+        )
+
     def error(self, message: str) -> NoReturn:
         _say(Problem(message, f"{self.prog} --help"))
         sys.exit(EXIT_BAD_INPUT)

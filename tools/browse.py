@@ -32,9 +32,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the picture, a .png (default: work_dirs/browse_<config>.png)"
     )
-    parser.add_argument(
-        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override the config, dotted keys"
-    )
+    parser.add_cfg_options()
     args = parser.parse_args()
     out = args.out or Path("work_dirs", f"browse_{Path(args.config).stem}.png")
     if out.suffix.lower() != ".png":

@@ -11,8 +11,6 @@ examples:
 
 from __future__ import annotations
 
-from argparse import SUPPRESS
-
 from mmflowers.commands import Parser, run
 
 
@@ -32,16 +30,8 @@ def main() -> None:
         "--against", metavar="FILE|DIR", help="compare photo by photo with these predictions, or those of a work dir"
     )
     parser.add_argument("--skip-checks", action="store_true", help="leave out what tools/check.py looks at")
-    parser.add_argument(
-        "--launcher",
-        choices=("none", "pytorch", "slurm", "mpi"),
-        default="none",
-        help="what starts several processes; torchrun is pytorch's (default: none)",
-    )
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=SUPPRESS)  # set by old launchers; not used
-    parser.add_argument(
-        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override the config, dotted keys"
-    )
+    parser.add_launcher()
+    parser.add_cfg_options()
     args = parser.parse_args()
     if args.config and not args.checkpoint and args.config.endswith((".pth", ".safetensors")):
         args.config, args.checkpoint = None, args.config  # a checkpoint alone: its config lies beside it

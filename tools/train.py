@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from argparse import SUPPRESS
 
 from mmflowers.commands import Parser, natural, run
 
@@ -72,21 +71,8 @@ def arguments() -> Parser:
         choices=("tensorboard", "mlflow", "wandb"),
         help="let a tracker follow the run; what it keeps lies in the work dir; repeatable",
     )
-    parser.add_argument(
-        "--launcher",
-        choices=("none", "pytorch", "slurm", "mpi"),
-        default="none",
-        help="what starts several processes; torchrun is pytorch's (default: none)",
-    )
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=SUPPRESS)  # set by old launchers; not used
-    parser.add_argument(
-        "--cfg-options",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override the config, dotted keys",
-    )
+    parser.add_launcher()
+    parser.add_cfg_options()
     return parser
 
 

@@ -19,6 +19,7 @@ from mmflowers.errors import InputError
 from mmflowers.evaluation.predictions import read_predictions
 from mmflowers.preparation.inspection import decode
 from mmflowers.visualization.cam import explain
+from mmflowers.visualization.pages import environment
 from mmflowers.visualization.report import confusion_matrix
 from mmflowers.visualization.thumbnails import as_uri, photo_uri
 
@@ -144,22 +145,16 @@ class Answering:
             answers: In their order.
             notice: A sentence above them.
         """
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-
-        environment = Environment(
-            loader=PackageLoader("mmflowers.deploy"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
-        return environment.get_template("answers.html.j2").render(
-            numbered=[(next(_numbers), answer) for answer in answers],
-            notice=notice,
-            formats=FORMATS,
-            no_photos=self.photos.problems[0] if isinstance(self.photos, InputError) else None,
-            no_matrix=self.matrix.problems[0] if isinstance(self.matrix, InputError) else None,
+        return (
+            environment("mmflowers.deploy")
+            .get_template("answers.html.j2")
+            .render(
+                numbered=[(next(_numbers), answer) for answer in answers],
+                notice=notice,
+                formats=FORMATS,
+                no_photos=self.photos.problems[0] if isinstance(self.photos, InputError) else None,
+                no_matrix=self.matrix.problems[0] if isinstance(self.matrix, InputError) else None,
+            )
         )
 
 

@@ -16,6 +16,7 @@ from mmflowers.evaluation.facts import read_facts
 from mmflowers.evaluation.predictions import Predictions, per_class_table, read_predictions
 from mmflowers.evaluation.statistics import format_top1_interval
 from mmflowers.preparation.prepare import HUB_SPLITS
+from mmflowers.visualization.pages import environment
 
 if TYPE_CHECKING:
     from mmflowers.deploy.export import Check
@@ -161,15 +162,7 @@ def _resized_by(steps: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _render(**content: Any) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("mmflowers.deploy"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["md"] = lambda text: re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(str(text).split()))
-    example = environment.get_template("onnx_example.py.txt").render()
-    return environment.get_template("model_card.md.j2").render(example=example, **content)
+    templates = environment("mmflowers.deploy", autoescape=False)
+    templates.filters["md"] = lambda text: re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+    example = templates.get_template("onnx_example.py.txt").render()
+    return templates.get_template("model_card.md.j2").render(example=example, **content)

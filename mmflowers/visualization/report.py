@@ -21,6 +21,7 @@ from mmflowers.evaluation.facts import RunFacts, find_dataset, read_facts, teste
 from mmflowers.evaluation.history import History, read_history
 from mmflowers.evaluation.predictions import Predictions, per_class_table, read_predictions
 from mmflowers.evaluation.statistics import SIGNIFICANT, compare, wilson_interval
+from mmflowers.visualization.pages import environment
 from mmflowers.visualization.thumbnails import as_uri, photo_uri
 
 if TYPE_CHECKING:
@@ -304,17 +305,8 @@ def _explain(classifier: Any, path: Path, label: int) -> Image:
 
 
 def _render(**content: Any) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("mmflowers.visualization"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
     content["version"] = mmflowers.__version__
     content["figures"] = {name: Markup(svg) for name, svg in content["figures"].items()}
-    return environment.get_template("report.html.j2").render(content).lstrip()
+    return environment("mmflowers.visualization").get_template("report.html.j2").render(content).lstrip()
