@@ -12,6 +12,8 @@ examples:
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 
 from mmflowers.commands import Parser, natural, positive, run
@@ -64,9 +66,10 @@ def main() -> None:
     if args.out:
         check_output(args.out)
 
-    from mmflowers.deploy.classifier import FlowerClassifier
-    from mmflowers.deploy.predicting import predict_all
-    from mmflowers.engine.testing import last_run
+    with contextlib.redirect_stdout(sys.stderr):  # rows go to stdout; OneDL's edition of mmpretrain has its say there
+        from mmflowers.deploy.classifier import FlowerClassifier
+        from mmflowers.deploy.predicting import predict_all
+        from mmflowers.engine.testing import last_run
 
     work_dir = args.run or last_run(Path("work_dirs"), "name one elsewhere by --run")
     predict_all(
