@@ -66,14 +66,15 @@ def main() -> None:
     if args.out:
         check_output(args.out)
 
-    with contextlib.redirect_stdout(sys.stderr):  # rows go to stdout; OneDL's edition of mmpretrain has its say there
+    with contextlib.redirect_stdout(sys.stderr):  # rows go to stdout; OneDL's mmpretrain talks there as it is imported
         from mmflowers.deploy.classifier import FlowerClassifier
         from mmflowers.deploy.predicting import predict_all
         from mmflowers.engine.testing import last_run
 
-    work_dir = args.run or last_run(Path("work_dirs"), "name one elsewhere by --run")
+        work_dir = args.run or last_run(Path("work_dirs"), "name one elsewhere by --run")
+        classifier = FlowerClassifier.from_run(work_dir, amp=args.amp, tta=args.tta)
     predict_all(
-        FlowerClassifier.from_run(work_dir, amp=args.amp, tta=args.tta),
+        classifier,
         args.images,
         camera=args.camera,
         top_k=args.top_k,
