@@ -258,6 +258,7 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         self._leave(f"in epoch {self._epoch + 1} after {self.epoch_iter} iterations")
 
     def _leave(self, place: str) -> NoReturn:
+        self.runner.finish_saving()
         self.runner.logger.info(f"stopped {place}; --resume goes on there")
         raise KeyboardInterrupt if self._signal == signal.SIGINT else Stopped(self._signal)
 

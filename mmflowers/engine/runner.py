@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from mmengine.runner.base_loop import BaseLoop
 from mmpretrain.registry import RUNNERS
 from torch.utils.data import DataLoader
 
+from mmflowers.engine.checkpoints import CheckpointWriter, write_checkpoint
 from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.engine.loops import ExactTrainLoop
 from mmflowers.engine.progress import ProgressHook, make_room, wants_bar
@@ -30,6 +30,13 @@ from mmflowers.errors import InputError
 
 LAST = "last.pth"
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+
+
+class _Prepared(Exception):
+    """A checkpoint is complete, and MMEngine would write it now: in place, while the training waits."""
+
+    def __init__(self, checkpoint: dict) -> None:
+        self.checkpoint = checkpoint
 
 
 @RUNNERS.register_module()
@@ -42,6 +49,8 @@ class FlowersRunner(Runner):
     in the ``ExactTrainLoop``, and what the disk or a loader's worker does to them is said in a line.
     """
 
+    _writer: CheckpointWriter | None = None
+
     def train(self) -> torch.nn.Module:
         """Train as MMEngine does.
 
@@ -50,7 +59,11 @@ class FlowersRunner(Runner):
             OutOfMemory: A batch doesn't fit.
         """
         with explained_disk(self.work_dir), self._explained_loaders():
-            return super().train()
+            try:
+                with CheckpointWriter() as self._writer:
+                    return super().train()
+            finally:
+                self._writer = None
 
     def test(self) -> dict:
         """Test as MMEngine does; here the head of the loaded checkpoint has to fit as well."""
@@ -201,42 +214,43 @@ class FlowersRunner(Runner):
 
     @master_only
     def save_checkpoint(self, out_dir: str, filename: str, *args, save_optimizer: bool = True, **kwargs) -> None:
-        """Save as MMEngine does, but whole or not at all, and as plain data.
+        """Save as MMEngine does, but whole or not at all (``write_checkpoint``), and as plain data.
 
-        Written beside its final name, flushed to the disk, then renamed. With ``save_optimizer=False`` the message hub
-        stays out as well: what remains is the weights and ``meta``.
+        During a training the file is written while it goes on: ``finish_saving`` waits for it. With
+        ``save_optimizer=False`` the message hub stays out as well: what remains is the weights and ``meta``.
 
         Raises:
             InputError: The weights aren't finite.
-            OSError: The disk is full or fails. What was there under this name stays.
+            OSError: The disk is full or fails, now or at an earlier call. What was there under this name stays.
         """
         super().call_hook("settle")
         model = self.model.module if is_model_wrapper(self.model) else self.model
         weights = {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if "running_" in n}}
-        spoilt = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+        finite = torch.stack([torch.isfinite(tensor).all() for tensor in weights.values()]).tolist()
+        spoilt = [name for name, is_finite in zip(weights, finite, strict=True) if not is_finite]
         if spoilt:
             what = (
                 f"the weights are no longer finite after iteration {self.iter} ({len(spoilt)} tensors: {spoilt[0]} …)"
             )
             raise InputError(what, "try a lower learning rate; the checkpoints are of before")
         self._plain_weights_only = not save_optimizer
-        partial = Path(out_dir) / f".{filename}.partial"
         try:
-            super().save_checkpoint(out_dir, partial.name, *args, save_optimizer=save_optimizer, **kwargs)
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
-            partial.replace(Path(out_dir) / filename)
-        finally:
-            partial.unlink(missing_ok=True)
-        if os.name == "posix":  # the new name itself
-            folder = os.open(out_dir, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            super().save_checkpoint(out_dir, filename, *args, save_optimizer=save_optimizer, **kwargs)
+        except _Prepared as prepared:
+            write = self._writer.submit if self._writer else write_checkpoint
+            write(prepared.checkpoint, Path(out_dir, filename))
+
+    def finish_saving(self) -> None:
+        """Wait until the checkpoints that were saved are on the disk.
+
+        Raises:
+            OSError: The disk is full or fails.
+        """
+        if self._writer:
+            self._writer.finish()
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
-        """Call the hooks, and after those that prepare a checkpoint turn it into plain data."""
+        """Call the hooks, and after those that prepare a checkpoint turn it into plain data and take it."""
         super().call_hook(fn_name, **kwargs)
         if fn_name == "before_save_checkpoint":
             checkpoint = kwargs["checkpoint"]
@@ -247,6 +261,7 @@ class FlowersRunner(Runner):
                 if not self.optim_wrapper.should_update() and get_world_size() == 1:
                     named = self.model.named_parameters()
                     checkpoint["gradients"] = {name: p.grad.cpu() for name, p in named if p.grad is not None}
+            raise _Prepared(checkpoint)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
         """Wrap for distributed training, with the first process's statistics of BatchNorm for all.
