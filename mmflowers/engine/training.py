@@ -20,7 +20,7 @@ from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.engine import configuration
 from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.engine.loops import OutOfMemory
-from mmflowers.engine.record import RecordHook
+from mmflowers.engine.record import RecordHook, check_recipe
 from mmflowers.engine.runner import LAST, FlowersRunner, explained_disk
 from mmflowers.engine.tracking import add_trackers
 from mmflowers.engine.weights import fetch_weights
@@ -123,7 +123,7 @@ def configure(
     if folder:
         attempt("config", configuration.set_classes, config, len(folder.classes))
     if resume:
-        attempt("resume", _set_resume, config, weights, resume, folder.classes if folder else None, seed)
+        attempt("resume", _set_resume, config, weights, resume, folder.classes if folder else None, seed, cfg_options)
     else:
         config.resume = False
         attempt("work dir", _refuse_used_work_dir, config)
@@ -242,6 +242,7 @@ def _set_resume(
     resume: str | bool,
     classes: list[str] | None,
     seed: int | None,
+    cfg_options: Sequence[str],
 ) -> None:
     """Decide what is resumed, and that it can be, before anything is built."""
     last = Path(config.work_dir, LAST)
@@ -254,20 +255,27 @@ def _set_resume(
         raise InputError(
             f"{config.work_dir} holds another run than {checkpoint}", "--work-dir names a folder for what is resumed"
         )
-    _resume_from(config, checkpoint)
+    meta = _resume_from(config, checkpoint)
     if seed is not None and config.randomness.seed != seed:
         what = f"--seed {seed}, but {checkpoint} is of a run with seed {config.randomness.seed}"
         raise InputError(what, "leave --seed away: a resumed run keeps its seed")
+    check_recipe(checkpoint, meta, config, cfg_options)
     if classes is not None:
         check_classes(checkpoint, classes, configuration.data_root(config))
 
 
-def _resume_from(config: configuration.Config, checkpoint: Path) -> None:
-    """Resume from ``checkpoint`` with its seed, which the loaders need before MMEngine reads it out of the file."""
+def _resume_from(config: configuration.Config, checkpoint: Path) -> dict:
+    """Resume from ``checkpoint`` with its seed, which the loaders need before MMEngine reads it out of the file.
+
+    Returns:
+        What the checkpoint says about itself.
+    """
     config.resume, config.load_from = True, str(checkpoint)
     meta = load_checkpoint_file(checkpoint).get("meta")
-    if isinstance(meta, dict) and isinstance(meta.get("seed"), int):
+    meta = meta if isinstance(meta, dict) else {}
+    if isinstance(meta.get("seed"), int):
         config.randomness = {**config.get("randomness", {}), "seed": meta["seed"]}
+    return meta
 
 
 def check_classes(checkpoint: Path, classes: list[str], data_root: str) -> None:

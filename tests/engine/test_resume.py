@@ -187,6 +187,31 @@ def test_a_resumed_run_keeps_its_seed(run: Run) -> None:
     assert_equal(straight["state_dict"], run("a")["state_dict"])
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (dict(laptop=True), r"train_dataloader\.dataset\.pipeline\.1\.scale was \d+, now \d+"),
+        (dict(freeze_to="layer3", views=1), r'train_cfg\.freeze_to was "layer3", now not set; train_cfg\.views was 1'),
+        (dict(probe=True), r'train_cfg\.type was "LinearProbeLoop", now not set'),
+    ],
+)
+def test_a_run_is_not_resumed_by_another_recipe(run: Run, flags: dict, told: str) -> None:
+    command = "python tools/train.py mine.py --flag"
+    run("a", command=command, **flags)
+    with pytest.raises(InputError, match=told) as caught:
+        run("a")
+    (problem,) = caught.value.problems
+    assert f"started with: {command};" in problem.hint
+    run("a", **flags)
+
+
+def test_what_makes_a_run_quicker_or_is_changed_on_purpose_is_the_same_recipe(run: Run) -> None:
+    run("a", fast=True, options=["optim_wrapper.optimizer.lr=0.03"])
+    with pytest.raises(InputError, match=r"of another recipe: optim_wrapper\.optimizer\.lr was 0\.03, now 0\.\d+"):
+        run("a")
+    run("a", amp=True, options=["train_cfg.max_epochs=4", "optim_wrapper.optimizer.lr=0.04"])
+
+
 @pytest.mark.parametrize("sampler", ["InfiniteSampler", "RepeatAugSampler"])
 def test_a_photo_that_a_sampler_gives_again_is_augmented_anew(sampler: str, dataset: Path, tiny_config: Path) -> None:
     config = configure(tiny_config, data=dataset, weights="none")
