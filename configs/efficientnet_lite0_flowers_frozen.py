@@ -23,6 +23,7 @@ train_dataloader = loader
 val_dataloader = loader
 test_dataloader = loader
 data_preprocessor = dict(type='FlowersDataPreprocessor')
+model = dict(head=dict(loss=dict(type='FlowersLabelSmoothLoss')))
 optim_wrapper = dict(type='BFloat16OptimWrapper', where_fast=True, optimizer=dict(fused=True))
 val_cfg = dict(type='FastValLoop')
 default_hooks = dict(

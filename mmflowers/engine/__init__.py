@@ -18,6 +18,7 @@ from mmflowers.engine.optim import BFloat16OptimWrapper
 from mmflowers.engine.runner import FlowersRunner
 from mmflowers.engine.tracking import TrackerVisBackend
 from mmflowers.models.averaging import ForeachEMA
+from mmflowers.models.losses import FlowersLabelSmoothLoss
 from mmflowers.models.preprocessing import FlowersDataPreprocessor
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "FastTestLoop",
     "FastValLoop",
     "FlowersDataPreprocessor",
+    "FlowersLabelSmoothLoss",
     "FlowersRunner",
     "ForeachEMA",
     "FrozenTrainLoop",

@@ -175,6 +175,9 @@ def make_fast(config: Config) -> None:
     for preprocessor in (config.get("data_preprocessor"), config.model.get("data_preprocessor")):
         if preprocessor and preprocessor.get("type", "ClsDataPreprocessor") == "ClsDataPreprocessor":
             preprocessor["type"] = "FlowersDataPreprocessor"
+    loss = config.model.head.get("loss") or {}
+    if loss.get("type") == "LabelSmoothLoss":
+        loss["type"] = "FlowersLabelSmoothLoss"
     config.optim_wrapper.type = "BFloat16OptimWrapper"
     config.optim_wrapper.where_fast = True
     config.optim_wrapper.optimizer.setdefault("fused", True)

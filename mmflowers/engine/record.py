@@ -21,8 +21,8 @@ NAMED, SHOWN = 3, 60  # differences that an error names, characters of a value
 RECIPE, COMMAND = "recipe", "command"  # in a checkpoint's meta
 # Of what a recipe is made of: what makes it quicker and not another one, and what checkpoints are held to elsewhere.
 NOT_RECIPE = re.compile(
-    r"model\.data_preprocessor\b|.*\bnum_classes$|data_preprocessor\.type$|optim_wrapper\.optimizer\.fused$|"
-    r"optim_wrapper\.(type|where_fast|dtype|loss_scale|accumulative_counts)$"
+    r"model\.data_preprocessor\b|model\.head\.loss\.type$|.*\bnum_classes$|data_preprocessor\.type$|"
+    r"optim_wrapper\.(type|where_fast|dtype|loss_scale|accumulative_counts|optimizer\.fused)$"
 )
 
 
