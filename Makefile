@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo flowers test test-slow soak fuzz test-onedl lint bench bench-peers screenshots clean
+.PHONY: demo flowers test test-slow soak fuzz test-onedl lint bench bench-pieces bench-peers screenshots clean
 
 # A mirror or a CPU build is chosen by pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL), nothing here.
 # OpenCV's usual package needs libGL, which servers often lack; its headless edition is the same without windows.
@@ -69,6 +69,11 @@ bench: $(VENV)/.made
 	$(BIN)/python tools/benchmark.py prepare --source $(PHOTOS)
 	$(BIN)/python tools/benchmark.py train configs/resnet50_flowers.py $(wildcard configs/resnet50_flowers_fast.py) \
 	    --data $(DATA) $(BENCH)
+
+# What each piece of --fast gains alone, half an hour on two cores.
+bench-pieces: $(VENV)/.made
+	$(BIN)/python tools/benchmark.py train configs/efficientnet_lite0_flowers.py $(wildcard benchmarks/pieces/*.py) \
+	    "configs/efficientnet_lite0_flowers.py --fast" --data $(DATA) $(BENCH)
 
 # Time to accuracy against six other tools, hours on a processor (docs/peers.md). PEERS="--rounds 5" changes what is run.
 PEERS ?= --ours configs/efficientnet_lite0_flowers.py

@@ -52,7 +52,9 @@ def main() -> None:
             json.dumps({"seconds": round(seconds, 3), "findings": [asdict(finding) for finding in findings]}, indent=1)
         )
     else:
-        print(f"{errors} errors, {len(findings) - errors} warnings, checked in {seconds:.1f} s", flush=True)
+        counts = [(errors, "error"), (len(findings) - errors, "warning")]
+        told = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts)
+        print(f"{told}, checked in {seconds:.1f} s", flush=True)
     report(findings)
 
 

@@ -1,0 +1,4 @@
+# NHWC in memory.
+_base_ = "../../configs/efficientnet_lite0_flowers.py"
+
+custom_hooks = [dict(type="ChannelsLastHook")]
