@@ -55,7 +55,7 @@ def arguments() -> Parser:
         "--views", type=int, default=4, metavar="N", help="augmented views of a photo for --freeze-to (default: 4)"
     )
     parser.add_argument(
-        "--probe", action="store_true", help="a quick look: fit the head on the features of the weights, no training"
+        "--probe", action="store_true", help="a quick look: fit the head on the weights' features of small images"
     )
     parser.add_argument(
         "--oom",

@@ -16,6 +16,9 @@ T = TypeVar("T")
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 LOOK = 50  # iterations between two looks at the loss, each of which waits for the GPU
+# Of the recipe's resolution. On the 2,276 training photos of the report, 5-fold cross-validation gave 94.3 % ± 0.4 for
+# 256 px, 94.4 for 192 px, 93.7 for 144 px and 92.6 for 128 px (EfficientNet-Lite0).
+PROBE_SCALE = 9 / 16
 FAST_HOOKS = ("ChannelsLastHook", "FastDepthwiseHook", "KeepMemoryHook")
 
 
@@ -152,12 +155,19 @@ def fit_to_laptop(config: Config, epochs: int = 3, scale: float = 5 / 7) -> None
             scheduler["T_max"] = min(scheduler["T_max"], scheduler["end"] - scheduler.get("begin", 0))
         if "milestones" in scheduler:
             scheduler["milestones"] = [max(1, round(at * ratio)) for at in scheduler["milestones"]]
+    _scale_images(config, scale)
+
+
+def _scale_images(config: Config, scale: float) -> None:
     # By identity: datasets may share a pipeline.
     transforms = {id(step): step for dataset in datasets(config) for step in dataset.get("pipeline", [])}
     for transform in transforms.values():
         for key in ("scale", "crop_size", "size"):  # size: torchvision's word
-            if isinstance(transform.get(key), int):
-                transform[key] = round(transform[key] * scale)
+            edge = transform.get(key)
+            if isinstance(edge, int):
+                transform[key] = round(edge * scale)
+            elif isinstance(edge, (list, tuple)) and all(isinstance(e, int) and e > 8 for e in edge):  # no factors
+                transform[key] = type(edge)(round(e * scale) for e in edge)
 
 
 @_of_a_known_form
@@ -200,7 +210,8 @@ def freeze(config: Config, freeze_to: str, views: int) -> None:
 
 @_of_a_known_form
 def probe(config: Config) -> None:
-    """Fit the head alone (``LinearProbeLoop``)."""
+    """Fit the head alone (``LinearProbeLoop``), on images 9/16 as wide: a third of the arithmetic."""
+    _scale_images(config, PROBE_SCALE)
     config.train_cfg = dict(type="LinearProbeLoop", max_epochs=1)
     config.param_scheduler = dict(type="ConstantLR", factor=1.0, by_epoch=True)
 

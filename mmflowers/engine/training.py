@@ -83,7 +83,7 @@ def configure(
         fast: The same recipe on decoded photos, augmented on the device (``configuration.make_fast``).
         freeze_to: Train only what comes after this layer, on feature maps computed once; implies ``fast``.
         views: Augmented views of each photo for ``freeze_to``.
-        probe: Fit the head alone; implies ``fast``.
+        probe: Fit the head alone, on small images; implies ``fast``, and leaves nothing to ``laptop``.
         launcher: "none", "pytorch" (torchrun), "slurm" or "mpi".
         track: Trackers that follow the run (``add_trackers``).
         cfg_options: ``KEY=VALUE`` overrides in MMEngine's dotted form; applied last.
@@ -110,7 +110,7 @@ def configure(
     config = configuration.load_config(config_path)
     config.work_dir = str(work_dir or config.get("work_dir") or Path("work_dirs") / Path(config_path).stem)
     config.launcher = launcher
-    attempt("config", _merge, config, data, laptop, seed, amp, command)
+    attempt("config", _merge, config, data, laptop and not probe, seed, amp, command)
     if fast or freeze_to or probe:
         attempt("config", configuration.make_fast, config)
     if freeze_to:

@@ -38,6 +38,24 @@ def test_a_config_of_another_form_is_bad_input(content: dict, step) -> None:
         step(Config(content))
 
 
+@pytest.mark.parametrize(
+    ("shrink", "edges"),
+    [(configuration.fit_to_laptop, (160, 206, 183)), (configuration.probe, (126, 162, 144))],
+    ids=["laptop", "probe"],
+)
+def test_small_runs_see_smaller_images_and_are_tested_on_such(shrink, edges: tuple[int, ...]) -> None:
+    config = configuration.load_config(ROOT / "configs" / "efficientnet_lite0_flowers.py")
+    pair, factors = (
+        dict(type="Resize", scale=(224, 224)),
+        dict(type="torchvision/RandomAffine", degrees=0, scale=(1, 2)),
+    )
+    config.train_dataloader.dataset.pipeline += [copy.deepcopy(pair), copy.deepcopy(factors)]
+    shrink(config)
+    train, val, test = (dataset["pipeline"] for dataset in configuration.datasets(config))
+    assert (train[1]["scale"], val[1]["scale"], val[2]["crop_size"]) == edges and test == val
+    assert train[-2]["scale"] == (edges[0], edges[0]) and train[-1] == factors
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_launcher_that_did_not_start_the_process_is_said_in_a_line(
     launcher: str, monkeypatch: pytest.MonkeyPatch
