@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from mmpretrain.models.losses import LabelSmoothLoss
 from mmpretrain.registry import MODELS
 from torch import Tensor
-from torch.nn import functional as F
 
 
 @MODELS.register_module()
@@ -19,5 +19,6 @@ class FlowersLabelSmoothLoss(LabelSmoothLoss):
     def generate_one_hot_like_label(self, label: Tensor) -> Tensor:
         """Labels of shape (n,), (n, 1) or, soft ones, (n, classes) as float32 of shape (n, classes)."""
         if label.dim() == 1 or (label.dim() == 2 and label.shape[1] == 1):
-            label = F.one_hot(label.view(-1).long(), self.num_classes)
+            places = label.view(-1, 1).long()  # F.one_hot would look at the labels as well, on a CPU
+            return torch.zeros(len(places), self.num_classes, device=label.device).scatter_(1, places, 1.0)
         return label.float()
