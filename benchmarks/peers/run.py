@@ -196,6 +196,7 @@ def our_command(args, ours: str, work_dir: Path, seed: int) -> list[str]:
     config, *flags = shlex.split(ours)
     own = [] if any(flag.startswith("--weights") for flag in flags) else ["--weights", args.weights]
     where = ["--data", str(args.data), "--work-dir", str(work_dir), "--seed", str(seed)]
+    where += ["--skip-checks"] if args.limit else []  # a part of a dataset folder doesn't know how it was prepared
     return [sys.executable, str(ROOT / "tools" / "train.py"), config, *where, *own, *flags]
 
 

@@ -1,8 +1,10 @@
 """fastai's vision_learner and fine_tune: an epoch on the frozen body, then all layers, with fastai's own head, Adam,
-one-cycle schedule and rates for head and body apart. The frozen epoch is one of ``--epochs``.
+one-cycle schedule and rates for head and body apart. The frozen epoch is one of ``--epochs``, of which it needs two.
 
 Tuned: channels-last, and on a GPU bfloat16 (fastai's mixed precision is CUDA's alone).
 """
+
+import sys
 
 import common
 
@@ -43,6 +45,8 @@ def main() -> None:
         def after_epoch(self) -> None:
             report.epoch(100 * self.learn.recorder.values[-1][-1])
 
+    if args.epochs < 2:
+        sys.exit("fine_tune needs --epochs 2 or more: one of them is frozen")
     set_seed(args.seed)
     common.get_device()
     crops = [transforms.Compose(steps) for steps in common.crops(args)]
@@ -75,7 +79,7 @@ def main() -> None:
     learner.to_channelslast(use_amp=amp, amp_mode="bf16")
     report = common.Report(learner.model, args)
     rate = dict(base_lr=args.lr) if args.lr else {}
-    learner.fine_tune(max(1, args.epochs - 1), freeze_epochs=min(1, args.epochs - 1), **rate)
+    learner.fine_tune(args.epochs - 1, freeze_epochs=1, **rate)
     report.close("fastai")
 
 
