@@ -8,8 +8,7 @@
 # What follows WEIGHTS goes to tools/benchmark.py (benchmarks/peers/run.py): --repeats 2, say. Tables and JSON lie in
 # work_dirs/gpu, or in $OUT. Weights are a .pth of ResNet-50 in OpenMMLab's, torchvision's or timm's names; photos may be
 # smaller than the originals (tools/prepare_flowers.py --resize 256), which leaves a loader less to decode.
-set -eu
-cd "$(dirname "$0")/.."
+set -euo pipefail
 [ $# -ge 3 ] || { sed -n '2,7p' "$0"; exit 2; }
 part=$1 data=$2 weights=$3
 shift 3

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmflowers.checks.findings import Finding, check, error, warning
 from mmflowers.checks.keys import LOADERS, as_list, get
+from mmflowers.datasets.wrappers import innermost
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
@@ -159,10 +160,8 @@ def class_folders(case: Case) -> Iterator[Finding]:
 def _looking(case: Case) -> Iterator[tuple[str, dict, str, Path]]:
     """Each loader's dataset that isn't ours but MMPretrain's for folders: place, config, type, folder it looks into."""
     for loader in LOADERS:
-        dataset = get(case.config, f"{loader}.dataset")
-        while isinstance(dataset, dict) and isinstance(dataset.get("dataset"), dict):
-            dataset = dataset["dataset"]
-        kind = str(dataset.get("type")).rpartition(".")[2] if isinstance(dataset, dict) else ""
+        dataset = innermost(get(case.config, loader)) or {}
+        kind = str(dataset.get("type", "")).rpartition(".")[2]
         if kind and kind != "FlowersDataset" and (not case.testing or loader == "test_dataloader"):
             prefix = dataset.get("data_prefix") or (dataset.get("split") if kind == "ImageNet" else "") or ""
             prefix = prefix.get("img_path", "") if isinstance(prefix, dict) else prefix

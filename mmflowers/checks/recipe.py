@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmflowers.checks.findings import Finding, check, error, warning
 from mmflowers.checks.keys import as_list, get
+from mmflowers.datasets.wrappers import innermost
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
@@ -19,10 +20,7 @@ FREE_RATE = "param_scheduler = dict(_delete_=True, type='ConstantLR', factor=1.0
 
 
 def _dataset(case: Case, side: str) -> dict:
-    dataset = get(case.config, f"{side}_dataloader.dataset")
-    while isinstance(dataset, dict) and isinstance(dataset.get("dataset"), dict):
-        dataset = dataset["dataset"]
-    return dataset if isinstance(dataset, dict) else {}
+    return innermost(get(case.config, f"{side}_dataloader")) or {}
 
 
 def _types(pipeline: Any) -> list[str]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import mmflowers
 from mmflowers.datasets.fingerprints import TRAINED_ON
+from mmflowers.datasets.wrappers import innermost
 from mmflowers.deploy.classifier import FlowerClassifier
 from mmflowers.errors import InputError
 
@@ -228,9 +229,7 @@ def slim_config(config: Config, checkpoint: str) -> str:
             kept.data_preprocessor.type = "ClsDataPreprocessor"
     if "custom_imports" in kept:
         kept.custom_imports.allow_failed_imports = True
-    dataset = kept.test_dataloader.dataset
-    while isinstance(dataset.get("dataset"), dict):
-        dataset = dataset.dataset
+    dataset = innermost(kept.test_dataloader)
     dataset.pop("cache", None)
     if dataset.get("data_root") and Path(dataset.data_root).is_absolute():
         dataset.data_root = Path(dataset.data_root).name

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.datasets.seeded import STEPS, Draw, SeededDataset, collate_samples, seed_generators
+from mmflowers.datasets.wrappers import innermost
 from mmflowers.engine import configuration
 from mmflowers.errors import InputError
 from mmflowers.visualization.sheet import Row, contact_sheet
@@ -87,10 +88,7 @@ def _choose(labels: Sequence[int], number: int, seed: int) -> list[int]:
 
 
 def _dataset(config: configuration.Config, loader: str, split: str) -> Any:
-    dataset = config[loader].dataset
-    while isinstance(dataset.get("dataset"), dict):
-        dataset = dataset.dataset
-    return DATASETS.build({**dataset, "ann_file": f"{split}.txt"})
+    return DATASETS.build({**innermost(config[loader]), "ann_file": f"{split}.txt"})
 
 
 def _preprocessor(config: configuration.Config) -> torch.nn.Module:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from mmengine.config import Config, DictAction
 
+from mmflowers.datasets.wrappers import innermost
 from mmflowers.errors import InputError
 
 T = TypeVar("T")
@@ -86,13 +87,9 @@ def merge_options(config: Config, options: Sequence[str]) -> None:
 
 
 def datasets(config: Config) -> Iterator[dict]:
-    """The innermost dataset of each dataloader the config has, wrappers (RepeatDataset …) taken off."""
+    """The innermost dataset of each dataloader the config has."""
     for name in LOADERS:
-        loader = config.get(name)
-        dataset = loader.get("dataset") if isinstance(loader, dict) else None
-        while isinstance(dataset, dict) and isinstance(dataset.get("dataset"), dict):
-            dataset = dataset["dataset"]
-        if isinstance(dataset, dict):
+        if (dataset := innermost(config.get(name))) is not None:
             yield dataset
 
 
@@ -122,10 +119,7 @@ def set_data_root(config: Config, data_root: str | Path) -> None:
 @_of_a_known_form
 def test_on(config: Config, split: str) -> None:
     """Point the test side at the list of ``split``."""
-    dataset = config.test_dataloader.dataset
-    while isinstance(dataset.get("dataset"), dict):
-        dataset = dataset.dataset
-    dataset.ann_file = f"{split}.txt"
+    innermost(config.test_dataloader)["ann_file"] = f"{split}.txt"
 
 
 @_of_a_known_form

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmflowers.commands import progress
 from mmflowers.datasets.seeded import Draw
+from mmflowers.datasets.wrappers import innermost
 from mmflowers.engine.loops import ExactTrainLoop
 from mmflowers.errors import InputError
 from mmflowers.models.folding import fold_batchnorm
@@ -269,10 +270,7 @@ class LinearProbeLoop(FrozenTrainLoop):
 
     def _compute(self, trunk: Trunk) -> None:
         loader = copy.deepcopy(self.runner.cfg.val_dataloader)
-        dataset = loader.dataset
-        while isinstance(dataset.get("dataset"), dict):
-            dataset = dataset.dataset
-        dataset.ann_file = "train.txt"
+        innermost(loader)["ann_file"] = "train.txt"
         own, self.dataloader = self.dataloader, self.runner.build_dataloader(loader, seed=self.runner.seed)
         super()._compute(trunk)
         self.dataloader = DataLoader(

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
 from mmflowers.datasets.fingerprints import TRAINED_ON, fingerprints
+from mmflowers.datasets.wrappers import innermost
 from mmflowers.errors import InputError
 
 NAMED, SHOWN = 3, 60  # differences that an error names, characters of a value
@@ -31,15 +32,12 @@ def recipe(config: Config) -> dict[str, str]:
 
     Epochs, schedule and loaders aren't in it: a resumed run may go on longer, or elsewhere.
     """
-    dataset = config.train_dataloader.dataset
-    while isinstance(dataset.get("dataset"), dict):
-        dataset = dataset.dataset
     parts = {
         "model": config.model,
         "data_preprocessor": config.get("data_preprocessor") or {},
         "optim_wrapper": config.optim_wrapper,
         "train_cfg": {key: config.train_cfg[key] for key in ("freeze_to", "views") if key in config.train_cfg},
-        "train_dataloader.dataset.pipeline": dataset.get("pipeline", []),
+        "train_dataloader.dataset.pipeline": (innermost(config.train_dataloader) or {}).get("pipeline", []),
     }
     if config.train_cfg.get("type") == "LinearProbeLoop":
         parts["train_cfg"] = {"type": "LinearProbeLoop"}

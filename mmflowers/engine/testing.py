@@ -8,6 +8,7 @@ from pathlib import Path
 from mmengine.dist import is_main_process
 
 from mmflowers.datasets.folder import read_dataset_folder
+from mmflowers.datasets.wrappers import innermost
 from mmflowers.engine import configuration
 from mmflowers.engine.hooks import BEST
 from mmflowers.engine.runner import FlowersRunner
@@ -111,9 +112,7 @@ def augment_test(config: configuration.Config) -> None:
     Raises:
         InputError: The test pipeline can't be mirrored, as it doesn't end in packing.
     """
-    dataset = config.test_dataloader.dataset
-    while isinstance(dataset.get("dataset"), dict):
-        dataset = dataset.dataset
+    dataset = innermost(config.test_dataloader)
     if config.get("tta_pipeline") is None:
         *steps, pack = dataset.pipeline
         if pack.get("type") != "PackInputs":

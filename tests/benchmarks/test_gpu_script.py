@@ -33,8 +33,8 @@ def calls(tmp_path: Path, part: str) -> list[list[str]]:
     stand_in.write_text(STAND_IN)
     stand_in.chmod(0o755)
     env = {**os.environ, "PYTHON": str(stand_in), "CALLS": str(noted), "OUT": str(tmp_path / "out")}
-    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), part, str(tmp_path), "weights.pth"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    command = ["bash", "benchmarks/gpu.sh", part, str(tmp_path), "weights.pth"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in noted.read_text().splitlines()]
 
