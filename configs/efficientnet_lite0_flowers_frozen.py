@@ -33,6 +33,7 @@ custom_hooks = [
     dict(type='CurvesHook'),
     dict(type='ChannelsLastHook'),
     dict(type='FastDepthwiseHook'),
+    dict(type='OutOfPlaceHook'),
     dict(type='KeepMemoryHook'),
 ]
 env_cfg = dict(cudnn_benchmark=True)

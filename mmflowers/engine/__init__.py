@@ -11,6 +11,7 @@ from mmflowers.engine.hooks import (
     FastDepthwiseHook,
     KeepMemoryHook,
     LazyRuntimeInfoHook,
+    OutOfPlaceHook,
     ProgressiveResizeHook,
 )
 from mmflowers.engine.loops import ExactTrainLoop, FastTestLoop, FastValLoop, StoppableValLoop
@@ -38,6 +39,7 @@ __all__ = [
     "KeepMemoryHook",
     "LazyRuntimeInfoHook",
     "LinearProbeLoop",
+    "OutOfPlaceHook",
     "ProgressiveResizeHook",
     "StoppableValLoop",
     "TrackerVisBackend",

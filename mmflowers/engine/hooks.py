@@ -227,6 +227,36 @@ class KeepMemoryHook(Hook):
 
 
 @HOOKS.register_module()
+class OutOfPlaceHook(Hook):
+    """Train with activations that write to memory of their own where writing in place copies.
+
+    The backward pass of ReLU6, SiLU, hardswish … needs what came in, so autograd clones it before it is overwritten:
+    one pass over the activations more than writing elsewhere, for no memory less. Nothing is cloned where there are no
+    gradients, so evaluations keep to their place.
+    """
+
+    CLONED = (
+        torch.nn.Hardtanh,  # ReLU6 is one
+        torch.nn.SiLU,
+        torch.nn.Hardswish,
+        torch.nn.Hardsigmoid,
+        torch.nn.Mish,
+    )
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Let them write elsewhere."""
+        in_place = (module for module in runner.model.modules() if isinstance(module, self.CLONED) and module.inplace)
+        self._changed = list(in_place)
+        for module in self._changed:
+            module.inplace = False
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Let them write in place."""
+        for module in self._changed:
+            module.inplace = True
+
+
+@HOOKS.register_module()
 class FastDepthwiseHook(Hook):
     """Put depthwise convolutions with a quick backward pass in the model (see ``mmflowers.models.depthwise``).
 

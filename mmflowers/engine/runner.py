@@ -111,11 +111,15 @@ class FlowersRunner(Runner):
         super().load_or_resume()
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
-        """Build MMEngine's logger, talking on stderr: stdout is for results. On a terminal it leaves room for a bar."""
+        """Build MMEngine's logger, talking on stderr: stdout is for results. On a terminal it leaves room for a bar.
+
+        The line for each parameter without weight decay is in the log's file alone.
+        """
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
             if type(handler) is logging.StreamHandler:
                 handler.setStream(sys.stderr)
+                handler.addFilter(lambda record: not str(record.msg).startswith("paramwise_options"))
                 if wants_bar(self.launcher):
                     make_room(handler)
         return logger

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from mmpretrain.registry import HOOKS
 import mmflowers.engine  # noqa: F401  registers
 from mmflowers.datasets.augmentation import Augmentation
 from mmflowers.datasets.flowers import STILL
-from mmflowers.engine import configuration
+from mmflowers.engine import OutOfPlaceHook, configuration
 from mmflowers.engine.optim import has_fast_bfloat16
 from mmflowers.engine.training import configure, train
 from mmflowers.errors import InputError
@@ -178,3 +179,21 @@ def test_bfloat16_is_taken_where_the_processor_has_it(run: Callable[..., Path]) 
         pytest.skip("asks Linux what the processor has")
     words = set(flags.read_text().split())
     assert has_fast_bfloat16(torch.device("cpu")) == bool(words & {"avx512_bf16", "amx_tile"})
+
+
+@pytest.mark.parametrize("activation", OutOfPlaceHook.CLONED)
+def test_an_activation_is_not_copied_before_it_is_overwritten(activation: type) -> None:
+    """Whether autograd clones is PyTorch's to say: a class for which it stops doing so doesn't belong to the list."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), activation(inplace=True))
+    hook, runner = OutOfPlaceHook(), SimpleNamespace(model=model)
+
+    def clones() -> int:
+        with torch.profiler.profile() as profile:
+            model(torch.ones(2, 4))
+        return sum(event.count for event in profile.key_averages() if event.key == "aten::clone")
+
+    assert clones() == 1
+    hook.before_train_epoch(runner)
+    assert clones() == 0
+    hook.after_train_epoch(runner)
+    assert model[1].inplace
