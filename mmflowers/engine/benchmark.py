@@ -36,6 +36,7 @@ RATES = (
     ("waiting_share", "share of the time waiting for data", "{:.1%}"),
     ("eval_images_per_second", "validation, images/s", "{:,.1f}"),
     ("syncs_per_iteration", "host syncs an iteration", "{:.1f}"),
+    ("seconds_to_first_batch", "process start to first iteration, s", "{:.1f}"),
     ("seconds_to_first_iteration", "process start to first iteration done, s", "{:.1f}"),
     ("host_peak_mb", "peak memory, all processes, MB", "{:,.0f}"),
     ("device_peak_mb", "peak memory of the device, MB", "{:,.0f}"),

@@ -58,7 +58,8 @@ def measure_rates(config: Config, *, started: float, warmup: int | None, iterati
           device, in a bare loop of forward, backward and step; ``of_ceiling``: the Runner's rate over this one.
         - ``eval_images_per_second``: of the second of two validations, metrics included; None where there is none.
         - ``syncs_per_iteration``: how often the host waited for the device; ``sync_measure`` says what was counted.
-        - ``seconds_to_first_iteration``: from the start of the process to the end of its first iteration.
+        - ``seconds_to_first_batch``, ``seconds_to_first_iteration``: from the start of the process to the beginning of
+          its first iteration, whose batch has come from the loader, and to that iteration's end.
         - ``device_peak_mb``, ``device_reserved_mb``: of the training, by torch's allocator; None without CUDA.
         - What they were made of: iterations, images, seconds, device, threads, shape of a batch.
 
@@ -74,6 +75,7 @@ def measure_rates(config: Config, *, started: float, warmup: int | None, iterati
         runner.train()
     except Enough as enough:
         return enough.results | {
+            "seconds_to_first_batch": watch.first_came - started,
             "seconds_to_first_iteration": watch.first_done - started,
             "device": get_device(),
             "threads": torch.get_num_threads(),
@@ -96,7 +98,8 @@ class TrainWatch:
     Attributes:
         wanted: All of them.
         done: Iterations so far.
-        first_done: When the first one had ended, as of ``time.time``.
+        first_came: When the first batch came, as of ``time.time``.
+        first_done: When the first iteration had ended, likewise.
         batch: The first batch as it came from the loader.
     """
 
@@ -104,7 +107,7 @@ class TrainWatch:
         self.warmup, self.iterations, self.watched = warmup, iterations, watched
         self.wanted = warmup + iterations + watched
         self.done = 0
-        self.first_done = math.nan
+        self.first_came = self.first_done = math.nan
         self.batch: dict[str, Any] = {}
         self._images, self._waiting, self._seconds = 0, 0.0, 0.0
         self._results: dict[str, Any] = {}
@@ -126,6 +129,7 @@ class TrainWatch:
         """The loader has given a batch."""
         self._waiting += time.perf_counter() - self._ready_since
         if not self.batch:
+            self.first_came = time.time()
             self.batch = dict(batch)  # what the step may take out of it stays in here
 
     def iteration_ended(self, batch: dict) -> None:
