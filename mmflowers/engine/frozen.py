@@ -338,8 +338,8 @@ def _fifth_of_each_class(labels: Tensor) -> Tensor:
 @torch.enable_grad()
 def _minimise(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, strength: float) -> None:
     """Fit ``weight`` and ``bias`` in place, from the values they have."""
-    weight, bias = weight.requires_grad_(), bias.requires_grad_()
-    search = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+    parameters = [weight.requires_grad_(), bias.requires_grad_()]
+    search = torch.optim.LBFGS(parameters, max_iter=200, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         search.zero_grad()
@@ -349,4 +349,5 @@ def _minimise(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, st
         return value
 
     search.step(loss)
-    weight.requires_grad_(False), bias.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(False)

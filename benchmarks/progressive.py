@@ -1,0 +1,7 @@
+# The recipe of EfficientNet-Lite0 on images that grow: two epochs each at 128, 160, 192 and 224 px. For --fast.
+_base_ = "../configs/efficientnet_lite0_flowers.py"
+
+custom_hooks = [
+    dict(type="CurvesHook"),
+    dict(type="ProgressiveResizeHook", sizes={1: 128, 3: 160, 5: 192, 7: 224}),
+]
