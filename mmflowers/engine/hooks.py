@@ -245,8 +245,7 @@ class OutOfPlaceHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Let them write elsewhere."""
-        in_place = (module for module in runner.model.modules() if isinstance(module, self.CLONED) and module.inplace)
-        self._changed = list(in_place)
+        self._changed = [each for each in runner.model.modules() if isinstance(each, self.CLONED) and each.inplace]
         for module in self._changed:
             module.inplace = False
 
