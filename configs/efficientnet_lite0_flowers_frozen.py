@@ -35,5 +35,6 @@ custom_hooks = [
     dict(type='FastDepthwiseHook'),
     dict(type='OutOfPlaceHook'),
     dict(type='KeepMemoryHook'),
+    dict(type='CUDAGraphHook'),
 ]
 env_cfg = dict(cudnn_benchmark=True)

@@ -7,6 +7,7 @@ from mmflowers.engine.frozen import FrozenTrainLoop, LinearProbeLoop
 from mmflowers.engine.hooks import (
     BestAndLastHook,
     ChannelsLastHook,
+    CUDAGraphHook,
     CurvesHook,
     FastDepthwiseHook,
     KeepMemoryHook,
@@ -25,6 +26,7 @@ from mmflowers.models.preprocessing import FlowersDataPreprocessor
 __all__ = [
     "BFloat16OptimWrapper",
     "BestAndLastHook",
+    "CUDAGraphHook",
     "ChannelsLastHook",
     "CurvesHook",
     "ExactTrainLoop",

@@ -10,6 +10,7 @@ import torch
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook, RuntimeInfoHook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
@@ -17,6 +18,7 @@ from mmflowers.engine.memory import keep_freed_memory
 from mmflowers.engine.runner import LAST
 from mmflowers.errors import InputError
 from mmflowers.models.depthwise import replace_depthwise
+from mmflowers.models.graphs import GraphedForward
 
 BEST = "best.pth"
 RESERVE = 16 << 20  # bytes for logs and curves
@@ -269,3 +271,36 @@ class FastDepthwiseHook(Hook):
             count = replace_depthwise(runner.model)
             if count:
                 runner.logger.info(f"{count} depthwise convolutions take the quick backward pass")
+
+
+@HOOKS.register_module()
+class CUDAGraphHook(Hook):
+    """Train the backbone by CUDA graphs (see ``mmflowers.models.graphs``).
+
+    For one process on a GPU that accumulates no gradients; elsewhere it does nothing.
+    """
+
+    _graphed: GraphedForward | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """See whether it can be."""
+        on_gpu = next(runner.model.parameters()).device.type == "cuda"
+        if on_gpu and not is_model_wrapper(runner.model) and runner.optim_wrapper._accumulative_counts == 1:
+            self._graphed = GraphedForward(
+                runner.model.backbone,
+                before_capture=runner.finish_saving,  # whose thread copies from the GPU
+                warn=runner.logger.warning,
+            )
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Let it stand for the backbone's forward pass."""
+        if self._graphed:
+            self._own = vars(runner.model.backbone).get("forward")  # a frozen trunk's
+            runner.model.backbone.forward = self._graphed
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Step aside: what copies the network between two epochs copies the network itself."""
+        if self._graphed:
+            del runner.model.backbone.forward
+            if self._own:
+                runner.model.backbone.forward = self._own

@@ -6,8 +6,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,11 +22,12 @@ from mmpretrain.registry import LOOPS
 from mmflowers.commands import Stopped, on_terminal
 from mmflowers.datasets.seeded import STEPS, SeededSampler, seed_generators
 from mmflowers.errors import InputError
-from mmflowers.models.folding import fold_batchnorm
+from mmflowers.models.folding import fold, foldable
 
 ONE_SIGNAL = 0.5  # seconds; `timeout` and the like signal the process and its group, which are two signals to it
 NAMED = 3  # files of a batch that an error names; the list beside the run has all
 BATCH_LIST = "stopped_at_batch.txt"
+TOGETHER = 256  # images that a GPU evaluates at once: with a training's batches it would wait for Python
 
 
 class OutOfMemory(InputError):
@@ -273,8 +275,11 @@ class StoppableValLoop(ValLoop):
         # Several processes needn't have equally many batches to agree about: they end the validation first.
         if isinstance(train_loop, ExactTrainLoop) and get_world_size() == 1 and train_loop._asked_to_stop():
             train_loop._leave(f"in the validation of epoch {train_loop.epoch}")
+        self._within_memory(self._forward, idx, data_batch)
+
+    def _within_memory(self, step: Callable, *arguments: Any) -> None:
         try:
-            self._forward(idx, data_batch)
+            step(*arguments)
             return
         except Exception as error:
             if not is_out_of_memory(error):
@@ -296,26 +301,53 @@ class _Evaluation:
     def __init__(self, runner: Any) -> None:
         self._model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._precision = getattr(runner.optim_wrapper, "precision", nullcontext)
+        on_gpu = next(self._model.parameters()).device.type == "cuda"
+        self._together = TOGETHER if on_gpu else 1
+        self._foldable: list[tuple[str, str]] | None = None
+
+    def begin(self) -> None:
+        """Forget the last one, whose weights may have been others."""
         self._network: torch.nn.Module | None = None
+        self._waiting: list[torch.Tensor] = []
         self._features: list[tuple[torch.Tensor, ...]] = []
         self._samples: list[list] = []
 
     @torch.no_grad()
     def take(self, data_batch: dict) -> None:
-        """Compute a batch; nothing is waited for."""
+        """Compute a batch, on a GPU some together; nothing is waited for."""
         data = self._model.data_preprocessor(data_batch, False)
         inputs = data["inputs"]
+        if self._foldable is None:
+            self._foldable = [] if data_batch.get("features") else foldable(self._model, inputs[:2])
         if self._network is None:
-            folds = not data_batch.get("features")
-            self._network = fold_batchnorm(self._model, inputs[:2]) if folds else self._model
-        with self._precision():
-            features = self._network.extract_feat(inputs)
-        self._features.append(tuple(map_.float() for map_ in features))
+            self._network = fold(self._model, self._foldable) if self._foldable else self._model
+        if self._waiting and self._waiting[0].shape[1:] != inputs.shape[1:]:
+            self._compute()
+        self._waiting.append(inputs)
         self._samples.append(data["data_samples"])
+        if sum(map(len, self._waiting)) >= self._together:
+            self._compute()
+
+    def _compute(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        try:
+            self._features.append(self._extract(torch.cat(waiting) if len(waiting) > 1 else waiting[0]))
+            return
+        except Exception as error:
+            if len(waiting) == 1 or not is_out_of_memory(error):
+                raise
+        self._together = 1
+        self._features.extend(map(self._extract, waiting))
+
+    def _extract(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with self._precision():
+            return tuple(map_.float() for map_ in self._network.extract_feat(inputs))
 
     @torch.no_grad()
     def judge(self, evaluator: Any) -> None:
         """Give the evaluator its batches, with what the head makes of all features; off the device in one go."""
+        if self._waiting:
+            self._compute()
         samples = [sample for batch in self._samples for sample in batch]
         judged = self._model.head.predict(tuple(map(torch.cat, zip(*self._features, strict=True))), samples)
         for name in ("pred_score", "pred_label", "gt_label"):
@@ -332,16 +364,20 @@ class _Evaluation:
 class FastValLoop(StoppableValLoop):
     """Validates with folded norms in the precision of the training, and takes the results off the device at the end."""
 
+    @cached_property
+    def _evaluation(self) -> _Evaluation:
+        return _Evaluation(self.runner)
+
     def run(self) -> dict:
         """Validate; the metrics are those of the config's evaluator."""
         runner = self.runner
         runner.call_hook("before_val")
         runner.call_hook("before_val_epoch")
         runner.model.eval()
-        self._evaluation = _Evaluation(runner)
+        self._evaluation.begin()
         for idx, data_batch in enumerate(self.dataloader):
             self.run_iter(idx, data_batch)
-        self._evaluation.judge(self.evaluator)
+        self._within_memory(self._evaluation.judge, self.evaluator)
         metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
         runner.call_hook("after_val_epoch", metrics=metrics)
         runner.call_hook("after_val")
@@ -364,6 +400,7 @@ class FastTestLoop(TestLoop):
         runner.call_hook("before_test_epoch")
         runner.model.eval()
         evaluation = _Evaluation(runner)
+        evaluation.begin()
         for idx, data_batch in enumerate(self.dataloader):
             runner.call_hook("before_test_iter", batch_idx=idx, data_batch=data_batch)
             evaluation.take(data_batch)

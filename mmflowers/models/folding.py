@@ -4,30 +4,60 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-@torch.no_grad()
 def fold_batchnorm(model: nn.Module, inputs: Tensor) -> nn.Module:
     """A copy of a classifier in eval mode, with every BatchNorm that directly follows a convolution folded into it.
-
-    Which follows which is seen in a forward pass. The copy is compared with the model; where they differ (a path
-    around the normalisation, say), an unfolded copy is returned.
 
     Args:
         model: With ``extract_feat``, as MMPretrain's classifiers have.
         inputs: A few normalised images (n, 3, H, W) on the model's device.
     """
+    return fold(model, foldable(model, inputs))
+
+
+@torch.no_grad()
+def foldable(model: nn.Module, inputs: Tensor) -> list[tuple[str, str]]:
+    """Names of the convolutions and norms that ``fold`` may make one, whatever their weights are.
+
+    Which follows which is seen in a forward pass. The folded copy is compared with the model; where they differ (a path
+    around the normalisation, say), none may.
+
+    Args:
+        model: See ``fold_batchnorm``.
+        inputs: Likewise.
+    """
     plain = copy.deepcopy(model).eval()
-    folded = copy.deepcopy(plain)
-    for conv, norm in _pairs(folded, inputs):
+    with _no_search():
+        pairs = _pairs(plain, inputs)
+        expected, got = plain.extract_feat(inputs), fold(plain, pairs).extract_feat(inputs)
+    return pairs if all(_close(one, other) for one, other in zip(expected, got, strict=True)) else []
+
+
+@torch.no_grad()
+def fold(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
+    """A copy of a classifier in eval mode with ``pairs`` of convolutions and norms made one (see ``foldable``)."""
+    folded = copy.deepcopy(model).eval()
+    for conv, norm in pairs:
         _fold(folded, conv, norm)
-    expected, got = plain.extract_feat(inputs), folded.extract_feat(inputs)
-    same = all(_close(one, other) for one, other in zip(expected, got, strict=True))
-    return folded if same else plain
+    return folded
+
+
+@contextmanager
+def _no_search() -> Iterator[None]:
+    """Without cuDNN's trial of its kernels for every new shape, if it is on: it never pays for a pass or two."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
