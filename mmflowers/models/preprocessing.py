@@ -19,7 +19,7 @@ class FlowersDataPreprocessor(ClsDataPreprocessor):
 
     @torch.no_grad()
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """Move, augment, normalise; ``inputs`` comes out as float32 in the memory order "channels last"."""
+        """Move, augment, normalise; ``inputs`` comes out as float32, on a CPU in the memory order "channels last"."""
         if data.get("features"):
             return {"inputs": self.cast_data(data["inputs"]).float(), "data_samples": data["data_samples"]}
         if "augment" in data:

@@ -126,7 +126,9 @@ MIXUP = [
         ([("validation", 1), ("iteration", 1)], {"hooks": [EMA]}),
         ([("iteration", 3)], {"options": MIXUP}),
         ([("iteration", 3), ("iteration", 4)], {"options": ["optim_wrapper.accumulative_counts=2"]}),
-        ([("iteration", 3)], {"options": [*WORKERS, "train_dataloader.num_workers=2"]}),
+        pytest.param(
+            [("iteration", 3)], {"options": [*WORKERS, "train_dataloader.num_workers=2"]}, marks=pytest.mark.slow
+        ),
         ([("iteration", 7)], {"options": ["train_dataloader.num_workers=1"]}),
         ([("validation", 1)], {"options": LATE_VALIDATION}),
     ],

@@ -267,6 +267,7 @@ def test_a_name_that_is_no_utf8_comes_back_byte_for_byte(tmp_path: Path) -> None
         assert (tmp_path / "x.csv").read_bytes() == b"path,class,score,reason\ncaf\xe9.jpg,,,empty\n"  # at once
 
 
+@pytest.mark.slow
 def test_the_benchmark_times_the_commands_on_the_same_photos(trained: Path, dataset: Path, tmp_path: Path) -> None:
     result = run_tool(
         *("benchmark.py", "predict", "--run", trained, "--source", dataset),

@@ -180,6 +180,7 @@ def test_resumed_without_workers_ends_with_the_bits_of_the_straight_run(tmp_path
     assert_same_run(tmp_path, straight[0])
 
 
+@pytest.mark.slow
 def test_resumed_with_spawned_workers_ends_with_the_bits_of_forked_ones_that_never_stopped(tmp_path, train, dataset):
     arguments = ["--data", dataset, *QUICK, "--workers", 2]
     train(*arguments, "--work-dir", tmp_path / "straight", "--epochs", 2)
