@@ -280,27 +280,16 @@ class CUDAGraphHook(Hook):
     For one process on a GPU that accumulates no gradients; elsewhere it does nothing.
     """
 
-    _graphed: GraphedForward | None = None
+    device = "cuda"
+    make = staticmethod(torch.cuda.make_graphed_callables)
 
     def before_train(self, runner: Runner) -> None:
-        """See whether it can be."""
-        on_gpu = next(runner.model.parameters()).device.type == "cuda"
-        if on_gpu and not is_model_wrapper(runner.model) and runner.optim_wrapper._accumulative_counts == 1:
-            self._graphed = GraphedForward(
-                runner.model.backbone,
+        """Let graphs stand for the backbone's forward pass, where that can be."""
+        model, accumulates = runner.model, runner.optim_wrapper._accumulative_counts > 1
+        if get_device() == self.device and not is_model_wrapper(model) and not accumulates:
+            model.backbone.forward = GraphedForward(
+                model.backbone,
                 before_capture=runner.finish_saving,  # whose thread copies from the GPU
                 warn=runner.logger.warning,
+                make=self.make,
             )
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        """Let it stand for the backbone's forward pass."""
-        if self._graphed:
-            self._own = vars(runner.model.backbone).get("forward")  # a frozen trunk's
-            runner.model.backbone.forward = self._graphed
-
-    def after_train_epoch(self, runner: Runner) -> None:
-        """Step aside: what copies the network between two epochs copies the network itself."""
-        if self._graphed:
-            del runner.model.backbone.forward
-            if self._own:
-                runner.model.backbone.forward = self._own

@@ -304,6 +304,7 @@ class _Evaluation:
         on_gpu = next(self._model.parameters()).device.type == "cuda"
         self._together = TOGETHER if on_gpu else 1
         self._foldable: list[tuple[str, str]] | None = None
+        self.begin()
 
     def begin(self) -> None:
         """Forget the last one, whose weights may have been others."""
@@ -400,7 +401,6 @@ class FastTestLoop(TestLoop):
         runner.call_hook("before_test_epoch")
         runner.model.eval()
         evaluation = _Evaluation(runner)
-        evaluation.begin()
         for idx, data_batch in enumerate(self.dataloader):
             runner.call_hook("before_test_iter", batch_idx=idx, data_batch=data_batch)
             evaluation.take(data_batch)

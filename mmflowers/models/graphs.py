@@ -5,6 +5,7 @@ On a large GPU and in batches of 32 most kernels of a ResNet-50 take less time t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,8 @@ class GraphedForward:
     so is everything in eval mode or without gradients. A graph is used if it gives what the module gives, in outputs,
     gradients and buffers, and is left aside for good if it doesn't or can't be captured: the training goes on without.
 
-    The gradients lie in the graph's memory, which the next backward pass overwrites: not for accumulation.
+    The gradients lie in the graph's memory, which the next backward pass overwrites: not for accumulation. A copy of
+    the module computes as ever.
 
     Args:
         module: Takes one tensor. Its parameters and buffers stay where they are, its ``requires_grad`` as they are.
@@ -68,12 +70,16 @@ class GraphedForward:
         graphed = self._graphed if form == self._captured else None
         return (graphed or self._forward)(inputs)
 
+    def __deepcopy__(self, memo: dict) -> Callable:
+        """The forward pass of the module's copy: a graph computes with the module's own weights."""
+        return copy.deepcopy(self._forward, memo)
+
     def _capture(self, inputs: Tensor) -> None:
         self._graphed = None  # of another shape, whose memory is wanted now
         self._before_capture()
         state = [buffer.clone() for buffer in self._module.buffers()]
         try:
-            with self._same_numbers(inputs), _without_casts_kept(inputs):
+            with _same_numbers(inputs), _without_casts_kept(inputs):
                 made = self._make(_Standin(self._module, self._forward), (inputs.clone(),), allow_unused_input=True)
             other = inputs.flip(0)  # not what it was captured with
             expected, got = (self._outcome(run, other, state) for run in (self._forward, made))
@@ -91,7 +97,7 @@ class GraphedForward:
     def _outcome(self, run: Callable, inputs: Tensor, state: list[Tensor]) -> dict[str, list[Tensor]]:
         """What a step from the buffers' ``state`` on would see."""
         self._set_buffers(state)
-        with self._same_numbers(inputs):
+        with _same_numbers(inputs):
             outputs = [output for output in tree_leaves(run(inputs)) if output.requires_grad]
             parameters = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
             directions = [output.detach() for output in outputs]  # gradients of half the sum of squares
@@ -107,10 +113,10 @@ class GraphedForward:
             for buffer, value in zip(self._module.buffers(), state, strict=True):
                 buffer.copy_(value)
 
-    @staticmethod
-    def _same_numbers(inputs: Tensor) -> Any:
-        """Draw as if nothing had been drawn, afterwards too."""
-        return torch.random.fork_rng([inputs.device] if inputs.is_cuda else [])
+
+def _same_numbers(inputs: Tensor) -> Any:
+    """Draw as if nothing had been drawn, afterwards too."""
+    return torch.random.fork_rng([inputs.device] if inputs.is_cuda else [])
 
 
 def _without_casts_kept(inputs: Tensor) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,9 +22,9 @@ from mmflowers.datasets.augmentation import Augmentation
 from mmflowers.datasets.flowers import STILL
 from mmflowers.engine import CUDAGraphHook, OutOfPlaceHook, configuration
 from mmflowers.engine.optim import has_fast_bfloat16
+from mmflowers.engine.rates import measure_rates
 from mmflowers.engine.training import configure, train
 from mmflowers.errors import InputError
-from mmflowers.models.graphs import GraphedForward
 
 names = itertools.count()
 
@@ -205,21 +206,38 @@ def test_an_activation_is_not_copied_before_it_is_overwritten(activation: type) 
 class ReplayHook(CUDAGraphHook):
     """The same on a CPU, by what stands for CUDA's graphs there; tells how many it made and replayed."""
 
+    device = "cpu"
+
     def before_train(self, runner) -> None:
-        self.replay = Replay()
-        backbone, warn = runner.model.backbone, runner.logger.warning
-        self._graphed = GraphedForward(backbone, before_capture=runner.finish_saving, warn=warn, make=self.replay)
+        self.make = Replay()
+        super().before_train(runner)
 
     def after_train(self, runner) -> None:
-        Path(runner.work_dir, "replayed.json").write_text(json.dumps([self.replay.made, self.replay.replayed]))
+        Path(runner.work_dir, "replayed.json").write_text(json.dumps([self.make.made, self.make.replayed]))
+
+
+def replay(config: Config) -> None:
+    config.custom_hooks = [dict(type="ReplayHook") if h.type == "CUDAGraphHook" else h for h in config.custom_hooks]
 
 
 @pytest.mark.parametrize("frozen", [None, "layer2"])
 def test_replayed_graphs_come_to_the_same_weights(run: Callable[..., Path], frozen: str | None) -> None:
-    def replay(config: Config) -> None:
-        config.custom_hooks = [dict(type="ReplayHook") if h.type == "CUDAGraphHook" else h for h in config.custom_hooks]
-
     replayed = run("replayed", fast=True, freeze_to=frozen, change=replay)
     assert_same(replayed, run("plain", fast=True, freeze_to=frozen))
     # Two epochs of five batches of 8: all but the first by a graph, which was replayed once to be compared.
     assert json.loads((replayed / "replayed.json").read_text()) == [1, 1 + 9]
+
+
+def test_gradients_that_are_accumulated_take_no_graph(run: Callable[..., Path]) -> None:
+    accumulated = run("accumulated", "optim_wrapper.accumulative_counts=2", fast=True, change=replay)
+    assert json.loads((accumulated / "replayed.json").read_text()) == [0, 0]
+
+
+def test_their_rates_are_measured_with_a_validation_in_the_middle_of_an_epoch(
+    dataset: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    options = [f"experiment_name=fast{next(names)}", *NARROW]
+    config = configure(tiny_config, data=dataset, weights="none", work_dir=tmp_path, cfg_options=options, fast=True)
+    replay(config)
+    rates = measure_rates(config, started=time.time(), warmup=2, iterations=2)
+    assert rates["eval_images"] == 10 and rates["images_per_second"] > 0

@@ -79,7 +79,6 @@ def test_a_step_and_an_evaluation_wait_for_nothing(name: str, dataset: Path, mon
 
         evaluation = _Evaluation(SimpleNamespace(model=model.eval(), optim_wrapper=None))
         evaluation._foldable = []  # found once in a run, by comparing
-        evaluation.begin()
         evaluation.take(batch_of(val, device))
         evaluation.take(batch_of(val, device))
         judged: list = []

@@ -5,6 +5,8 @@ Where there is no GPU, ``Replay`` stands for CUDA's graphs.
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +16,12 @@ from torch import Tensor, nn
 
 from mmflowers.models.graphs import GraphedForward
 
-GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
+GPU = pytest.param(
+    "cuda",
+    marks=pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="CUDA's own graphs need a GPU; Replay stands for them in the tests above"
+    ),
+)
 
 
 class Network(nn.Module):
@@ -105,6 +112,17 @@ def test_nothing_is_captured_in_an_evaluation() -> None:
     network.eval()
     graphed(torch.randn(4, 3, 12, 12)), graphed(torch.randn(4, 3, 12, 12))
     assert replay.made == 0
+
+
+def test_a_copy_of_the_network_computes_with_its_own_weights() -> None:
+    network, lock = Network(), threading.Lock()  # which can't be copied, as a Runner can't
+    network.forward = GraphedForward(network, before_capture=lock.locked, warn=print, make=Replay())
+    inputs = torch.randn(4, 3, 12, 12)
+    network(inputs), network(inputs)
+    copied = copy.deepcopy(network)
+    with torch.no_grad():
+        copied.layers[-1].weight.zero_(), copied.layers[-1].bias.fill_(3.0)
+    assert (copied(inputs)[0] == 3).all() and (network(inputs)[0] != 3).any()
 
 
 @pytest.mark.parametrize("device", [GPU])
