@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmflowers.commands import Parser, natural, positive, run
+from mmflowers.commands import Parser, importing, natural, positive, run
 
 
 def main() -> None:
@@ -38,7 +38,8 @@ def main() -> None:
     if out.suffix.lower() != ".png":
         parser.error(f"--out {out} doesn't end in .png")
 
-    from mmflowers.engine.browsing import browse
+    with importing():
+        from mmflowers.engine.browsing import browse
 
     sheet = browse(
         args.config,

@@ -15,7 +15,7 @@ import json
 import time
 from dataclasses import asdict
 
-from mmflowers.commands import Parser, run
+from mmflowers.commands import Parser, importing, run
 
 
 def main() -> None:
@@ -37,9 +37,10 @@ def main() -> None:
         started = time.perf_counter()
         findings = check_dataset(args.data, deep=args.deep)
     else:
-        import mmflowers.datasets.flowers
-        import mmflowers.engine.training  # noqa: F401  imported now, as the time of imports isn't that of the checks
-        from mmflowers.checks.run import check_config
+        with importing():  # all of it now, as the time of imports isn't that of the checks
+            import mmflowers.datasets.flowers
+            import mmflowers.engine.training  # noqa: F401
+            from mmflowers.checks.run import check_config
 
         started = time.perf_counter()
         findings = check_config(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmflowers.commands import Parser, existing_folder, run
+from mmflowers.commands import Parser, existing_folder, importing, run
 
 
 def main() -> None:
@@ -38,7 +38,8 @@ def main() -> None:
     require_gradio()
     work_dir = args.run
     if work_dir is None:
-        from mmflowers.engine.testing import last_run
+        with importing():
+            from mmflowers.engine.testing import last_run
 
         work_dir = last_run(Path("work_dirs"), "name one elsewhere by --run")
     serve(work_dir, data=args.data, host=args.host, port=args.port, workers=args.workers)

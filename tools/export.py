@@ -13,7 +13,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from mmflowers.commands import Parser, existing_folder, run
+from mmflowers.commands import Parser, existing_folder, importing, run
 
 FORMATS = ("onnx", "onnx-fp16", "torchscript", "slim")
 
@@ -42,9 +42,10 @@ def main() -> None:
     args = parser.parse_args()
 
     with contextlib.redirect_stdout(sys.stderr):  # mmengine tells stdout of timm's networks
-        from mmflowers.deploy.export import export
-        from mmflowers.engine.testing import last_run
-        from mmflowers.errors import InputError
+        with importing():
+            from mmflowers.deploy.export import export
+            from mmflowers.engine.testing import last_run
+            from mmflowers.errors import InputError
 
         try:
             work_dir = args.run or last_run(Path("work_dirs"))

@@ -16,7 +16,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from mmflowers.commands import Parser, natural, positive, run
+from mmflowers.commands import Parser, importing, natural, positive, run
 
 
 def main() -> None:
@@ -67,9 +67,10 @@ def main() -> None:
         check_output(args.out)
 
     with contextlib.redirect_stdout(sys.stderr):  # rows go to stdout; OneDL's mmpretrain talks there as it is imported
-        from mmflowers.deploy.classifier import FlowerClassifier
-        from mmflowers.deploy.predicting import predict_all
-        from mmflowers.engine.testing import last_run
+        with importing():
+            from mmflowers.deploy.classifier import FlowerClassifier
+            from mmflowers.deploy.predicting import predict_all
+            from mmflowers.engine.testing import last_run
 
         work_dir = args.run or last_run(Path("work_dirs"), "name one elsewhere by --run")
         classifier = FlowerClassifier.from_run(work_dir, amp=args.amp, tta=args.tta)

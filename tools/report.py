@@ -14,7 +14,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from mmflowers.commands import Parser, existing_folder, run
+from mmflowers.commands import Parser, existing_folder, importing, run
 
 
 def main() -> None:
@@ -44,13 +44,15 @@ def main() -> None:
 
     work_dirs = args.work_dirs
     if not work_dirs:
-        from mmflowers.engine.testing import last_run  # loads torch, which is not needed otherwise
+        with importing():
+            from mmflowers.engine.testing import last_run  # loads torch, which is not needed otherwise
 
         work_dirs = [last_run(Path("work_dirs"))]
     classifier = None
     if args.cam:
         with contextlib.redirect_stdout(sys.stderr):  # mmengine tells stdout of timm's networks
-            from mmflowers.deploy.classifier import FlowerClassifier
+            with importing():
+                from mmflowers.deploy.classifier import FlowerClassifier
 
             classifier = FlowerClassifier.from_run(work_dirs[0])
     path = write_report(work_dirs, args.out, data=args.data, split=args.split, classifier=classifier)

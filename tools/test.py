@@ -11,7 +11,7 @@ examples:
 
 from __future__ import annotations
 
-from mmflowers.commands import Parser, run
+from mmflowers.commands import Parser, importing, run
 
 
 def main() -> None:
@@ -38,11 +38,12 @@ def main() -> None:
     elif args.config and not args.checkpoint:
         parser.error("with a config a checkpoint is needed too")
 
-    from mmflowers.checks.findings import report
-    from mmflowers.checks.run import check_testing
-    from mmflowers.engine.testing import test
-    from mmflowers.evaluation.predictions import format_per_class, read_predictions
-    from mmflowers.evaluation.statistics import compare, format_top1_interval, predictions_file
+    with importing():
+        from mmflowers.checks.findings import report
+        from mmflowers.checks.run import check_testing
+        from mmflowers.engine.testing import test
+        from mmflowers.evaluation.predictions import format_per_class, read_predictions
+        from mmflowers.evaluation.statistics import compare, format_top1_interval, predictions_file
 
     # Read before anything is tested: the test may be the one that writes this file.
     against = predictions_file(args.against, args.split) if args.against else None

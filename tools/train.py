@@ -14,7 +14,7 @@ from __future__ import annotations
 import shlex
 import sys
 
-from mmflowers.commands import Parser, natural, run
+from mmflowers.commands import Parser, importing, natural, run
 
 
 def arguments() -> Parser:
@@ -78,9 +78,10 @@ def arguments() -> Parser:
 
 def settle(args):
     """The config that the arguments ask for, checked."""
-    from mmflowers.checks.findings import report
-    from mmflowers.checks.run import check_training
-    from mmflowers.engine.training import configure
+    with importing():
+        from mmflowers.checks.findings import report
+        from mmflowers.checks.run import check_training
+        from mmflowers.engine.training import configure
 
     problems = None if args.skip_checks else []
     config = configure(

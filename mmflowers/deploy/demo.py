@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmflowers.commands import importing
 from mmflowers.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,8 +79,9 @@ def build_app(answering: Answering, name: str, uploads: Path) -> Any:
         name: The run's.
         uploads: Where gradio puts what is uploaded (``GRADIO_TEMP_DIR``).
     """
-    import gradio
-    from fastapi import FastAPI
+    with importing():
+        import gradio
+        from fastapi import FastAPI
 
     from mmflowers.deploy.answers import Answer
 
@@ -157,11 +159,12 @@ def build_app(answering: Answering, name: str, uploads: Path) -> Any:
 
 
 def _open_run(work_dir: Path, data: Path | None, workers: int) -> Answering:
-    from mmflowers.deploy.answers import Answering, read_confusion
-    from mmflowers.deploy.classifier import FlowerClassifier
-    from mmflowers.deploy.neighbours import TrainingPhotos, read_training_photos
-    from mmflowers.engine.configuration import data_root
-    from mmflowers.evaluation.facts import find_dataset
+    with importing():
+        from mmflowers.deploy.answers import Answering, read_confusion
+        from mmflowers.deploy.classifier import FlowerClassifier
+        from mmflowers.deploy.neighbours import TrainingPhotos, read_training_photos
+        from mmflowers.engine.configuration import data_root
+        from mmflowers.evaluation.facts import find_dataset
 
     classifier = FlowerClassifier.from_run(work_dir)
     photos: TrainingPhotos | InputError
