@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -14,6 +16,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from filelock import FileLock
+from forked import ForkServer
 
 # One thread each: the tests' networks are tiny, and threads that wait for each other cost more than they do. Set before
 # anything imports torch.
@@ -34,11 +37,25 @@ QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-back
 QUIET += " --disable-component-update --disable-sync --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
 
 
+@functools.cache
+def fork_server() -> ForkServer:
+    """The one of this pytest process, started by its first command."""
+    server = ForkServer()
+    atexit.register(server.close)
+    return server
+
+
 def run_tool(*arguments: object, cwd: Path, launcher: tuple[str, ...] = (), **environment: str):
-    """Run ``tools/<first argument>`` as a process in ``cwd`` and return it, finished, with its output as text."""
+    """Run ``tools/<first argument>`` as a process in ``cwd`` and return it, finished, with its output as text.
+
+    Where that makes no difference it is spared the import of the libraries, see ``forked.py``.
+    """
     tool, *rest = map(str, arguments)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment}
-    command = [sys.executable, *launcher, str(ROOT / "tools" / tool), *rest]
+    command = [str(ROOT / "tools" / tool), *rest]
+    if not (launcher or environment) and hasattr(os, "fork"):
+        return fork_server().run(command, cwd, env)
+    command = [sys.executable, *launcher, *command]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=cwd, env=env, start_new_session=True, **pipes) as process:
         try:

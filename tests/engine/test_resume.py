@@ -129,7 +129,7 @@ MIXUP = [
         pytest.param(
             [("iteration", 3)], {"options": [*WORKERS, "train_dataloader.num_workers=2"]}, marks=pytest.mark.slow
         ),
-        ([("iteration", 7)], {"options": ["train_dataloader.num_workers=1"]}),
+        pytest.param([("iteration", 7)], {"options": ["train_dataloader.num_workers=1"]}, marks=pytest.mark.slow),
         ([("validation", 1)], {"options": LATE_VALIDATION}),
     ],
 )  # fmt: skip

@@ -29,6 +29,7 @@ def test_killed_and_stopped_trainings_end_in_the_weights_of_one_left_alone(tmp_p
         assert what in result.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_stop_after_the_same_iteration_and_go_on_to_the_same_weights(tmp_path: Path) -> None:
     trainings = Trainings(tmp_path)
 
