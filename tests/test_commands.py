@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 
 import pytest
+
+from mmflowers.commands import importing
 
 PROGRAM = """
 import os, signal
@@ -38,6 +41,13 @@ def test_commands_end_as_documented(body: str, code: int, said: str) -> None:
 def test_a_bug_shows_its_traceback() -> None:
     code, said = outcome("1 / 0")
     assert code == 1 and said.startswith("Traceback") and said.endswith("division by zero")
+
+
+def test_garbage_is_not_looked_for_while_libraries_come_in_and_is_again_afterwards() -> None:
+    with pytest.raises(ImportError), importing():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="os.kill ends a process of Windows at once")
