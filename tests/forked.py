@@ -18,18 +18,24 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 LIBRARIES = ("mmpretrain.models", "mmpretrain.evaluation", "mmpretrain.visualization", "matplotlib.pyplot")
 
 
 class ForkServer:
-    """Python with ``LIBRARIES`` imported, and a copy of it for each command, one at a time."""
+    """Python with libraries imported, and a copy of it for each command, one at a time.
 
-    def __init__(self) -> None:
-        command = [sys.executable, __file__]
+    Args:
+        libraries: Modules to import.
+        environment: The server's own, default that of this process.
+    """
+
+    def __init__(self, libraries: Sequence[str] = LIBRARIES, environment: Mapping[str, str] | None = None) -> None:
+        command = [sys.executable, __file__, *libraries]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self._server = subprocess.Popen(command, start_new_session=True, **pipes)
+        self._server = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
     def run(self, command: list[str], cwd: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
         """Run ``python <command>`` and return it, finished, with its output as text."""
@@ -51,17 +57,20 @@ class ForkServer:
 
 
 def serve() -> None:
-    """Fork for each line of stdin, and say its process and, when it has ended, its exit code."""
-    for library in LIBRARIES:
+    """Import what the arguments name; fork for each line of stdin, and say the process and, later, its exit code."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries may print as they are imported
+    for library in sys.argv[1:]:
         importlib.import_module(library)
     gc.freeze()  # or each copy would look through all of it for garbage, and copy its pages for that
     for order in sys.stdin:
         pid = os.fork()
         if pid == 0:
+            answers.close()
             become(*json.loads(order))
             return
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        print(pid, file=answers, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
 
 
 def become(command: list[str], cwd: str, environment: dict[str, str], files: list[str]) -> None:

@@ -86,7 +86,7 @@ def test_two_processes_on_cpus_count_every_val_photo_once(dataset: Path, tiny_co
 def test_the_packaged_weights_train_in_bfloat16_on_a_laptop(dataset: Path, tmp_path: Path) -> None:
     config = Path(__file__).parents[2] / "configs" / "efficientnet_lite0_flowers.py"
     small = ["train_dataloader.num_workers=0", "val_dataloader.num_workers=0", "train_dataloader.batch_size=8"]
-    small += ["train_dataloader.dataset.pipeline.1.scale=96", "val_dataloader.dataset.pipeline.2.crop_size=96"]
+    small += ["train_dataloader.dataset.pipeline.1.scale=64", "val_dataloader.dataset.pipeline.2.crop_size=64"]
     options = ("--amp", "--laptop", "--cfg-options", "train_cfg.max_epochs=2", *small)
     result = run_tool("train.py", config, "--data", dataset, *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -11,11 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import ForkServer
 from PIL import Image, ImageDraw
 from torchvision import models, transforms
 
@@ -63,10 +65,20 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def train(environment):
+def start(environment) -> Iterator[Callable[[list[str]], subprocess.CompletedProcess]]:
+    if sys.platform != "linux":
+        options = dict(env=environment, capture_output=True, text=True, encoding="utf-8", timeout=240)
+        yield lambda command: subprocess.run([sys.executable, *command], **options)
+        return
+    server = ForkServer(("torch", "torchvision.models", "torchvision.transforms"), environment)
+    yield lambda command: server.run(command, Path.cwd(), environment)
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def train(start):
     def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess:
-        command = [sys.executable, SCRIPT, *map(str, arguments)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=240)
+        done = start([str(SCRIPT), *map(str, arguments)])
         assert done.returncode == code, done.stderr
         return done
 
