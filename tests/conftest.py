@@ -53,7 +53,7 @@ def run_tool(*arguments: object, cwd: Path, launcher: tuple[str, ...] = (), **en
     tool, *rest = map(str, arguments)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment}
     command = [str(ROOT / "tools" / tool), *rest]
-    if not (launcher or environment) and sys.platform == "linux":  # elsewhere libraries don't bear to be forked
+    if not (launcher or environment):
         return fork_server().run(command, cwd, env)
     command = [sys.executable, *launcher, *command]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

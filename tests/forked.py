@@ -27,18 +27,26 @@ LIBRARIES = ("mmpretrain.models", "mmpretrain.evaluation", "mmpretrain.visualiza
 class ForkServer:
     """Python with libraries imported, and a copy of it for each command, one at a time.
 
+    Only on Linux: elsewhere the libraries don't bear to be forked, and each command is started afresh.
+
     Args:
         libraries: Modules to import.
         environment: The server's own, default that of this process.
     """
 
     def __init__(self, libraries: Sequence[str] = LIBRARIES, environment: Mapping[str, str] | None = None) -> None:
+        self._server: subprocess.Popen | None = None
+        if sys.platform != "linux":
+            return
         command = [sys.executable, __file__, *libraries]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._server = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
     def run(self, command: list[str], cwd: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
         """Run ``python <command>`` and return it, finished, with its output as text."""
+        if self._server is None:
+            options = dict(cwd=cwd, env=environment, capture_output=True, text=True)
+            return subprocess.run([sys.executable, *command], check=False, **options)
         with tempfile.TemporaryDirectory() as folder:
             files = [f"{folder}/{name}" for name in ("stdout", "stderr")]
             print(json.dumps([command, str(cwd), environment, files]), file=self._server.stdin, flush=True)
@@ -53,7 +61,8 @@ class ForkServer:
 
     def close(self) -> None:
         """End it. It ends by itself with the process that it serves."""
-        self._server.communicate()
+        if self._server is not None:
+            self._server.communicate()
 
 
 def serve() -> None:

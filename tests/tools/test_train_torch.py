@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -65,24 +64,16 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def start(environment) -> Iterator[Callable[[list[str]], subprocess.CompletedProcess]]:
-    if sys.platform != "linux":
-        options = dict(env=environment, capture_output=True, text=True, encoding="utf-8", timeout=240)
-        yield lambda command: subprocess.run([sys.executable, *command], **options)
-        return
+def train(environment):
     server = ForkServer(("torch", "torchvision.models", "torchvision.transforms"), environment)
-    yield lambda command: server.run(command, Path.cwd(), environment)
-    server.close()
 
-
-@pytest.fixture(scope="module")
-def train(start):
     def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess:
-        done = start([str(SCRIPT), *map(str, arguments)])
+        done = server.run([str(SCRIPT), *map(str, arguments)], Path.cwd(), environment)
         assert done.returncode == code, done.stderr
         return done
 
-    return run
+    yield run
+    server.close()
 
 
 @pytest.fixture(scope="module")
