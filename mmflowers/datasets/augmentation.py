@@ -2,6 +2,9 @@
 
 A photo's augmentation is the same as MMPretrain's or torchvision's in distribution (a test compares them), and follows
 from seed, epoch and photo alone, whatever batch the photo is in.
+
+Each transform has two forms. ``apply`` takes a batch, for a device that computes many numbers at once. A CPU takes the
+photos one by one, so that they stay in its cache: ``apply_one`` is OpenCV's, in uint8 as with Pillow's images.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,6 +22,7 @@ from mmflowers.errors import InputError
 
 NEUTRAL = ("LoadImageFromFile", "NumpyToPIL", "PILToNumpy", "PackInputs")
 GREY_BGR = (0.114, 0.587, 0.2989)  # torchvision's weights, for blue, green, red
+LEVELS = np.arange(256.0)
 
 
 class RandomResizedCrop:
@@ -126,6 +131,10 @@ class RandomFlip:
         images[chosen] = images[chosen].flip(3)
         return images
 
+    def apply_one(self, image: np.ndarray, flip: np.ndarray) -> np.ndarray:
+        """uint8 of shape (H, W, 3) → the same."""
+        return cv2.flip(image, 1) if flip else image
+
 
 class ColorJitter:
     """torchvision's: brightness, contrast, saturation and hue by random factors in random order.
@@ -157,6 +166,13 @@ class ColorJitter:
                     factor = on_device(factors[here, kind], images.device).float().view(-1, 1, 1, 1)
                     images[chosen] = change(images[chosen], factor)
         return images
+
+    def apply_one(self, image: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """BGR, uint8 of shape (H, W, 3) → the same."""
+        for kind in drawn[4:].astype(int):
+            if self.ranges[kind][0] != self.ranges[kind][1]:
+                image = _CHANGE_ONE[kind](image, drawn[kind])
+        return image
 
 
 def _grey(images: Tensor) -> Tensor:
@@ -195,6 +211,33 @@ def _hue(images: Tensor, turn: Tensor) -> Tensor:
     return torch.stack(channels, 1)
 
 
+def _brightness_of_one(image: np.ndarray, factor: float) -> np.ndarray:
+    return _look_up(image, LEVELS * factor)
+
+
+def _contrast_of_one(image: np.ndarray, factor: float) -> np.ndarray:
+    mean = round(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY).mean())
+    return _look_up(image, mean + (LEVELS - mean) * factor)
+
+
+def _look_up(image: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    return cv2.LUT(image, levels.round().clip(0, 255).astype(np.uint8))
+
+
+def _saturation_of_one(image: np.ndarray, factor: float) -> np.ndarray:
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    return cv2.addWeighted(image, factor, grey, 1 - factor, 0)
+
+
+def _hue_of_one(image: np.ndarray, turn: float) -> np.ndarray:
+    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV_FULL)
+    hsv[..., 0] += np.uint8(round(turn * 256) % 256)  # a turn is 256 steps, and uint8 wraps at the next
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR_FULL)
+
+
+_CHANGE_ONE = (_brightness_of_one, _contrast_of_one, _saturation_of_one, _hue_of_one)
+
+
 class RandomAffine:
     """torchvision's RandomAffine, and with angles alone its RandomRotation; what comes in from outside is black.
 
@@ -230,17 +273,30 @@ class RandomAffine:
     def apply(self, images: Tensor, drawn: np.ndarray) -> Tensor:
         """(n, 3, size, size), 0…255 → float32 of the same shape."""
         size = images.shape[-1]
-        angle, shear_x, shear_y = np.radians(drawn[:, [0, 4, 5]].T)
-        angle = self.sign * angle
-        shift = np.rint(drawn[:, 1:3] * size)  # torchvision shifts by whole pixels
-        # The inverse of rotation, scale and shear, as torchvision has it (functional._get_inverse_affine_matrix).
-        a, c = np.cos(angle - shear_y) / np.cos(shear_y), np.sin(angle - shear_y) / np.cos(shear_y)
-        b, d = -a * np.tan(shear_x) - np.sin(angle), -c * np.tan(shear_x) + np.cos(angle)
-        inverse = np.stack([np.stack([d, -b], 1), np.stack([-c, a], 1)], 1) / drawn[:, 3, None, None]
+        inverse, shift = self._inverse(drawn, size)
         offset = inverse @ -shift[:, :, None] * 2 / size
         theta = on_device(np.concatenate([inverse, offset], 2), images.device).float()
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         return F.grid_sample(images.float(), grid, mode=self.mode, padding_mode="zeros", align_corners=False)
+
+    def apply_one(self, image: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """uint8 of shape (size, size, 3) → the same."""
+        size = len(image)
+        (inverse,), (shift,) = self._inverse(drawn[None], size)
+        middle = (size - 1) / 2  # OpenCV counts from the middle of the first pixel
+        offset = middle - inverse @ (middle + shift)
+        flags = cv2.WARP_INVERSE_MAP | (cv2.INTER_LINEAR if self.mode == "bilinear" else cv2.INTER_NEAREST)
+        return cv2.warpAffine(image, np.column_stack([inverse, offset]), (size, size), flags=flags)
+
+    def _inverse(self, drawn: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """The inverse of rotation, scale and shear (n, 2, 2), and the shift before it in pixels (n, 2)."""
+        angle, shear_x, shear_y = np.radians(drawn[:, [0, 4, 5]].T)
+        angle = self.sign * angle
+        # As torchvision has it (functional._get_inverse_affine_matrix).
+        a, c = np.cos(angle - shear_y) / np.cos(shear_y), np.sin(angle - shear_y) / np.cos(shear_y)
+        b, d = -a * np.tan(shear_x) - np.sin(angle), -c * np.tan(shear_x) + np.cos(angle)
+        inverse = np.stack([np.stack([d, -b], 1), np.stack([-c, a], 1)], 1) / drawn[:, 3, None, None]
+        return inverse, np.rint(drawn[:, 1:3] * size)  # torchvision shifts by whole pixels
 
 
 def on_device(array: np.ndarray, device: torch.device) -> Tensor:
@@ -292,19 +348,18 @@ class Augmentation:
         return [transform.draw(rng, shapes) for transform in self.transforms]
 
     def __call__(self, images: Tensor, drawn: list[np.ndarray]) -> Tensor:
-        """BGR uint8 of shape (n, 3, S, S) → (n, 3, size, size), 0…255, uint8 or float32, on the same device."""
+        """BGR uint8 of shape (n, 3, S, S) → (n, 3, size, size), 0…255, on the same device: uint8 on a CPU."""
         crop, *others = self.transforms
         images = crop.apply(images, drawn[0])
-        if images.device.type != "cpu" or not others:
-            return self._apply(images, others, drawn[1:])
-        # One by one they stay in the processor's cache, which is worth more than the batch.
-        singly = [self._apply(images[n : n + 1], others, [v[n : n + 1] for v in drawn[1:]]) for n in range(len(images))]
-        return torch.cat(singly)
-
-    @staticmethod
-    def _apply(images: Tensor, transforms: list, drawn: list[np.ndarray]) -> Tensor:
-        for transform, values in zip(transforms, drawn, strict=True):
-            images = transform.apply(images, values)
+        if images.device.type != "cpu":
+            for transform, values in zip(others, drawn[1:], strict=True):
+                images = transform.apply(images, values)
+            return images
+        pixels = images.permute(0, 2, 3, 1).numpy()  # the same memory
+        for number, image in enumerate(pixels):
+            for transform, values in zip(others, drawn[1:], strict=True):
+                image = transform.apply_one(image, values[number])
+            pixels[number] = image
         return images
 
 

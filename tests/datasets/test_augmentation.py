@@ -36,6 +36,21 @@ def as_rgb(batch: Tensor) -> Tensor:
     return batch.float().flip(1)
 
 
+def one_by_one(transform: object, batch: Tensor, drawn: np.ndarray) -> Tensor:
+    """What a CPU makes of a batch: uint8, by OpenCV."""
+    pixels = batch.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    images = [transform.apply_one(image, values) for image, values in zip(pixels, drawn, strict=True)]
+    assert all(image.dtype == np.uint8 for image in images)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
+
+
+def assert_almost(got: Tensor, expected: Tensor, *, mean: float, almost_all: float) -> None:
+    """Levels of 0…255: steps in uint8 are rounded, and positions between pixels to a 32nd."""
+    apart = (got - expected).abs()
+    assert apart.mean() < mean
+    assert apart.flatten().quantile(0.99) < almost_all
+
+
 @pytest.mark.parametrize("box", [(0, 0, 160, 160), (20, 30, 120, 110), (5, 100, 35, 160), (60, 2, 158, 60)])
 def test_a_cut_is_pillows(photo: Image.Image, box: tuple[int, int, int, int]) -> None:
     top, left, bottom, right = box
@@ -76,6 +91,8 @@ def test_colours_are_jittered_as_by_torchvision(photo: Image.Image, order: tuple
     jitter = augmentation.ColorJitter((0, 2), (0, 2), (0, 2), (-0.5, 0.5))
     got = as_rgb(jitter.apply(batch, np.array([[*factors, *order]], float)))[0]
     torch.testing.assert_close(got, expected * 255, rtol=0, atol=0.6)  # the mean for contrast is a whole number
+    one = as_rgb(one_by_one(jitter, batch, np.array([[*factors, *order]], float)))[0]
+    assert_almost(one, expected * 255, mean=0.8, almost_all=4)
 
 
 def test_jitter_is_drawn_as_torchvision_draws_it() -> None:
@@ -99,8 +116,18 @@ def test_affine_is_torchvisions(photo: Image.Image, drawn: tuple[float, ...]) ->
     expected = F.affine(
         batch, angle, [round(x * 160), round(y * 160)], scale, shear, interpolation=InterpolationMode.BILINEAR
     )
-    got = augmentation.RandomAffine((0, 0), mode="bilinear").apply(batch, np.array([drawn], float))
-    torch.testing.assert_close(got, expected, rtol=0, atol=0.5)
+    affine, values = augmentation.RandomAffine((0, 0), mode="bilinear"), np.array([drawn], float)
+    torch.testing.assert_close(affine.apply(batch, values), expected, rtol=0, atol=0.5)
+    assert_almost(one_by_one(affine, batch, values), expected, mean=0.3, almost_all=1)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_both_forms_of_affine_cover_the_same_pixels(mode: str) -> None:
+    white, values = torch.full((1, 3, 64, 64), 255.0), np.array([[20, 0.1, -0.1, 0.8, 6, 3]], float)
+    affine = augmentation.RandomAffine((0, 0), mode=mode)
+    batch = affine.apply(white, values)
+    assert 0.3 < (batch > 127).float().mean() < 0.9
+    assert ((batch > 127) != (one_by_one(affine, white, values) > 127)).float().mean() < 0.01
 
 
 def test_rotation_is_torchvisions(photo: Image.Image) -> None:
@@ -108,8 +135,9 @@ def test_rotation_is_torchvisions(photo: Image.Image) -> None:
     (_, rotation) = Augmentation(
         [CROP, dict(type="torchvision/RandomRotation", degrees=15, interpolation="bilinear")]
     ).transforms
-    got = rotation.apply(batch, np.array([[12.0, 0, 0, 1, 0, 0]]))
-    torch.testing.assert_close(got, F.rotate(batch, 12, InterpolationMode.BILINEAR), rtol=0, atol=0.5)
+    values, expected = np.array([[12.0, 0, 0, 1, 0, 0]]), F.rotate(batch, 12, InterpolationMode.BILINEAR)
+    torch.testing.assert_close(rotation.apply(batch, values), expected, rtol=0, atol=0.5)
+    assert_almost(one_by_one(rotation, batch, values), expected, mean=0.3, almost_all=1)
 
 
 def test_affine_is_drawn_as_torchvision_draws_it() -> None:
@@ -134,6 +162,27 @@ def test_half_of_the_photos_are_mirrored(photo: Image.Image) -> None:
     batch = as_batch(photo, photo)
     got = flip.apply(batch.clone(), np.array([True, False]))
     assert torch.equal(got[0], batch[0].flip(2)) and torch.equal(got[1], batch[1])
+    assert torch.equal(one_by_one(flip, batch, np.array([True, False])), got.float())
+
+
+def test_a_cpu_applies_every_transform_to_every_photo(photo: Image.Image) -> None:
+    """Whole batches come out as the transforms do one after the other, in the order of the pipeline."""
+    augment = Augmentation(
+        [
+            CROP,
+            dict(type="RandomFlip", prob=0.5),
+            dict(type="torchvision/ColorJitter", brightness=0.3, hue=0.1),
+            dict(type="torchvision/RandomRotation", degrees=30, interpolation="bilinear"),
+        ]
+    )
+    batch = as_batch(photo, photo, photo)
+    drawn = augment.draw(np.random.default_rng(0), np.full((3, 2), 160))
+    expected = augment.transforms[0].apply(batch, drawn[0])
+    for transform, values in zip(augment.transforms[1:], drawn[1:], strict=True):
+        expected = one_by_one(transform, expected, values)
+    got = augment(batch, drawn)
+    assert got.dtype == torch.uint8 and got.shape == (3, 3, 64, 64)
+    assert torch.equal(got.float(), expected)
 
 
 def test_every_transform_that_isnt_known_is_named() -> None:
