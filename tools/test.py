@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument(
         "--tta", action="store_true", help="test-time augmentation: mean scores of a photo and its mirror image"
     )
+    parser.add_argument("--amp", action="store_true", help="half precision, faster on processors and GPUs that have it")
     parser.add_argument("--work-dir", metavar="DIR", help="where the predictions go (default: beside the checkpoint)")
     parser.add_argument(
         "--against", metavar="FILE|DIR", help="compare photo by photo with these predictions, or those of a work dir"
@@ -58,6 +59,7 @@ def main() -> None:
         data=args.data,
         split=args.split,
         tta=args.tta,
+        amp=args.amp,
         work_dir=args.work_dir,
         launcher=args.launcher,
         cfg_options=args.cfg_options,

@@ -26,6 +26,7 @@ def test(
     data: str | Path | None = None,
     split: str = "val",
     tta: bool = False,
+    amp: bool = False,
     work_dir: str | Path | None = None,
     runs: str | Path = "work_dirs",
     launcher: str = "none",
@@ -34,7 +35,8 @@ def test(
 ) -> tuple[Predictions | None, Path]:
     """Run a checkpoint over ``split`` and write ``predictions_<split>.csv`` into its work dir.
 
-    With ``tta`` the file is ``predictions_<split>_tta.csv``: the plain one stays to be compared with.
+    With ``tta`` the file is ``predictions_<split>_tta.csv``, and with ``amp`` its name ends in ``_amp``: the plain one
+    stays to be compared with.
 
     Args:
         config_path: The config the checkpoint was trained with; default the one its work dir keeps.
@@ -42,6 +44,7 @@ def test(
         data: Dataset folder in place of the config's.
         split: The list to test on, "val", "test" or "train".
         tta: Test-time augmentation: the scores are the mean over several views of a photo (``augment_test``).
+        amp: Half precision, as MMEngine's loops have it by ``fp16``: bfloat16 on a CPU, float16 on a GPU.
         work_dir: Where logs and predictions go; default the checkpoint's folder.
         runs: Where runs are looked for.
         launcher: As in training.
@@ -79,6 +82,8 @@ def test(
 
     if tta:
         augment_test(config)
+    if amp:
+        config.test_cfg.fp16 = True
     collect_predictions = dict(type="CollectPredictions", data_root=configuration.data_root(config))
     config.test_evaluator = [*_as_list(config.test_evaluator), collect_predictions]
     join_process_group(launcher)
@@ -86,7 +91,7 @@ def test(
     runner.test()
     (collect,) = (metric for metric in runner.test_evaluator.metrics if isinstance(metric, CollectPredictions))
 
-    path = out / f"predictions_{split}{'_tta' if tta else ''}.csv"
+    path = out / f"predictions_{split}{'_tta' if tta else ''}{'_amp' if amp else ''}.csv"
     if not is_main_process():
         return None, path
     write_predictions(collect.predictions, path)

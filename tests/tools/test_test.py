@@ -64,6 +64,19 @@ def test_augmented_it_keeps_the_plain_predictions_and_shows_a_bar(trained: Path,
     np.testing.assert_allclose(augmented.scores, by_hand, atol=0.02)  # a resized mirror image differs by rounding
 
 
+def test_in_half_precision_it_keeps_the_plain_predictions(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "copy")
+    for options in ((), ("--amp",)):
+        result = run_tool("test.py", "copy/best.pth", *options, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    plain, half = (read_predictions(tmp_path / "copy" / f"predictions_val{name}.csv") for name in ("", "_amp"))
+    np.testing.assert_allclose(half.scores, plain.scores, atol=0.03)
+    assert np.abs(half.scores - plain.scores).max() > 1e-4  # it is another precision
+    photos = [str(data_root(trained) / image) for image in half.images]
+    predicted = FlowerClassifier.from_run(trained, amp=True).predict(photos)
+    np.testing.assert_allclose(half.scores, [found.scores for found in predicted], atol=0.02)
+
+
 def data_root(work_dir: Path) -> Path:
     return Path(read_facts(work_dir).config["data_root"])
 
