@@ -7,7 +7,7 @@ is an error in it, and so is whatever would have to read a result, for which a G
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -77,7 +77,7 @@ def test_a_step_and_an_evaluation_wait_for_nothing(name: str, dataset: Path, mon
         hook, runner = LazyRuntimeInfoHook(interval=50), SimpleNamespace(train_dataloader=[None] * 9)
         hook.after_train_iter(runner, 0, outputs=outputs)
 
-        evaluation = _Evaluation(SimpleNamespace(model=model.eval(), optim_wrapper=None))
+        evaluation = _Evaluation(SimpleNamespace(model=model.eval()), nullcontext)
         evaluation._foldable = []  # found once in a run, by comparing
         evaluation.take(batch_of(val, device))
         evaluation.take(batch_of(val, device))

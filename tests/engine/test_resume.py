@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import NARROW
+from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.registry import DefaultScope
 from mmpretrain.registry import HOOKS
+from torch.utils.data import DataLoader
 
 from mmflowers.commands import Stopped
 from mmflowers.engine.loops import ONE_SIGNAL
@@ -214,10 +217,16 @@ def test_what_makes_a_run_quicker_or_is_changed_on_purpose_is_the_same_recipe(ru
     run("a", amp=True, options=["train_cfg.max_epochs=4", "optim_wrapper.optimizer.lr=0.04"])
 
 
+def build_loader(config: Config, **changes) -> DataLoader:
+    """The config's training loader, as a runner builds it."""
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        return FlowersRunner.build_dataloader({**config.train_dataloader, **changes}, seed=3)
+
+
 @pytest.mark.parametrize("sampler", ["InfiniteSampler", "RepeatAugSampler"])
 def test_a_photo_that_a_sampler_gives_again_is_augmented_anew(sampler: str, dataset: Path, tiny_config: Path) -> None:
     config = configure(tiny_config, data=dataset, weights="none")
-    loader = FlowersRunner.build_dataloader({**config.train_dataloader, "sampler": dict(type=sampler)}, seed=3)
+    loader = build_loader(config, sampler=dict(type=sampler))
     seen: dict[str, list[torch.Tensor]] = {}
     for batch in itertools.islice(loader, 3 * BATCHES):
         for sample, pixels in zip(batch["data_samples"], batch["inputs"], strict=True):
@@ -245,7 +254,7 @@ def test_augmentation_differs_every_epoch_and_is_the_same_in_all_loader_settings
     config = configure(tiny_config, data=dataset, weights="none")
     seen = []
     for loader in LOADERS:
-        built = FlowersRunner.build_dataloader({**config.train_dataloader, **loader}, seed=3)
+        built = build_loader(config, **loader)
         epochs = []
         for epoch in (0, 1, 0):
             built.sampler.set_epoch(epoch)
