@@ -22,6 +22,9 @@ from forked import ForkServer
 # anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Where a shell started pytest in the background, Ctrl-C is ignored, and would be by the commands that the tests stop.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # How long an example takes says more of what else the machine does than of the code.
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
