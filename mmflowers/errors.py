@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+NAMED = 3  # of many things an error names so many
 RELAYED = "Original Traceback (most recent call last):"
 
 
@@ -42,6 +43,17 @@ class InputError(Exception):
 
     def __reduce__(self):  # exceptions with keyword-only arguments do not travel between processes by themselves
         return (_rebuild, (self.problems,))
+
+
+def some(items: Iterable[object]) -> str:
+    """``a, b, c and 4 more``."""
+    names = [str(item) for item in items]
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def count(number: int, what: str = "photo") -> str:
+    """``1 photo``, ``2 photos``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _rebuild(problems: list[Problem]) -> InputError:

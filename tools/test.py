@@ -44,7 +44,7 @@ def main() -> None:
         from mmflowers.checks.run import check_testing
         from mmflowers.engine.testing import test
         from mmflowers.evaluation.predictions import format_per_class, read_predictions
-        from mmflowers.evaluation.statistics import compare, format_top1_interval, predictions_file
+        from mmflowers.evaluation.statistics import compare, format_part, format_top1_interval, predictions_file
 
     # Read before anything is tested: the test may be the one that writes this file.
     against = predictions_file(args.against, args.split) if args.against else None
@@ -53,7 +53,7 @@ def main() -> None:
     def check(config, problems) -> None:
         report(check_testing(config, problems, split=args.split, options=args.cfg_options), config.work_dir)
 
-    predictions, path = test(
+    tested = test(
         args.config,
         args.checkpoint,
         data=args.data,
@@ -65,12 +65,17 @@ def main() -> None:
         cfg_options=args.cfg_options,
         before=None if args.skip_checks else check,
     )
-    if predictions is not None:
-        print(format_per_class(predictions))
-        print(f"predictions: {path}")
+    if tested is None:  # not the main process
+        return
+    predictions, path, coverage = tested
+    print(format_per_class(predictions))
+    print(f"predictions: {path}")
+    if coverage.is_whole:
         print(format_top1_interval(predictions.correct, len(predictions.images)))
-        if other is not None:
-            print(f"against {against}: {compare(predictions, other)}")
+    else:
+        print(format_part(predictions.correct, coverage.counted, coverage.listed, args.split))
+    if other is not None:
+        print(f"against {against}: {compare(predictions, other)}")
 
 
 if __name__ == "__main__":

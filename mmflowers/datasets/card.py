@@ -27,6 +27,28 @@ class DataCard:
     copies: list[tuple[str, str, bool]] = field(default_factory=list)
 
 
+def prepared_counts(root: Path) -> dict[str, dict[str, int]]:
+    """Photos of each class in each split as the preparation counted them: ``["val"]["daisy"]``; empty if unknown."""
+    try:
+        counts = json.loads((root / "dataset.json").read_text(encoding="utf-8"))["counts"]
+        return {str(split): {str(name): int(n) for name, n in by_class.items()} for split, by_class in counts.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def prepared_content(root: Path) -> dict[str, int]:
+    """The first 63 bits of the sha256 of the photos that were taken over as they were, by their path in the folder.
+
+    Empty where ``files.csv`` doesn't say. Converted photos aren't in it: their row holds the source's digest.
+    """
+    try:
+        with (root / "files.csv").open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["verdict"] == "kept" and row["target"]]
+        return {row["target"]: int(row["sha256"][:16], 16) >> 1 for row in rows}
+    except (OSError, ValueError, LookupError, TypeError, csv.Error):
+        return {}
+
+
 def read_card(root: Path) -> DataCard:
     """Read what lies there of both files.
 

@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from mmflowers.errors import InputError, Problem
-
-MANY = 3  # of one kind of problem so many are named, the rest is counted
+from mmflowers.errors import InputError, Problem, count, some
 
 PREPARE = "python tools/prepare_flowers.py writes a dataset folder"
 
@@ -83,10 +81,10 @@ def _read_classes(root: Path, problems: list[Problem]) -> list[str]:
         problems.append(Problem(f"{path} names one class only, {classes[0]}", "a classifier needs at least two"))
     blank = [number for number, name in enumerate(classes, 1) if not name]
     if blank:
-        problems.append(Problem(f"{path} has empty lines: {_some(blank)}", "one name a line, line number = label"))
+        problems.append(Problem(f"{path} has empty lines: {some(blank)}", "one name a line, line number = label"))
     twice = [name for name, count in Counter(filter(None, classes)).items() if count > 1]
     if twice:
-        problems.append(Problem(f"{path} names a class twice: {_some(twice)}", "every class once"))
+        problems.append(Problem(f"{path} names a class twice: {some(twice)}", "every class once"))
     return classes
 
 
@@ -108,7 +106,7 @@ def _read_list(
         elif int(label) >= len(classes):
             labels.append(f"line {number}: {label}")
         else:
-            samples.append((name, int(label)))
+            samples.append((PurePosixPath(name).as_posix(), int(label)))  # val/x, val//x and val/./x are one photo
     on_disk = _files_below({(root / name).parent for name, _ in samples})
     for name, label in samples:
         folder = PurePosixPath(name).parent.name
@@ -126,13 +124,13 @@ def _read_list(
         (strangers, "labels against the class folder", "is classes.txt in the order the labels were made with?"),
     ):
         if found:
-            problems.append(Problem(f"{path}: {len(found)} {what} ({_some(found)})", hint))
+            problems.append(Problem(f"{path}: {len(found)} {what} ({some(found)})", hint))
     if not samples and not (malformed or absolute or labels):
         problems.append(Problem(f"{path} lists no photo", PREPARE))
     missing = sorted(set(range(len(classes))) - {label for _, label in samples})
     if samples and missing and not problems:
         names = [classes[label] for label in missing]
-        problems.append(Problem(f"{path} has no photo of {_some(names)}", "every class needs photos in every split"))
+        problems.append(Problem(f"{path} has no photo of {some(names)}", "every class needs photos in every split"))
     return samples
 
 
@@ -158,7 +156,7 @@ def _check_overlap(root: Path, samples: dict[str, list[tuple[str, int]]], proble
         counts = Counter(name for name, _ in pairs)
         twice = [name for name, count in counts.items() if count > 1]
         if twice:
-            problems.append(Problem(f"{root / f'{split}.txt'} lists {_some(twice)} twice", "every photo once"))
+            problems.append(Problem(f"{root / f'{split}.txt'} lists {some(twice)} twice", "every photo once"))
         shared = []
         for name in counts:
             # train/daisy/x.jpg and val/daisy/x.jpg: a splitter that ran twice leaves such pairs. Cameras number photos
@@ -169,7 +167,7 @@ def _check_overlap(root: Path, samples: dict[str, list[tuple[str, int]]], proble
             if first_split != split and (first == name or _same_bytes(root / first, root / name)):
                 shared.append(f"{identity} in {first_split} and {split}")
         if shared:
-            what = f"{root}: {len(shared)} photos are in two splits ({_some(shared)})"
+            what = f"{root}: {count(len(shared))} {'is' if len(shared) == 1 else 'are'} in two splits ({some(shared)})"
             problems.append(Problem(what, "a leak: prepare the dataset folder again"))
 
 
@@ -178,8 +176,3 @@ def _same_bytes(one: Path, other: Path) -> bool:
         return filecmp.cmp(one, other, shallow=False)
     except OSError:  # not there: said already
         return False
-
-
-def _some(items: Sequence[object]) -> str:
-    named = ", ".join(str(item) for item in items[:MANY])
-    return named + (f" and {len(items) - MANY} more" if len(items) > MANY else "")

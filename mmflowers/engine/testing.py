@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from mmengine.dist import is_main_process
 
 from mmflowers.datasets.folder import read_dataset_folder
+from mmflowers.datasets.served import Coverage, coverage
 from mmflowers.datasets.wrappers import innermost
 from mmflowers.engine import configuration
 from mmflowers.engine.hooks import BEST
@@ -17,6 +19,21 @@ from mmflowers.engine.training import check_classes, join_process_group
 from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.metrics import CollectPredictions
 from mmflowers.evaluation.predictions import Predictions, write_predictions
+from mmflowers.evaluation.tested import write_record
+
+
+class Tested(NamedTuple):
+    """What a test found.
+
+    Attributes:
+        predictions: Of each photo that was counted.
+        path: The file they are in.
+        coverage: How much of the split they are of.
+    """
+
+    predictions: Predictions
+    path: Path
+    coverage: Coverage
 
 
 def test(
@@ -32,11 +49,11 @@ def test(
     launcher: str = "none",
     cfg_options: Sequence[str] = (),
     before: Callable[[configuration.Config, list[tuple[str, Problem]]], object] | None = None,
-) -> tuple[Predictions | None, Path]:
+) -> Tested | None:
     """Run a checkpoint over ``split`` and write ``predictions_<split>.csv`` into its work dir.
 
     With ``tta`` the file is ``predictions_<split>_tta.csv``, and with ``amp`` its name ends in ``_amp``: the plain one
-    stays to be compared with.
+    stays to be compared with. Predictions of a part of the split are in ``predictions_<split>_partial.csv``.
 
     Args:
         config_path: The config the checkpoint was trained with; default the one its work dir keeps.
@@ -53,10 +70,11 @@ def test(
             default: what is wrong is raised.
 
     Returns:
-        The predictions (None on all but the main process) and the file they are in.
+        What the test found; None on all but the main process.
 
     Raises:
-        InputError: No run, config or checkpoint; a dataset folder that isn't in order or has other classes.
+        InputError: No run, config or checkpoint; a dataset folder that isn't in order or has other classes; photos that
+            were counted twice, or that the split's list doesn't have.
     """
     checkpoint = Path(checkpoint) if checkpoint else last_run(Path(runs)) / BEST
     config = configuration.load_config(config_path or kept_config(checkpoint.parent))
@@ -91,11 +109,21 @@ def test(
     runner.test()
     (collect,) = (metric for metric in runner.test_evaluator.metrics if isinstance(metric, CollectPredictions))
 
-    path = out / f"predictions_{split}{'_tta' if tta else ''}{'_amp' if amp else ''}.csv"
     if not is_main_process():
-        return None, path
+        return None
+    root = Path(configuration.data_root(config))
+    images = [root / image for image in collect.predictions.images]
+    found = coverage(images, root, split)
+    if found.repeated or found.foreign:  # the checks say so before the test; this holds without them too
+        wrong = (
+            f"{len(found.repeated)} photos counted more than once, {len(found.foreign)} that {split}.txt doesn't list"
+        )
+        raise InputError(f"the test was not of {split}: {wrong}", "leave out what the config does to test_dataloader")
+    kind = f"{'_tta' if tta else ''}{'_amp' if amp else ''}{'' if found.is_whole else '_partial'}"
+    path = out / f"predictions_{split}{kind}.csv"
     write_predictions(collect.predictions, path)
-    return collect.predictions, path
+    write_record(path, checkpoint, split=split, counted=found.counted, listed=found.listed)
+    return Tested(collect.predictions, path, found)
 
 
 def _settle(config: configuration.Config, data: str | Path | None, split: str, cfg_options: Sequence[str]) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from mmflowers.errors import InputError
+from mmflowers.errors import InputError, count, some
 from mmflowers.evaluation.predictions import Predictions, format_top1
 
 SIGNIFICANT = 0.05
-NAMED = 3  # photos that an error names
 
 
 class Comparison(NamedTuple):
@@ -55,6 +54,14 @@ def format_top1_interval(correct: int, total: int) -> str:
     return f"{format_top1(correct, total)}, 95 % interval {100 * low:.1f}–{100 * high:.1f} %"
 
 
+def format_part(correct: int, counted: int, listed: int, split: str) -> str:
+    """``95.10 % (272/286) on 286 of the 572 photos of val: not the top-1 of val``."""
+    share = 100 * correct / max(counted, 1)
+    return (
+        f"{share:.2f} % ({correct}/{counted}) on {counted} of the {listed} photos of {split}: not the top-1 of {split}"
+    )
+
+
 def compare(this: Predictions, other: Predictions) -> Comparison:
     """Compare two models photo by photo with McNemar's exact test (Q. McNemar, Psychometrika 12, 1947).
 
@@ -66,11 +73,11 @@ def compare(this: Predictions, other: Predictions) -> Comparison:
     ours, theirs = _by_image(this), _by_image(other)
     strangers = sorted(ours.keys() ^ theirs.keys())
     if strangers:
-        what = f"{len(strangers)} photos are in one of the two sets of predictions only: {_some(strangers)}"
+        what = f"{count(len(strangers))} in only one of the two sets of predictions: {some(strangers)}"
         raise InputError(what, "test both on the same split of the same dataset folder")
     relabelled = sorted(image for image, (label, _) in ours.items() if theirs[image][0] != label)
     if relabelled:
-        what = f"{len(relabelled)} photos have other labels in the other predictions: {_some(relabelled)}"
+        what = f"{len(relabelled)} photos have other labels in the other predictions: {some(relabelled)}"
         raise InputError(what, "test both on the same dataset folder")
     outcomes = [(right, theirs[image][1]) for image, (_, right) in ours.items()]
     only_this, only_other = outcomes.count((True, False)), outcomes.count((False, True))
@@ -99,7 +106,3 @@ def _by_image(predictions: Predictions) -> dict[str, tuple[str, bool]]:
         image: (predictions.classes[label], bool(hit))
         for image, label, hit in zip(predictions.images, predictions.labels, right, strict=True)
     }
-
-
-def _some(images: list[str]) -> str:
-    return ", ".join(images[:NAMED]) + (f" and {len(images) - NAMED} more" if len(images) > NAMED else "")

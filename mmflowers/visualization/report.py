@@ -15,12 +15,14 @@ import numpy as np
 
 import mmflowers
 from mmflowers.datasets.card import DataCard, read_card
+from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.calibration import calibrate
 from mmflowers.evaluation.facts import RunFacts, find_dataset, read_facts, tested_on
 from mmflowers.evaluation.history import History, read_history
 from mmflowers.evaluation.predictions import Predictions, per_class_table, read_predictions
 from mmflowers.evaluation.statistics import SIGNIFICANT, compare, wilson_interval
+from mmflowers.evaluation.tested import check_record, read_record
 from mmflowers.visualization.pages import environment
 from mmflowers.visualization.thumbnails import as_uri, photo_uri
 
@@ -42,6 +44,7 @@ class Run:
     predictions: Predictions
     facts: RunFacts
     history: History | None
+    notes: list[str]  # what a reader must know of the predictions
 
 
 def write_report(
@@ -74,6 +77,7 @@ def write_report(
     runs = _read_runs(work_dirs, split)
     first = runs[0]
     root = find_dataset(first.work_dir, tested_on(first.work_dir), data)
+    _hold_against_list(first, root, split)
     out = out or first.work_dir / "report" / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
 
@@ -118,12 +122,41 @@ def _read_runs(work_dirs: Sequence[Path], split: str) -> list[Run]:
         try:
             name = str(folder) if folder.resolve().name in twice else folder.resolve().name
             history = read_history(folder) if any(folder.glob("*/vis_data/scalars.json")) else None
-            runs.append(Run(name, folder, read_predictions(path), read_facts(folder), history))
+            record = read_record(path)
+            notes = check_record(record, folder) if record else ["of a checkpoint that isn't known: test the run again"]
+            runs.append(Run(name, folder, read_predictions(path), read_facts(folder), history, notes))
         except InputError as error:
             problems.extend(error.problems)
     if problems:
         raise InputError(problems=problems)
     return runs
+
+
+def _hold_against_list(run: Run, root: Path, split: str) -> None:
+    """Refuse predictions of other photos, or by other labels, than the dataset folder's list has."""
+    folder = read_dataset_folder(root, (split,), files_may_be_gone=True)
+    listed = {name: folder.classes[label] for name, label in folder.samples[split]}
+    predictions = run.predictions
+    given = [predictions.classes[label] for label in predictions.labels]
+    relabelled = [
+        name for name, label in zip(predictions.images, given, strict=True) if listed.get(name, label) != label
+    ]
+    counts = {
+        f"not in {split}.txt": len(set(predictions.images) - listed.keys()),
+        "more than once": len(predictions.images) - len(set(predictions.images)),
+        "with another label": len(relabelled),
+        # Of a test of a part, which says so itself, some are missing.
+        "missing": 0
+        if any("photos of" in note for note in run.notes)
+        else len(listed.keys() - set(predictions.images)),
+    }
+    wrong = ", ".join(f"{number} {what}" for what, number in counts.items() if number)
+    if wrong:
+        path = run.work_dir / f"predictions_{split}.csv"
+        hint = (
+            f"test again: python tools/test.py {run.work_dir / 'best.pth'}, or --data names the folder it was tested on"
+        )
+        raise InputError(f"{path} is of other photos than {root / f'{split}.txt'}: {wrong}", hint)
 
 
 def _compared(run: Run, first: Run) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def test_against_other_predictions_it_counts_what_each_has_right(trained: Path, 
     path.write_text("".join(lines))
     other = run_tool("test.py", trained / "best.pth", "--work-dir", "b", "--against", path, cwd=tmp_path)
     assert other.returncode == 2
-    assert "error: 2 photos are in one of the two sets of predictions only: val/another_" in other.stderr
+    assert "error: 2 photos in only one of the two sets of predictions: val/another_" in other.stderr
 
 
 def test_predictions_to_compare_with_are_asked_for_before_anything_is_tested(trained: Path, tmp_path: Path) -> None:

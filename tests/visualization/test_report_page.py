@@ -165,6 +165,9 @@ def test_names_are_text_whatever_they_hold(dataset: Path, tmp_path: Path) -> Non
     (run / "predictions_val.csv").write_text(
         old.replace(first, '"' + quoted.replace('"', '""') + '"', 1), encoding="utf-8"
     )
+    (root / "classes.txt").write_text("\n".join(names), encoding="utf-8")
+    listed = (root / "val.txt").read_text(encoding="utf-8")
+    (root / "val.txt").write_text(listed.replace(first, quoted), encoding="utf-8")
     page = write_report([run]).read_text(encoding="utf-8")
     for forbidden in ("<script", "<img src=x", "<i>run", "onerror=alert(1)>"):
         assert forbidden not in page
@@ -197,7 +200,7 @@ def test_runs_are_compared_with_the_first(run: Path, dataset: Path, tmp_path: Pa
 
     elsewhere = other / "predictions_val.csv"
     elsewhere.write_text(elsewhere.read_text().replace("val/daisy", "val/other_daisy"))
-    with pytest.raises(InputError, match="are in one of the two sets of predictions only"):
+    with pytest.raises(InputError, match="in only one of the two sets of predictions"):
         write_report([run, other], tmp_path / "both.html")
 
 

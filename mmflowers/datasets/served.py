@@ -1,0 +1,131 @@
+"""Which photos a data loader gives in one epoch, read off the loader itself: dataset wrappers and samplers included."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from mmflowers.datasets.card import prepared_counts
+from mmflowers.datasets.folder import read_dataset_folder
+from mmflowers.datasets.seeded import Draw
+
+ENDLESS = 3  # epochs' worth of samples after which a sampler is taken for one that never ends
+
+
+class Served(NamedTuple):
+    """What a data loader gives in one epoch.
+
+    Attributes:
+        samples: ``(path, label)`` of each item of its dataset, in order; an item that occurs twice is there twice.
+        counts: How often the loader gives each item, int64 of shape (items,).
+    """
+
+    samples: list[tuple[str, int]]
+    counts: np.ndarray
+
+
+class Coverage(NamedTuple):
+    """How much of a split a number is of.
+
+    Attributes:
+        counted: Photos of the split that were counted.
+        listed: Photos that the split has: by its list, or by ``dataset.json`` where that counts more.
+        repeated: Photos that were counted more than once.
+        foreign: Photos that were counted and aren't on the list.
+    """
+
+    counted: int
+    listed: int
+    repeated: list[str]
+    foreign: list[str]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether each photo of the split was counted once, and nothing else."""
+        return self.counted == self.listed and not self.repeated and not self.foreign
+
+    def __str__(self) -> str:
+        return f"{self.counted} of {self.listed} photos"
+
+
+def coverage(images: Iterable[str | Path], root: Path, split: str) -> Coverage:
+    """Hold the photos that were counted against a split of a dataset folder.
+
+    Args:
+        images: Their paths, one for each time that a photo was counted.
+        root: The dataset folder.
+        split: Name of its list.
+
+    Raises:
+        InputError: The list can't be read.
+    """
+    folder = read_dataset_folder(root, (split,), files_may_be_gone=True)
+    listed = {os.path.abspath(root / name) for name, _ in folder.samples[split]}  # noqa: PTH100
+    times = Counter(os.path.abspath(image) for image in images)  # noqa: PTH100
+    prepared = sum(prepared_counts(root).get(split, {}).values())
+    return Coverage(
+        counted=len(listed & times.keys()),
+        listed=max(len(listed), prepared),
+        repeated=sorted(image for image, number in times.items() if number > 1),
+        foreign=sorted(times.keys() - listed),
+    )
+
+
+def samples_of(dataset: Dataset) -> list[tuple[str, int]]:
+    """``(path, label)`` of each item of an MMPretrain dataset, through wrappers such as ``RepeatDataset``.
+
+    A label that isn't one integer (multi-label) is given as a number that differs where the labels do.
+    """
+    inner = getattr(dataset, "_dataset", dataset)  # MMEngine's slice for num_batch_per_epoch may claim more than it has
+    infos = (dataset.get_data_info(index) for index in range(min(len(dataset), len(inner))))
+    return [(str(info.get("img_path", "")), _label(info.get("gt_label", -1))) for info in infos]
+
+
+def served(loader: DataLoader) -> Served:
+    """What a data loader gives in one epoch; nothing is loaded.
+
+    ``drop_last``, ``num_batch_per_epoch``, samplers and dataset wrappers all show in the counts.
+    """
+    samples = samples_of(loader.dataset)
+    counts: Counter[int] = Counter()
+    total = 0
+    for batch in loader.batch_sampler if loader.batch_sampler is not None else ([index] for index in loader.sampler):
+        counts.update(item.index if isinstance(item, Draw) else int(item) for item in batch)
+        total += len(batch)
+        if total > ENDLESS * len(samples):
+            break
+    return Served(samples, np.array([counts[index] for index in range(len(samples))], dtype=np.int64))
+
+
+def without_decoding(loader: dict) -> dict:
+    """A dataloader's config whose loader gives the same items, but builds no transforms and starts no processes."""
+    plain = copy.deepcopy(dict(loader))
+    for key in ("persistent_workers", "prefetch_factor", "pin_memory", "multiprocessing_context", "timeout"):
+        plain.pop(key, None)
+    plain["num_workers"] = 0
+    _drop_pipelines(plain.get("dataset"))
+    return plain
+
+
+def _drop_pipelines(config: Any) -> None:
+    if isinstance(config, dict):
+        if "pipeline" in config:
+            config["pipeline"] = []
+        for value in config.values():
+            _drop_pipelines(value)
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            _drop_pipelines(value)
+
+
+def _label(value: Any) -> int:
+    if isinstance(value, (Sequence, np.ndarray)):
+        return hash(tuple(np.asarray(value).ravel().tolist()))
+    return int(value)
