@@ -147,7 +147,12 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs'),
 ]
-test_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(48, 48)), dict(type='PackInputs')]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='ResizeEdge', scale=48, edge='short'),
+    dict(type='CenterCrop', crop_size=48),
+    dict(type='PackInputs'),
+]
 small = dict(batch_size=8, num_workers=0)
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline), **small)
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline), **small)

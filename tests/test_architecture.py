@@ -14,11 +14,11 @@ PACKAGE = Path(__file__).parent.parent / "mmflowers"
 # Beside errors and commands, which every room may use.
 DOORS = {
     "preparation": set(),
-    "datasets": set(),
+    "datasets": {"preparation"},
     "models": set(),
     "evaluation": set(),
     "visualization": {"evaluation", "datasets"},
-    "checks": {"engine", "datasets"},
+    "checks": {"engine", "datasets", "preparation"},
     "deploy": {"engine", "datasets", "models", "preparation", "evaluation", "visualization"},
     "engine": {"datasets", "models", "evaluation", "visualization"},
 }

@@ -117,8 +117,7 @@ def main() -> None:
 
     outcome = train(settle(args), oom=args.oom)
     if is_main_process():
-        if outcome.best_score is not None:
-            print(f"best val top-1 {outcome.best_score:.2f} % at epoch {outcome.best_epoch}")
+        print(outcome)
         print(f"results: {outcome.work_dir} (best.pth, last.pth, curves.png)")
 
 

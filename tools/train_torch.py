@@ -37,7 +37,6 @@ from pathlib import Path
 from mmflowers.checks.findings import report
 from mmflowers.checks.run import check_dataset
 from mmflowers.commands import Parser, progress, run
-from mmflowers.datasets.fingerprints import fingerprints, seen_photos
 from mmflowers.datasets.folder import DatasetFolder, read_dataset_folder
 from mmflowers.errors import InputError, Problem
 
@@ -122,6 +121,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import models
 from torchvision import transforms as T
+
+from mmflowers.datasets.identity import PhotoSet, from_state, joined, near_copies, read_photos, same_content
 
 # ---------------------------------------------------------------------------------------------------- transforms
 
@@ -318,14 +319,21 @@ def read_and_decode(data: Path) -> DatasetFolder:
     return folder
 
 
-def check_split(data: Path, folder: DatasetFolder, weights: str | None) -> None:
-    """Refuse weights of an earlier run of ours that was trained on photos that are in val now."""
+def trained_before(weights: str | None) -> PhotoSet | None:
+    """Return the photos that weights of an earlier run of ours were trained on: its last.pth lies beside them."""
     beside = Path(weights or WEIGHTS).expanduser().with_name("last.pth")
-    if weights not in (None, "none") and beside.is_file():
-        val = [data / name for name, _ in folder.samples["val"]]
-        if seen := seen_photos(load(beside).get("trained_on"), val):
-            what = f"{weights} was trained on {len(seen)} of the {len(val)} photos of val ({', '.join(seen[:3])} …)"
-            raise InputError(what, "keep the split it was trained with, or start from weights that saw none of them")
+    return from_state(load(beside).get("trained_on")) if weights not in (None, "none") and beside.is_file() else None
+
+
+def check_split(folder: DatasetFolder, val: PhotoSet, weights: str | None) -> None:
+    """Refuse weights that were trained on photos that are in val now, under whatever names and in whatever format."""
+    trained_on = trained_before(weights)
+    if trained_on is None:
+        return
+    found = same_content(val, trained_on) | near_copies(val, trained_on)
+    if seen := [name for (name, _), is_seen in zip(folder.samples["val"], found, strict=True) if is_seen]:
+        what = f"{weights} was trained on {len(seen)} of the {len(val)} photos of val ({', '.join(seen[:3])} …)"
+        raise InputError(what, "keep the split it was trained with, or start from weights that saw none of them")
 
 
 def pick_device(name: str) -> torch.device:
@@ -374,8 +382,12 @@ def main(args: argparse.Namespace) -> None:
     device = attempt(pick_device, args.device)
     state = attempt(open_work_dir, args.work_dir, args.resume, args.force)
     model = attempt(resnet18, "none" if args.resume else args.weights)  # a resumed run brings its own tensors
+    photos = {}  # identified by content: names can change, and a photo be replaced under its name
+    if folder:
+        for split, samples in folder.samples.items():
+            photos[split] = read_photos([(args.data / name, label) for name, label in samples])
     if folder and not (args.resume or args.skip_checks):
-        attempt(check_split, args.data, folder, args.weights)
+        attempt(check_split, folder, photos["val"], args.weights)
     if not args.skip_checks:
         said = {problem.what for problem in problems}
         findings = [finding for finding in check_dataset(args.data) if finding.what not in said]
@@ -384,7 +396,8 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(problems=problems)
     if not args.skip_checks:
         report(findings, args.work_dir)
-    digest = hashlib.sha256(repr((folder.classes, folder.samples)).encode()).hexdigest()[:16]
+    contents = [(split, found.content.tolist(), found.labels.tolist()) for split, found in photos.items()]
+    digest = hashlib.sha256(repr((folder.classes, contents)).encode()).hexdigest()[:16]
     settings = {"dataset": digest, "batch_size": args.batch_size, "lr": args.lr, "seed": args.seed, "amp": args.amp}
     if state and state.get("settings") != settings:
         what = f"{args.work_dir / 'last.pth'} is of another run: {state.get('settings')}, now {settings}"
@@ -405,7 +418,8 @@ def main(args: argparse.Namespace) -> None:
     if args.workers and args.start_method != "default":
         loading["multiprocessing_context"] = args.start_method
     train_set = Flowers(args.data, folder.samples["train"], TRAIN_TRANSFORMS)
-    trained_on = fingerprints(args.data / name for name, _ in folder.samples["train"])
+    earlier = from_state(state.get("trained_on")) if state else trained_before(args.weights)
+    trained_on = joined([photos["train"], earlier]).state()
     val_set = Flowers(args.data, folder.samples["val"], VAL_TRANSFORMS)
     train_loader = DataLoader(train_set, shuffle=True, **loading)  # new workers each epoch: they take the epoch's seed
     val_loader = DataLoader(val_set, persistent_workers=args.workers > 0, **loading)

@@ -1,32 +1,21 @@
-"""Checks of the photos: leaks between splits, lists that other tools wrote, loaders that read the folder otherwise."""
+"""Checks of the lists' form: lists that other tools wrote, loaders that read the folder in another way."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmflowers.checks.findings import Finding, check, error, warning
 from mmflowers.checks.keys import LOADERS, as_list, get
 from mmflowers.datasets.wrappers import innermost
+from mmflowers.errors import count, some
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
 
 SPLITS = {"train", "val", "test"}
-NAMED = 3  # of many photos so many are named
-AGAIN = "prepare the dataset folder again: python tools/prepare_flowers.py leaves no copy on both sides"
-
-
-def some(names: list[str]) -> str:
-    """A few of ``names``, and how many more."""
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 @check(pitfall=6, of="dataset")
@@ -53,107 +42,13 @@ def _ends_in(classes: set[str]) -> Callable[[str], bool]:
     return lambda line: line.strip().split(" ")[-1] in classes
 
 
-@check(pitfall=2, of="dataset")
-def copies_across_splits(case: Case) -> Iterator[Finding]:
-    """The same bytes in two splits under any name; only files of one size are read."""
-    if case.folder is None or len(case.folder.samples) < 2:
-        return
-    alike = defaultdict(list)
-    for split, samples in case.folder.samples.items():
-        for name, _ in samples:
-            alike[(case.root / name).stat().st_size].append((split, name))
-    same = defaultdict(list)
-    for size, photos in alike.items():
-        if len({split for split, _ in photos}) > 1:
-            for split, name in photos:
-                same[size, hashlib.sha256((case.root / name).read_bytes()).digest()].append((split, name))
-    yield from _leaks(case, same.values(), "are in two splits under other names")
-
-
-@check(of="dataset")
-def photos_decode(case: Case) -> Iterator[Finding]:
-    """With ``--deep``: every photo decodes to its end, and no val photo has the pixels of one in train."""
-    if not case.deep or case.folder is None:
-        return
-    photos = [(split, name) for split, samples in case.folder.samples.items() for name, _ in samples]
-    with ThreadPool(os.cpu_count()) as pool:  # Pillow lets go of Python's lock while it decodes
-        pixels = pool.map(lambda photo: _pixels(case.root / photo[1]), photos, chunksize=8)
-    broken = [name for (_, name), digest in zip(photos, pixels, strict=True) if digest is None]
-    if broken:
-        yield error("dataset", f"{len(broken)} photos can't be decoded ({some(broken)})", AGAIN)
-    same = defaultdict(list)
-    for photo, digest in zip(photos, pixels, strict=True):
-        if digest:
-            same[digest].append(photo)
-    yield from _leaks(case, same.values(), "have the pixels of one in another split")
-
-
-def _pixels(path: Path) -> bytes | None:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return hashlib.sha256(f"{image.size}".encode() + image.convert("RGB").tobytes()).digest()
-    except Exception:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error …
-        return None
-
-
-def _leaks(case: Case, groups: Any, what: str) -> Iterator[Finding]:
-    pairs = []
-    for photos in groups:
-        first = dict(reversed(photos))  # a photo of each split
-        if len(first) > 1:
-            pairs.append(" = ".join(first[split] for split in case.folder.samples if split in first))
-    if not pairs:
-        return
-    told = f"{len(pairs)} photos {what} ({some(pairs)}): a leak"
-    if _keeps_copies(case.root):  # asked for, to compare with others on a given split
-        yield warning("dataset", told, "--duplicates keep left them in; without it the preparation takes them out")
-    else:
-        yield error("dataset", told, AGAIN)
-
-
-def _keeps_copies(root: Path) -> bool:
-    try:
-        options = json.loads((root / "dataset.json").read_text(encoding="utf-8"))["options"]
-        return options["duplicates"] == "keep"
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
-
-
-@check(pitfall=4, of="dataset")
-def leftovers(case: Case) -> Iterator[Finding]:
-    """Photos that lie in the split folders and on no list: of an earlier split, or put there by hand."""
-    if case.folder is None:
-        return
-    listed = {case.root / name for samples in case.folder.samples.values() for name, _ in samples}
-    folders = {path.parent for path in listed if path.relative_to(case.root).parts[0] in case.folder.samples}
-    extra = sorted(
-        path.relative_to(case.root).as_posix()
-        for folder in folders
-        for path in map(Path, _files(folder))
-        if path not in listed
-    )
-    if extra:
-        yield warning(
-            "dataset",
-            f"{len(extra)} photos are on no list ({some(extra)})",
-            "they are not used; to use them, prepare the dataset folder again",
-        )
-
-
-def _files(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return [entry.path for entry in entries if entry.is_file() and not entry.name.startswith(".")]
-
-
 @check(pitfall=10, of="dataset")
 def class_folders(case: Case) -> Iterator[Finding]:
     """Photos outside of class folders: labels can be held against nothing, and equal names overwrite each other."""
     for split, samples in case.folder.samples.items() if case.folder else ():
         flat = [name for name, label in samples if Path(name).parent.name != case.folder.classes[label]]
         if flat:
-            what = f"{len(flat)} photos of {split}.txt lie in no folder of their class ({some(flat)})"
+            what = f"{count(len(flat))} of {split}.txt lie in no folder of their class ({some(flat)})"
             yield warning("dataset", what, "labels can't be checked there, and same names of two classes get lost")
 
 

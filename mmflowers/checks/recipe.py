@@ -14,7 +14,6 @@ from mmflowers.datasets.wrappers import innermost
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
 
-RANDOM = re.compile(r"Random|Jitter|AutoAugment|RandAug|TrivialAugment|AugMix|Lighting|Mixup|CutMix|Cutout")
 IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])  # mean and std of 0..255 pixels, RGB
 FREE_RATE = "param_scheduler = dict(_delete_=True, type='ConstantLR', factor=1.0) says that the rate is constant"
 
@@ -25,32 +24,6 @@ def _dataset(case: Case, side: str) -> dict:
 
 def _types(pipeline: Any) -> list[str]:
     return [str(step.get("type")) for step in as_list(pipeline) if isinstance(step, dict)]
-
-
-def _random(pipeline: Any) -> list[str]:
-    steps = [step for step in as_list(pipeline) if isinstance(step, dict) and step.get("prob", step.get("p")) != 0]
-    return [kind for kind in _types(steps) if RANDOM.search(kind)]
-
-
-@check(pitfall=5)
-def augmented_validation(case: Case) -> Iterator[Finding]:
-    """Chance in what is measured, and none in what is learned from."""
-    for side in ("test",) if case.testing else ("val", "test"):
-        found = _random(_dataset(case, side).get("pipeline"))
-        if found:
-            swapped = not case.testing and not _random(_dataset(case, "train").get("pipeline"))
-            hint = (
-                "train and test pipelines are swapped"
-                if swapped
-                else "measure on plain photos: resize and crop the centre"
-            )
-            what = f"draws {', '.join(found)} at random, so its number changes from run to run"
-            yield error(f"{side}_dataloader.dataset.pipeline", what, hint)
-    train = _dataset(case, "train").get("pipeline")
-    if not case.testing and train and not _random(train) and not get(case.config, "data_preprocessor.batch_augments"):
-        yield warning(
-            "train_dataloader.dataset.pipeline", "augments nothing", "RandomResizedCrop and RandomFlip are usual"
-        )
 
 
 def _fires(scheduler: dict, epochs: int) -> bool:

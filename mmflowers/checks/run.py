@@ -8,16 +8,26 @@ import logging
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mmflowers.checks.data
+import mmflowers.checks.photos
 import mmflowers.checks.recipe
-import mmflowers.checks.weights  # noqa: F401
+import mmflowers.checks.views
+import mmflowers.checks.weights
 from mmflowers.checks import keys
 from mmflowers.checks.findings import CHECKS, Finding, from_problems, run_checks
 from mmflowers.datasets.folder import DatasetFolder, read_dataset_folder
 from mmflowers.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from mmflowers.datasets.identity import PhotoSet
+    from mmflowers.datasets.served import Served
+    from mmflowers.datasets.views import View
+
+SPLITS = ("train", "val", "test")
 
 
 @dataclass
@@ -31,11 +41,13 @@ class Case:
         model: The network that the config builds, without the numbers in it where that can be; None if it can't be.
         checkpoint: What the training starts from or the test tests; None where there is none yet.
         source: Its name.
+        checkpoints: It, and the files of weights that the model's config names itself, each with its name.
         testing: Whether it is a test.
         split: The list that a test is on.
         resume: Whether the training goes on.
         options: ``--cfg-options``, as typed.
         deep: Whether every photo is decoded.
+        loader_problems: Why a loader can't be built; filled by ``loaders``.
     """
 
     config: Any = field(default_factory=dict)
@@ -44,14 +56,91 @@ class Case:
     model: Any = None
     checkpoint: dict | None = None
     source: str = ""
+    checkpoints: list[tuple[str, dict]] = field(default_factory=list)
     testing: bool = False
     split: str = "val"
     options: Sequence[str] = ()
     deep: bool = False
+    loader_problems: dict[str, list[Problem]] = field(default_factory=dict)
 
     @property
     def resume(self) -> bool:
         return bool(self.config.get("resume"))
+
+    @cached_property
+    def lists(self) -> dict[str, list[tuple[str, int]]]:
+        """``(path in the folder, label)`` of each list of the dataset folder, the test list too where there is one."""
+        if self.folder is None:
+            return {}
+        lists = dict(self.folder.samples)
+        for split in SPLITS:
+            if split not in lists:
+                with contextlib.suppress(InputError):  # of a split that this run doesn't use
+                    lists |= read_dataset_folder(self.root, (split,), files_may_be_gone=True).samples
+        return lists
+
+    @cached_property
+    def photos(self) -> dict[str, PhotoSet]:
+        """Identities of the photos of each list; of a test, of the tested list alone."""
+        from mmflowers.datasets.identity import read_photos
+
+        return {
+            split: read_photos([(self.root / name, label) for name, label in samples])
+            for split, samples in self.lists.items()
+            if not self.testing or split == self.split
+        }
+
+    @cached_property
+    def given_photos(self) -> dict[str, PhotoSet]:
+        """Identities of the photos that the loaders for training and validation read."""
+        from mmflowers.datasets.identity import read_photos
+
+        return {side: read_photos(self.loaders[side].samples) for side in ("train", "val") if side in self.loaders}
+
+    @cached_property
+    def photo_size(self) -> tuple[int, int]:
+        """(height, width) of a photo of the usual shape."""
+        from mmflowers.datasets.views import usual_size
+
+        return usual_size([self.root / name for samples in self.lists.values() for name, _ in samples])
+
+    @cached_property
+    def views(self) -> dict[str, View]:
+        """What the pipeline of each loader makes of such a photo, where that can be measured."""
+        return mmflowers.checks.views.views_of(self)
+
+    @cached_property
+    def trained_view(self) -> View | None:
+        """What the validation of the tested run made of a photo, where its checkpoint has that."""
+        from mmflowers.datasets.views import View
+        from mmflowers.engine.record import VIEW
+
+        meta = (self.checkpoint or {}).get("meta")
+        kept = meta.get(VIEW) if isinstance(meta, dict) else None
+        return View.from_dict(kept)
+
+    @cached_property
+    def loaders(self) -> dict[str, Served]:
+        """What each loader of the config gives; why one can't be built is in ``loader_problems``."""
+        from mmengine.registry import DefaultScope
+
+        from mmflowers.datasets.served import served, without_decoding
+        from mmflowers.engine.runner import FlowersRunner
+
+        found = {}
+        for side in ("test",) if self.testing else ("train", "val", "test"):
+            config = self.config.get(f"{side}_dataloader")
+            if not isinstance(config, dict):
+                continue
+            try:
+                with DefaultScope.overwrite_default_scope(keys.scope(self.config)):
+                    found[side] = served(FlowersRunner.build_dataloader(without_decoding(config), seed=0))
+            except InputError as problem:
+                self.loader_problems[side] = problem.problems
+            except Exception as error:  # constructors check their arguments in every way there is
+                what = f"can't be built: {type(error).__name__}: {error}"
+                self.loader_problems[side] = [Problem(what, "compare it with the dataloaders in configs/")]
+        return found
 
 
 def check_config(
@@ -168,13 +257,20 @@ def _build_model(config: Any) -> Any:
 
 
 def _load(case: Case) -> list[Finding]:
-    """Load the checkpoint; what is wrong with it is returned."""
+    """Load the checkpoint and what the model's config names; what is wrong with them is returned."""
     from mmflowers.engine.loading import load_checkpoint_file
-    from mmflowers.engine.weights import fetch_weights
+    from mmflowers.engine.training import needs_download
+    from mmflowers.engine.weights import fetch_weights, sources_in_model
 
-    if case.source:
+    problems = []
+    named = [source for source in sources_in_model(case.config.get("model")) if not needs_download(source)]
+    for source in dict.fromkeys([case.source, *named]) if case.source else dict.fromkeys(named):
         try:
-            case.checkpoint = load_checkpoint_file(fetch_weights(case.source))
+            checkpoint = load_checkpoint_file(fetch_weights(source))
         except InputError as problem:
-            return from_problems("weights", problem.problems)
-    return []
+            problems += from_problems("weights", problem.problems)
+            continue
+        case.checkpoints.append((source, checkpoint))
+        if source == case.source:
+            case.checkpoint = checkpoint
+    return problems

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmflowers.checks.data import some
 from mmflowers.checks.findings import Finding, check, error, from_problems, warning
-from mmflowers.datasets.fingerprints import TRAINED_ON, seen_photos
-from mmflowers.errors import InputError
+from mmflowers.checks.photos import keeps_copies
+from mmflowers.errors import InputError, count, some
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
+
+NEW_RUN = "resume with the dataset folder it was started with; --weights FILE --work-dir DIR starts a new run from it"
 
 
 @check()
@@ -29,16 +30,36 @@ def weights_fit(case: Case) -> Iterator[Finding]:
 
 @check(pitfall=3)
 def trained_on_what_is_validated(case: Case) -> Iterator[Finding]:
-    """Photos that the checkpoint was trained on, under another split."""
+    """Photos that the weights were trained on, in another split now: under any name and in any format."""
+    from mmflowers.datasets.identity import TRAINED_ON, from_state, near_copies, same_content
+
     split = case.split if case.testing else "val"
-    if case.checkpoint is None or case.folder is None or split == "train":
+    if split == "train" or split not in case.photos:
         return
-    meta = case.checkpoint.get("meta")
-    photos = [case.root / name for name, _ in case.folder.samples[split]]
-    seen = seen_photos(meta.get(TRAINED_ON) if isinstance(meta, dict) else None, photos)
-    if seen:
-        what = f"{case.source} was trained on {len(seen)} of the {len(photos)} photos of {split} ({some(seen)})"
-        yield error("weights", what, "keep the split it was trained with, or start from weights that saw none of them")
+    photos, names = case.photos[split], [name for name, _ in case.lists[split]]
+    for source, checkpoint in case.checkpoints:
+        meta = checkpoint.get("meta")
+        trained_on = from_state(meta.get(TRAINED_ON)) if isinstance(meta, dict) else None
+        if trained_on is None:
+            continue
+        same = same_content(photos, trained_on)
+        near = near_copies(photos, trained_on) & ~same
+        for found, what in ((same, "was trained on"), (near, "was trained on photos that look like")):
+            if found.any():
+                seen = [names[index] for index in found.nonzero()[0]]
+                what = f"{source} {what} {len(seen)} of the {count(len(names))} of {split} ({some(seen)})"
+                one = warning if keeps_copies(case.root) else error
+                yield one("weights", what, "keep the split it was trained with, or use weights that saw none of them")
+
+
+@check(pitfall=23)
+def resumed_on_the_same_photos(case: Case) -> Iterator[Finding]:
+    """A run that goes on with other photos than it began with, whatever their names are."""
+    from mmflowers.engine.record import changed_photos
+
+    if case.resume and case.checkpoint is not None:
+        for what in changed_photos(case.checkpoint.get("meta"), case.given_photos):
+            yield error("resume", f"{case.source} is of a run on other photos: {what}", NEW_RUN)
 
 
 @check(pitfall=15)

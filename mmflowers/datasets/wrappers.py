@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 
 def innermost(loader: Any) -> dict | None:
-    """The dataset of a dataloader's config, wrappers (RepeatDataset …) taken off; None where it has none."""
-    dataset = loader.get("dataset") if isinstance(loader, dict) else None
-    while isinstance(dataset, dict) and isinstance(dataset.get("dataset"), dict):
-        dataset = dataset["dataset"]
-    return dataset if isinstance(dataset, dict) else None
+    """The dataset of a dataloader's config, wrappers (RepeatDataset …) taken off; None where it has none.
+
+    Of several that a wrapper joins (ConcatDataset), the first.
+    """
+    return next(all_innermost(loader), None)
+
+
+def all_innermost(loader: Any) -> Iterator[dict]:
+    """Every dataset of a dataloader's config that reads photos itself."""
+    yield from _innermost(loader.get("dataset") if isinstance(loader, dict) else None)
+
+
+def _innermost(dataset: Any) -> Iterator[dict]:
+    if not isinstance(dataset, dict):
+        return
+    joined = dataset.get("datasets")
+    inner = [dataset.get("dataset"), *(joined if isinstance(joined, (list, tuple)) else ())]
+    inner = [each for each in inner if isinstance(each, dict)]
+    for each in inner:
+        yield from _innermost(each)
+    if not inner:
+        yield dataset

@@ -21,7 +21,7 @@ from mmpretrain.models import ClsDataPreprocessor
 from torch import Tensor, nn
 
 import mmflowers
-from mmflowers.datasets.fingerprints import TRAINED_ON
+from mmflowers.datasets.identity import TRAINED_ON
 from mmflowers.datasets.wrappers import innermost
 from mmflowers.deploy.classifier import FlowerClassifier
 from mmflowers.errors import InputError

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mmflowers.commands import progress
-from mmflowers.datasets.fingerprints import fingerprints
 from mmflowers.datasets.folder import DatasetFolder, read_dataset_folder
+from mmflowers.datasets.identity import content_digests
 from mmflowers.deploy.classifier import FlowerClassifier
 from mmflowers.deploy.inputs import Input
 from mmflowers.deploy.photos import PhotoDataset, read_batches
@@ -79,7 +79,7 @@ def read_training_photos(
 ) -> TrainingPhotos:
     """The run's training photos with their features, computed where ``train_features.npz`` doesn't hold them yet.
 
-    What is kept holds for one checkpoint with one config, by their content, and for each photo by class, name and size.
+    What is kept holds for one checkpoint with one config and for each photo, all by their content.
     A folder that can't be written to is said on stderr and costs only time at the next start.
 
     Args:
@@ -97,7 +97,7 @@ def read_training_photos(
         raise InputError(what, "--data names the dataset folder that the run was trained on")
     network = _network(work_dir)
     images = [image for image, _ in folder.samples["train"] if (root / image).is_file()]
-    numbers = dict(zip(images, fingerprints(root / image for image in images), strict=True))
+    numbers = dict(zip(images, content_digests([root / image for image in images]).tolist(), strict=True))
     known = _read_cache(work_dir / CACHE, network)
     kept = {image: known[number] for image, number in numbers.items() if number in known}
     missing = [image for image in images if image not in kept]

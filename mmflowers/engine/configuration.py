@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from mmengine.config import Config, DictAction
 
-from mmflowers.datasets.wrappers import innermost
+from mmflowers.datasets.wrappers import all_innermost
 from mmflowers.errors import InputError
 
 T = TypeVar("T")
@@ -87,10 +87,9 @@ def merge_options(config: Config, options: Sequence[str]) -> None:
 
 
 def datasets(config: Config) -> Iterator[dict]:
-    """The innermost dataset of each dataloader the config has."""
+    """The innermost datasets of each dataloader the config has."""
     for name in LOADERS:
-        if (dataset := innermost(config.get(name))) is not None:
-            yield dataset
+        yield from all_innermost(config.get(name))
 
 
 @_of_a_known_form
@@ -119,7 +118,8 @@ def set_data_root(config: Config, data_root: str | Path) -> None:
 @_of_a_known_form
 def test_on(config: Config, split: str) -> None:
     """Point the test side at the list of ``split``."""
-    innermost(config.test_dataloader)["ann_file"] = f"{split}.txt"
+    for dataset in all_innermost(config.test_dataloader):
+        dataset["ann_file"] = f"{split}.txt"
 
 
 @_of_a_known_form

@@ -6,20 +6,26 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
-from mmflowers.datasets.fingerprints import TRAINED_ON, fingerprints
+from mmflowers.datasets.identity import PHOTOS, TRAINED_ON, PhotoSet, from_state, joined, read_photos
+from mmflowers.datasets.served import samples_of
+from mmflowers.datasets.views import measure_view, usual_size
 from mmflowers.datasets.wrappers import innermost
+from mmflowers.engine.loading import load_checkpoint_file
+from mmflowers.engine.weights import fetch_weights, sources_in_model
 from mmflowers.errors import InputError
 
 NAMED, SHOWN = 3, 60  # differences that an error names, characters of a value
-RECIPE, COMMAND = "recipe", "command"  # in a checkpoint's meta
+RECIPE, COMMAND, VIEW = "recipe", "command", "view"  # in a checkpoint's meta
 # Of what a recipe is made of: what makes it quicker and not another one, and what checkpoints are held to elsewhere.
 NOT_RECIPE = re.compile(
     r"model\.data_preprocessor\b|model\.head\.loss\.type$|.*\bnum_classes$|data_preprocessor\.type$|"
@@ -34,7 +40,7 @@ def recipe(config: Config) -> dict[str, str]:
     """
     parts = {
         "model": config.model,
-        "data_preprocessor": config.get("data_preprocessor") or {},
+        "data_preprocessor": config.model.get("data_preprocessor") or config.get("data_preprocessor") or {},
         "optim_wrapper": config.optim_wrapper,
         "train_cfg": {key: config.train_cfg[key] for key in ("freeze_to", "views") if key in config.train_cfg},
         "train_dataloader.dataset.pipeline": (innermost(config.train_dataloader) or {}).get("pipeline", []),
@@ -84,12 +90,55 @@ def check_recipe(checkpoint: Path, meta: dict, config: Config, cfg_options: Sequ
         )
 
 
+def changed_photos(meta: Any, now: dict[str, PhotoSet]) -> list[str]:
+    """What has changed of a run's photos since its checkpoint was written, a sentence for each split; [] if nothing.
+
+    Names don't count, contents, labels and their order do: the order decides what an epoch draws.
+
+    Args:
+        meta: The checkpoint's.
+        now: The photos of today's train and val split.
+    """
+    kept = meta.get(PHOTOS) if isinstance(meta, dict) else None
+    before = {split: from_state(kept.get(split)) if isinstance(kept, dict) else None for split in now}
+    changes = []
+    for split, photos in now.items():
+        known = before[split]
+        if known is None or (np.array_equal(known.content, photos.content) and _same_labels(known, photos)):
+            continue
+        gone, added = np.setdiff1d(known.content, photos.content), np.setdiff1d(photos.content, known.content)
+        others = [before[other].content for other in before if other != split and before[other] is not None]
+        moved = np.isin(added, np.concatenate(others)) if others else np.zeros(len(added), dtype=bool)
+        counts = {
+            "gone": len(gone),
+            "new": int((~moved).sum()),
+            "moved here from another split": int(moved.sum()),
+            "counted more than once": len(photos) - len(np.unique(photos.content)),
+        }
+        parts = [f"{number} {what}" for what, number in counts.items() if number]
+        if not parts:
+            parts = ["in another order" if _same_labels(*map(_sorted, (known, photos))) else "with other labels"]
+        changes.append(f"{split} had {len(known)} photos and has {len(photos)}: {', '.join(parts)}")
+    return changes
+
+
+def _same_labels(one: PhotoSet, other: PhotoSet) -> bool:
+    return np.array_equal(one.labels, other.labels)
+
+
+def _sorted(photos: PhotoSet) -> PhotoSet:
+    order = np.argsort(photos.content, kind="stable")
+    return PhotoSet(*(values[order] for values in vars(photos).values()))
+
+
 @HOOKS.register_module()
 class RecordHook(Hook):
-    """Write which photos a run trains on, and how, into its checkpoints, and the checks' warnings into its log.
+    """Write which photos a run trains on and validates on, and how, into its checkpoints; the checks' warnings go into
+    its log.
 
-    With the photos in the checkpoint, a later run on another split of them is recognised (``seen_photos``); with the
-    recipe, a resumption by another one (``check_recipe``).
+    With the photos in the checkpoint, a later run on another split of them is recognised, under any names
+    (``datasets.identity``), and a resumption on other photos is refused; with the recipe, a resumption by another one
+    (``check_recipe``). ``FlowersRunner`` adds this hook where a config doesn't have it.
 
     Args:
         command: What was typed to start the run; the config that the run leaves has it from here.
@@ -99,11 +148,26 @@ class RecordHook(Hook):
         self.command = command
 
     def before_train(self, runner: Runner) -> None:
-        """Take the photos' fingerprints; put the warnings into the log's file alone, as stderr had them."""
-        dataset = runner.train_dataloader.dataset
-        while hasattr(dataset, "dataset"):
-            dataset = dataset.dataset
-        self._photos = fingerprints(dataset.get_data_info(index)["img_path"] for index in range(len(dataset)))
+        """Identify the photos, and log the warnings (to the log's file alone, as stderr had them).
+
+        Raises:
+            InputError: The run is resumed, and its photos aren't those of its checkpoint.
+        """
+        loaders = {"train": runner.train_dataloader, "val": runner.val_loop.dataloader if runner.val_loop else None}
+        photos = {split: read_photos(samples_of(loader.dataset)) for split, loader in loaders.items() if loader}
+        resumed = runner.resumed_meta
+        if changes := changed_photos(resumed, photos):
+            what = f"the checkpoint that is resumed is of a run on other photos: {'; '.join(changes)}"
+            raise InputError(what, "resume with the dataset folder it was started with")
+        earlier = [resumed, *(_meta(source) for source in sources_in_model(runner.cfg.model)), runner.loaded_meta]
+        trained_on = joined([photos["train"], *(from_state(meta.get(TRAINED_ON)) for meta in earlier)])
+        self._meta = {
+            PHOTOS: {split: found.state() for split, found in photos.items()},
+            TRAINED_ON: trained_on.state(),
+            RECIPE: recipe(runner.cfg),
+            COMMAND: self.command,
+            VIEW: self._view(runner),
+        }
         kept = Path(runner.work_dir, "checks.json")
         for handler in runner.logger.handlers:
             if isinstance(handler, logging.FileHandler) and kept.is_file():
@@ -111,6 +175,25 @@ class RecordHook(Hook):
                     text = f"{item['where']}: {item['what']} · hint: {item['hint']}"
                     handler.handle(runner.logger.makeRecord(runner.logger.name, logging.WARNING, "", 0, text, (), None))
 
+    def _view(self, runner: Runner) -> dict | None:
+        """What the validation makes of a photo: a later test has to see the same kind of picture."""
+        steps = (innermost(runner.cfg.get("val_dataloader")) or {}).get("pipeline")
+        paths = [path for path, _ in samples_of(runner.train_dataloader.dataset)]
+        view = (
+            measure_view(steps, usual_size(paths), runner.cfg.get("default_scope") or "mmpretrain") if steps else None
+        )
+        return asdict(view) if view else None
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add to ``meta``."""
-        checkpoint["meta"] |= {TRAINED_ON: self._photos, RECIPE: recipe(runner.cfg), COMMAND: self.command}
+        resumable = "optimizer" in checkpoint
+        checkpoint["meta"] |= {key: value for key, value in self._meta.items() if resumable or key != PHOTOS}
+
+
+def _meta(source: str) -> dict:
+    """The ``meta`` of weights that a model's config names; {} of those that have none."""
+    try:
+        meta = load_checkpoint_file(fetch_weights(source)).get("meta")
+    except InputError:  # where that matters, building the model has said so
+        return {}
+    return meta if isinstance(meta, dict) else {}

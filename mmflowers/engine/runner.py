@@ -25,6 +25,7 @@ from mmflowers.engine.checkpoints import CheckpointWriter, write_checkpoint
 from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.engine.loops import ExactTrainLoop
 from mmflowers.engine.progress import ProgressHook, make_room, wants_bar
+from mmflowers.engine.record import RecordHook
 from mmflowers.engine.weights import convert_state_dict, fetch_weights
 from mmflowers.errors import InputError
 
@@ -50,6 +51,8 @@ class FlowersRunner(Runner):
     """
 
     _writer: CheckpointWriter | None = None
+    resumed_meta: dict = {}  # noqa: RUF012  of the checkpoint that is resumed, replaced whole
+    loaded_meta: dict = {}  # noqa: RUF012  of the weights that were loaded
 
     def train(self) -> torch.nn.Module:
         """Train as MMEngine does.
@@ -125,8 +128,10 @@ class FlowersRunner(Runner):
         return logger
 
     def register_hooks(self, *args, **kwargs) -> None:
-        """Register MMEngine's and the config's hooks, and on a terminal the one that draws the bar."""
+        """Register MMEngine's and the config's hooks, the record of the run, and on a terminal the bar."""
         super().register_hooks(*args, **kwargs)
+        if not any(isinstance(hook, RecordHook) for hook in self._hooks):
+            self.register_hook(RecordHook())
         if wants_bar(self.launcher):
             self.register_hook(ProgressHook())
 
@@ -148,9 +153,11 @@ class FlowersRunner(Runner):
         checkpoint = load_checkpoint_file(path, map_location)
         if "state_dict" not in checkpoint:
             checkpoint = {"state_dict": checkpoint.get("model", checkpoint)}
+        meta = checkpoint.get("meta")
+        self.loaded_meta = meta if isinstance(meta, dict) else {}
         if self._resume:
             _check_resumable(checkpoint, path)
-            self._resumed_meta = checkpoint["meta"]
+            self.resumed_meta = checkpoint["meta"]
         model = self.model.module if is_model_wrapper(self.model) else self.model
         model = model.module if isinstance(model, BaseTTAModel) else model
         keep_head = strict or self._resume or getattr(self, "_keep_head", False)
@@ -180,7 +187,7 @@ class FlowersRunner(Runner):
             InputError: As ``load_checkpoint``; or the checkpoint is of within an epoch, between two of the new batches.
         """
         super().resume(filename, resume_optimizer, resume_param_scheduler, **kwargs)
-        loop, meta = self.train_loop, self._resumed_meta
+        loop, meta = self.train_loop, self.resumed_meta
         if not isinstance(loop, ExactTrainLoop):
             return
         loop.epoch_iter = meta.get("epoch_iter", 0)

@@ -69,6 +69,16 @@ def fetch_weights(source: str) -> Path:
     return path
 
 
+def sources_in_model(model: Any) -> list[str]:
+    """The weights that a model's config names itself: by ``init_cfg``, ``pretrained`` or timm's ``checkpoint_path``."""
+    found = []
+    if isinstance(model, Mapping):
+        keys = ("checkpoint", "checkpoint_path", "pretrained")
+        found = [model[key] for key in keys if isinstance(model.get(key), str) and model[key]]
+    children = model.values() if isinstance(model, Mapping) else model if isinstance(model, (list, tuple)) else ()
+    return [*found, *(source for child in children for source in sources_in_model(child))]
+
+
 # Weights that a config names below the model (init_cfg of type Pretrained) are loaded by MMEngine, not by our Runner:
 # upstream's edition unpickles what comes from a URL, OneDL's whatever a safe load refused. A model's layers read a file
 # only through this registry, so every scheme in it that reads pickles leads here.

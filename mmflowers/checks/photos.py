@@ -1,0 +1,265 @@
+"""Checks of which photos are learned from and counted: what each loader gives, by content, held against the lists."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmflowers.checks.findings import Finding, check, error, from_problems, warning
+from mmflowers.datasets.card import prepared_content, prepared_counts
+from mmflowers.errors import count, some
+
+if TYPE_CHECKING:
+    from mmflowers.checks.run import Case
+
+AGAIN = "prepare the dataset folder again: python tools/prepare_flowers.py leaves no copy on both sides"
+ON_PURPOSE = "if the change is meant, prepare the dataset folder again, so that dataset.json and files.csv say so"
+
+
+def are(things: list) -> str:
+    """``is`` of one thing, ``are`` of several."""
+    return "is" if len(things) == 1 else "are"
+
+
+# ------------------------------------------------------------------------------------------ what the loaders give
+
+
+@check()
+def loaders_can_be_built(case: Case) -> Iterator[Finding]:
+    """Loaders that fail before they give anything; what is wrong with the dataset folder itself is said already."""
+    if case.loaders is not None and case.folder is not None:
+        for side, problems in case.loader_problems.items():
+            yield from from_problems(f"{side}_dataloader", problems)
+
+
+@check(pitfall=19)
+def loaders_read_their_lists(case: Case) -> Iterator[Finding]:
+    """Each loader's photos, by their paths, against the lists of the dataset folder."""
+    if case.folder is None:
+        return
+    lists = {split: _by_path(case, samples) for split, samples in case.lists.items()}
+    trained = {os.path.abspath(path) for path, _ in case.loaders["train"].samples} if "train" in case.loaders else set()  # noqa: PTH100
+    for side, loader in case.loaders.items():
+        own = case.split if case.testing else side
+        if side == "test" and not case.testing:  # a training's test side: val or test
+            own = "test" if "test" in lists and _mostly(loader.samples, lists["test"]) else "val"
+        where = f"{side}_dataloader.dataset"
+        given = {os.path.abspath(path): label for path, label in loader.samples}  # noqa: PTH100
+        for split, listed in lists.items():
+            foreign = [path for path in given if split != own and path in listed]
+            if not foreign:
+                continue
+            what, hint = f"reads {count(len(foreign))} of {split}.txt ({some(_short(case, foreign))})", ""
+            if side == "train":
+                hint = "they would be trained on; train_dataloader.dataset.ann_file='train.txt'"
+            elif split == "train" and not trained & set(foreign) and not case.testing:
+                hint = "they aren't trained on, so the number is true, but it isn't the top-1 of val.txt"
+                yield warning(where, what, hint)
+                continue
+            elif split == "train":
+                hint = (
+                    f"they are trained on: its number would say nothing; {side}_dataloader.dataset.ann_file='{own}.txt'"
+                )
+            else:
+                hint = f"{split}.txt is for another purpose; {side}_dataloader.dataset.ann_file='{own}.txt'"
+            yield error(where, what, hint)
+        unknown = [path for path in given if not any(path in listed for listed in lists.values())]
+        if unknown:
+            what = f"reads {count(len(unknown))} that no list of {case.root} has ({some(_short(case, unknown))})"
+            yield error(where, what, f"{side}_dataloader.dataset.ann_file='{own}.txt'")
+        wrong = [path for path, label in given.items() if lists.get(own, {}).get(path, label) != label]
+        if wrong:
+            what = f"gives {count(len(wrong))} another label than {own}.txt does ({some(_short(case, wrong))})"
+            yield error(where, what, "type='FlowersDataset' reads the labels of the list")
+
+
+def _mostly(samples: list[tuple[str, int]], listed: dict[str, int]) -> bool:
+    return sum(os.path.abspath(path) in listed for path, _ in samples) * 2 > len(samples)  # noqa: PTH100
+
+
+def _by_path(case: Case, samples: Iterable[tuple[str, int]]) -> dict[str, int]:
+    return {os.path.abspath(case.root / name): label for name, label in samples}  # noqa: PTH100
+
+
+def _short(case: Case, paths: Iterable[str]) -> list[str]:
+    root = os.path.abspath(case.root) + os.sep if case.root else ""  # noqa: PTH100
+    return [Path(path.removeprefix(root)).as_posix() for path in paths]
+
+
+@check(pitfall=20)
+def every_photo_counts_once(case: Case) -> Iterator[Finding]:
+    """Photos that a loader repeats or leaves out: by a wrapper, a sampler, ``indices``, ``drop_last`` …"""
+    for side, loader in case.loaders.items():
+        own = case.split if case.testing else side
+        where, listed = f"{side}_dataloader", _by_path(case, case.lists.get(own, ()))
+        times: dict[str, int] = defaultdict(int)
+        for (path, _), number in zip(loader.samples, loader.counts.tolist(), strict=True):
+            times[os.path.abspath(path)] += number  # noqa: PTH100
+        if side == "train":
+            total = len(listed)
+            given = len(times.keys() & listed.keys()) if listed else 0
+            if 0 < given < total:
+                what = f"trains on {given} of the {total} photos of train.txt"
+                yield warning(f"{where}.dataset", what, "leave out indices, or say so beside the result")
+            continue
+        repeated = [path for path, number in times.items() if number > 1]
+        if repeated:
+            what = f"counts {count(len(repeated))} more than once ({some(_short(case, repeated))})"
+            hint = "measure on each photo once: no RepeatDataset, ClassBalancedDataset or endless sampler"
+            yield error(where, what, hint)
+        counted = sum(number > 0 for number in times.values())
+        total = len(listed) if listed else len(times)
+        if counted < total:
+            what = f"counts {counted} of the {total} photos of {own}.txt"
+            hint = "its number isn't the split's top-1: leave out indices, drop_last, num_batch_per_epoch, samplers"
+            yield warning(where, what, hint)
+
+
+@check(pitfall=2)
+def loaders_share_no_photo(case: Case) -> Iterator[Finding]:
+    """The same file for training and validation, where the loaders read another folder than ours."""
+    if case.folder is None and "train" in case.loaders and "val" in case.loaders:
+        both = {os.path.abspath(path) for path, _ in case.loaders["train"].samples}  # noqa: PTH100
+        shared = [path for path, _ in case.loaders["val"].samples if os.path.abspath(path) in both]  # noqa: PTH100
+        if shared:
+            what = f"reads {count(len(shared))} of train_dataloader ({some(shared)})"
+            yield error("val_dataloader.dataset", what, "validate on photos that aren't trained on")
+
+
+# ------------------------------------------------------------------------------------------- what the lists hold
+
+
+@check(pitfall=2, of="dataset")
+def copies_across_splits(case: Case) -> Iterator[Finding]:
+    """The same bytes in two splits under any name, and photos that look alike to the preparation."""
+    splits = list(case.photos)
+    for number, split in enumerate(splits):
+        for other in splits[number + 1 :]:
+            yield from _leak(case, split, other)
+
+
+def _leak(case: Case, split: str, other: str) -> Iterator[Finding]:
+    from mmflowers.datasets.identity import near_copies, same_content
+
+    one, two = case.photos[split], case.photos[other]
+    names = [name for name, _ in case.lists[other]]
+    same = same_content(two, one)
+    twins = {int(digest): name for digest, (name, _) in zip(one.content, case.lists[split], strict=True)}
+    pairs = [f"{twins[int(two.content[index])]} = {names[index]}" for index in same.nonzero()[0]]
+    near = [names[index] for index in (near_copies(two, one) & ~same).nonzero()[0]]
+    for found, what in (
+        (pairs, f"of {other} {are(pairs)} in {split} too, under other names"),
+        (
+            near,
+            f"of {other} {'looks' if len(near) == 1 else 'look'} like a photo of {split}: a re-encoded or resized copy",
+        ),
+    ):
+        if not found:
+            continue
+        told = f"{count(len(found))} {what} ({some(found)}): a leak"
+        if keeps_copies(case.root):  # asked for, to compare with others on a given split
+            yield warning("dataset", told, "--duplicates keep left them in; without it the preparation takes them out")
+        else:
+            yield error("dataset", told, AGAIN)
+
+
+@check(pitfall=21, of="dataset")
+def copies_within_a_split(case: Case) -> Iterator[Finding]:
+    """The same bytes twice in one list: they count twice, and in two classes one of the labels is wrong."""
+    for split, photos in case.photos.items():
+        places = defaultdict(list)
+        for index, digest in enumerate(photos.content.tolist()):
+            if digest >= 0:
+                places[digest].append(index)
+        names = [name for name, _ in case.lists[split]]
+        groups = [indices for indices in places.values() if len(indices) > 1]
+        mixed = [indices for indices in groups if len(set(photos.labels[indices].tolist())) > 1]
+        same = [indices for indices in groups if indices not in mixed]
+        level = warning if keeps_copies(case.root) else error
+        for found, what, hint in (
+            (mixed, "in two classes", "one of the labels is wrong"),
+            (same, "twice under other names", "it counts twice" if split != "train" else "it weighs twice"),
+        ):
+            if found:
+                pairs = [" = ".join(names[index] for index in indices) for indices in found]
+                told = f"{split}.txt lists {count(len(found))} {what} ({some(pairs)})"
+                one = warning if what.startswith("twice") and split == "train" else level
+                yield one("dataset", told, f"{hint}; {AGAIN.partition(':')[0]}")
+
+
+@check(pitfall=22, of="dataset")
+def lists_as_prepared(case: Case) -> Iterator[Finding]:
+    """Lists that are shorter or longer than ``dataset.json`` says, and photos that were replaced since."""
+    if case.folder is None:
+        return
+    counts, content = prepared_counts(case.root), prepared_content(case.root)
+    for split, samples in case.lists.items():
+        prepared = sum(counts.get(split, {}).values())
+        if prepared and prepared != len(samples):
+            what = f"{split}.txt lists {count(len(samples))}, dataset.json counts {prepared}"
+            yield warning("dataset", what, ON_PURPOSE)
+        photos = case.photos.get(split)
+        if photos is None:
+            continue
+        replaced = [
+            name
+            for (name, _), digest in zip(samples, photos.content.tolist(), strict=True)
+            if content.get(name, digest) != digest
+        ]
+        if replaced:
+            what = f"{count(len(replaced))} of {split} changed since the preparation ({some(replaced)})"
+            yield warning("dataset", what, ON_PURPOSE)
+
+
+@check(pitfall=4, of="dataset")
+def leftovers(case: Case) -> Iterator[Finding]:
+    """Photos that lie in the split folders and on no list: of an earlier split, or put there by hand."""
+    if case.folder is None:
+        return
+    listed = {case.root / name for samples in case.lists.values() for name, _ in samples}
+    folders = {path.parent for path in listed if path.relative_to(case.root).parts[0] in case.lists}
+    extra = sorted(
+        path.relative_to(case.root).as_posix()
+        for folder in folders
+        for path in map(Path, _files(folder))
+        if path not in listed
+    )
+    if extra:
+        yield warning(
+            "dataset",
+            f"{count(len(extra))} {are(extra)} on no list ({some(extra)})",
+            "they are not used; to use them, prepare the dataset folder again",
+        )
+
+
+def _files(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.path for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+
+
+@check(of="dataset")
+def photos_decode(case: Case) -> Iterator[Finding]:
+    """With ``--deep``: every photo decodes whole, by the judgement of the preparation."""
+    if not case.deep or case.folder is None:
+        return
+    from mmflowers.datasets.identity import map_in_threads
+    from mmflowers.preparation.inspection import inspect_file
+
+    names = [name for samples in case.lists.values() for name, _ in samples]
+    found = map_in_threads(lambda name: inspect_file(os.fspath(case.root / name)), names)
+    broken = [f"{name}: {one.reason}" for name, one in zip(names, found, strict=True) if one.verdict == "dropped"]
+    if broken:
+        yield error("dataset", f"{count(len(broken))} can't be decoded ({some(broken)})", AGAIN.partition(":")[0])
+
+
+def keeps_copies(root: Path | None) -> bool:
+    """Whether the dataset folder was prepared with ``--duplicates keep``."""
+    try:
+        options = json.loads((root / "dataset.json").read_text(encoding="utf-8"))["options"]
+        return options["duplicates"] == "keep"
+    except (OSError, ValueError, LookupError, TypeError):
+        return False

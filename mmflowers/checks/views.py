@@ -1,0 +1,161 @@
+"""Checks of what the pipelines make of a photo: training, validation and test must see the same kind of picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from mmflowers.checks.findings import Finding, check, error, warning
+from mmflowers.checks.keys import as_list, get, scope
+from mmflowers.datasets.wrappers import innermost
+
+if TYPE_CHECKING:
+    from mmflowers.checks.run import Case
+    from mmflowers.datasets.views import View
+
+STRETCHED = 0.15  # natural logarithm of the aspect ratio's change: 16 %
+ZOOM = 2.0  # between training and validation; RandomResizedCrop against a centre crop is 1.1 to 1.3
+LITTLE = 0.2  # share of a photo that is seen
+GAIN, OFFSET = 1.6, 0.15  # ratio of the values' ranges; shift as a share of the range
+SAME_STEPS = "load, scale and normalise photos in the same way everywhere; only random augmentation is the training's"
+
+
+@check(pitfall=5)
+def augmented_validation(case: Case) -> Iterator[Finding]:
+    """Chance in what is measured, told by measuring it twice; and none in what is learned from."""
+    train = case.views.get("train")
+    for side in ("test",) if case.testing else ("val", "test"):
+        view = case.views.get(side)
+        if view is not None and view.random_steps:
+            swapped = not case.testing and train is not None and not train.random_steps
+            hint = (
+                "train and test pipelines are swapped"
+                if swapped
+                else "measure on plain photos: resize and crop the centre"
+            )
+            what = f"draws {', '.join(view.random_steps)} at random, so its number changes from run to run"
+            yield error(f"{side}_dataloader.dataset.pipeline", what, hint)
+    plain = train is not None and not train.random_steps
+    if not case.testing and plain and not get(case.config, "data_preprocessor.batch_augments"):
+        yield warning(
+            "train_dataloader.dataset.pipeline", "augments nothing", "RandomResizedCrop and RandomFlip are usual"
+        )
+
+
+@check(pitfall=24)
+def same_values_and_channels(case: Case) -> Iterator[Finding]:
+    """Colours, their order and their scale, in validation and test against the training's, or the run's own."""
+    reference = case.trained_view if case.testing else case.views.get("train")
+    whose = "the run's validation" if case.testing else "train_dataloader"
+    for side in ("test",) if case.testing else ("val", "test"):
+        view, where = case.views.get(side), f"{side}_dataloader.dataset.pipeline"
+        if view is None or reference is None:
+            continue
+        if view.always_grey != reference.always_grey:
+            what = f"makes {'grey' if view.always_grey else 'coloured'} images, {whose} the other kind"
+            yield error(where, what, SAME_STEPS)
+        elif not view.always_grey and view.order != reference.order:
+            what = f"gives channels as {_names(view)}, {whose} as {_names(reference)}"
+            yield error(
+                where, what, "the same loading and channel order everywhere; data_preprocessor.to_rgb turns BGR"
+            )
+        ratio = abs(view.gain / reference.gain) if reference.gain else math.inf
+        shift = abs(view.offset - reference.offset) / (255 * abs(reference.gain) or math.inf)
+        if not 1 / GAIN <= ratio <= GAIN or shift > OFFSET:
+            what = f"gives values from {_range(view)} for black to white, {whose} from {_range(reference)}"
+            yield error(where, what, SAME_STEPS)
+
+
+def _range(view: View) -> str:
+    return f"{round(view.offset, 2) + 0:g} to {round(view.offset + 255 * view.gain, 2) + 0:g}"
+
+
+def _names(view: View) -> str:
+    return {(0, 1, 2): "RGB", (2, 1, 0): "BGR"}.get(view.order, f"an order of its own {view.order}")
+
+
+@check(pitfall=25)
+def same_geometry(case: Case) -> Iterator[Finding]:
+    """A validation that squashes photos or sees another scale than the training does."""
+    train = case.views.get("train")
+    for side in ("test",) if case.testing else ("val", "test"):
+        view, where = case.views.get(side), f"{side}_dataloader.dataset.pipeline"
+        if view is None:
+            continue
+        seen = view.seen[0] * view.seen[1]
+        if seen < LITTLE:
+            what = f"sees {seen:.0%} of a photo of {case.photo_size[1]} × {case.photo_size[0]} pixels"
+            yield warning(where, what, "ResizeEdge before CenterCrop")
+        elif train is not None and not 1 / ZOOM <= view.zoom / train.zoom <= ZOOM:
+            what = f"shows things {view.zoom / train.zoom:.1f} times as large as train_dataloader does"
+            yield warning(where, what, "scale photos to the training's size before the centre crop")
+        stretch = math.log(view.stretch)
+        if train is not None and min(abs(stretch), abs(stretch - math.log(train.stretch))) > STRETCHED:
+            what = f"stretches photos {max(view.stretch, 1 / view.stretch):.2f}-fold, the training doesn't"
+            yield warning(where, what, "ResizeEdge keeps the aspect ratio, Resize to (width, height) doesn't")
+
+
+@check(pitfall=24)
+def normalised_as_in_training(case: Case) -> Iterator[Finding]:
+    """A test with another mean, std or channel order than the run that it tests."""
+    from mmflowers.engine.record import RECIPE, recipe
+
+    meta = (case.checkpoint or {}).get("meta")
+    kept = meta.get(RECIPE) if isinstance(meta, dict) else None
+    if not case.testing or not isinstance(kept, dict):
+        return
+    prefix = "data_preprocessor."
+    now = {key: value for key, value in recipe(case.config).items() if key.startswith(prefix)}
+    before = {key: value for key, value in kept.items() if str(key).startswith(prefix)}
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            what = f"{now.get(key, 'not set')}, and the run was trained with {before.get(key, 'not set')}"
+            yield error(key, what, "test with the config that the run keeps in its work dir")
+
+
+@check(pitfall=26)
+def metric_counts_all(case: Case) -> Iterator[Finding]:
+    """Thresholds that leave low scores out, and best checkpoints chosen by a top-k that is nearly always right."""
+    for name in ("test_evaluator",) if case.testing else ("val_evaluator", "test_evaluator"):
+        for metric in as_list(case.config.get(name)):
+            thresholds = as_list(metric.get("thrs")) if isinstance(metric, dict) else []
+            if metric.get("type") == "Accuracy" and any(isinstance(t, (int, float)) and t > 0 for t in thresholds):
+                what = f"{thresholds} counts an answer with a smaller score as wrong: not the top-1"
+                yield error(f"{name}.thrs", what, "leave thrs out")
+    chosen = get(case.config, "default_hooks.checkpoint.save_best")
+    rank = str(chosen).rpartition("/top")[2] if isinstance(chosen, str) else ""
+    classes = len(case.folder.classes) if case.folder else 0
+    if not case.testing and rank.isdecimal() and int(rank) > 1 and int(rank) * 2 > classes:
+        what = f"{chosen} of {classes} classes is right for nearly any network"
+        yield error("default_hooks.checkpoint.save_best", what, "accuracy/top1")
+
+
+@check(pitfall=27)
+def validation_happens(case: Case) -> Iterator[Finding]:
+    """A validation so rare or so late that the best epoch can't be known."""
+    epochs = get(case.config, "train_cfg.max_epochs")
+    interval, begin = (get(case.config, f"train_cfg.{key}") for key in ("val_interval", "val_begin"))
+    if case.testing or type(epochs) is not int or case.config.get("val_dataloader") is None:
+        return
+    if type(begin) is int and begin > epochs:
+        what = f"{begin} lies beyond the {epochs} epochs: nothing is validated, and there is no best.pth"
+        yield error("train_cfg.val_begin", what, "val_begin=1")
+    if type(interval) is int and interval > epochs:
+        what = f"{interval} lies beyond the {epochs} epochs: the last epoch alone is validated, so best.pth is the last"
+        yield warning("train_cfg.val_interval", what, "val_interval=1")
+
+
+def views_of(case: Case) -> dict[str, View]:
+    """What the pipeline of each loader makes of a photo of the usual size; without those that can't be measured."""
+    from mmflowers.datasets.views import measure_view
+
+    found = {}
+    for side in ("test",) if case.testing else ("train", "val", "test"):
+        dataset = innermost(case.config.get(f"{side}_dataloader")) or {}
+        steps = [step for step in as_list(dataset.get("pipeline")) if isinstance(step, dict)]
+        same = next((view for view, other in found.values() if other == steps), None)
+        view = same or measure_view(steps, case.photo_size, scope(case.config)) if steps else None
+        if view is not None:
+            found[side] = (view, steps)
+    return {side: view for side, (view, _) in found.items()}

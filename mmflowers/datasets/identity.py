@@ -1,0 +1,189 @@
+"""Identity of photos by content: which photos a run trained and validated on, whatever their names or formats are now.
+
+Imports no torch by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmflowers.preparation.duplicates import near_groups
+from mmflowers.preparation.inspection import THUMBNAIL_SIDE, examine, open_regular
+
+PHOTOS = "photos"  # in a checkpoint's meta: the photos of the run's own splits, see ``run_photos``
+TRAINED_ON = "trained_on"  # in a checkpoint's meta: all photos that its weights were trained on, in earlier runs too
+SIDE = 8  # pixels of the thumbnails that a checkpoint keeps: 64 bytes a photo
+LOOK = np.dtype([("content", np.int64), ("hash", np.uint64), ("thumbnail", np.uint8, (SIDE * SIDE,))])
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoSet:
+    """Identity of n photos, in an order that counts.
+
+    Attributes:
+        labels: int64 of shape (n,).
+        content: The first 63 bits of the sha256 of each file's bytes, int64 of shape (n,); -1 where it can't be read.
+        hashes: Perceptual hashes (``preparation.inspection.perceptual_hash``), uint64 of shape (n,).
+        thumbnails: Grey values, uint8 of shape (n, 64); all 0 for a photo without a perceptual hash.
+    """
+
+    labels: np.ndarray
+    content: np.ndarray
+    hashes: np.ndarray
+    thumbnails: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    def state(self) -> dict[str, Any]:
+        """This set as tensors, which a checkpoint can hold and ``weights_only`` loading admits."""
+        import torch
+
+        # torch saves no uint64 before 2.3 and sorts none today: the bits are kept as int64.
+        arrays = dict(vars(self), hashes=self.hashes.view(np.int64))
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+
+def from_state(state: Any) -> PhotoSet | None:
+    """The set that ``PhotoSet.state`` gave; None for anything else that a checkpoint may hold there."""
+    try:
+        arrays = {name: np.asarray(state[name]) for name in ("labels", "content", "hashes", "thumbnails")}
+        count = len(arrays["content"])
+        shapes = {name: (count, SIDE * SIDE) if name == "thumbnails" else (count,) for name in arrays}
+        kinds = {name: np.dtype(np.uint8 if name == "thumbnails" else np.int64) for name in arrays}
+        if any(arrays[name].shape != shapes[name] or arrays[name].dtype != kinds[name] for name in arrays):
+            return None
+        return PhotoSet(**dict(arrays, hashes=arrays["hashes"].view(np.uint64)))
+    except (TypeError, LookupError, ValueError, AttributeError):
+        return None
+
+
+def joined(sets: Iterable[PhotoSet | None]) -> PhotoSet | None:
+    """All photos of several sets, each content once; None of none."""
+    given = [photos for photos in sets if photos is not None]
+    if not given:
+        return None
+    together = {name: np.concatenate([getattr(photos, name) for photos in given]) for name in vars(given[0])}
+    _, first = np.unique(together["content"], return_index=True)
+    return PhotoSet(**{name: values[np.sort(first)] for name, values in together.items()})
+
+
+def content_digests(paths: Sequence[str | Path]) -> np.ndarray:
+    """The first 63 bits of the sha256 of each file's bytes: int64 of shape (n,), -1 where a file can't be read."""
+    return np.array(map_in_threads(lambda path: _digest(_read(path)), paths), dtype=np.int64)
+
+
+def read_photos(samples: Sequence[tuple[str | Path, int]]) -> PhotoSet:
+    """Read the photos of a list and identify each.
+
+    Perceptual hashes need a decoding; they are kept in the cache folder by content (``$MMFLOWERS_CACHE``), so that a
+    photo is decoded for this once.
+
+    Args:
+        samples: ``(path, label)`` of each photo.
+    """
+    paths = [Path(path) for path, _ in samples]
+    content = content_digests(paths)
+    looks = _looks(paths, content)
+    labels = np.array([label for _, label in samples], dtype=np.int64)
+    return PhotoSet(labels, content, looks["hash"], looks["thumbnail"])
+
+
+def same_content(photos: PhotoSet, among: PhotoSet) -> np.ndarray:
+    """Which of ``photos`` have the bytes of a photo in ``among``: bool of shape (n,)."""
+    return np.isin(photos.content, among.content) & (photos.content >= 0)
+
+
+def near_copies(photos: PhotoSet, among: PhotoSet) -> np.ndarray:
+    """Which of ``photos`` look like a photo in ``among``, by the rule of the preparation: bool of shape (n,).
+
+    Re-encoded, resized and slightly retouched copies do (``preparation.duplicates.near_groups``).
+    """
+    both = [np.concatenate(pair) for pair in ((photos.hashes, among.hashes), (photos.thumbnails, among.thumbnails))]
+    known = np.flatnonzero(both[1].any(axis=1))
+    groups = near_groups(both[0][known], both[1][known])
+    ours = known < len(photos)
+    found = np.zeros(len(photos), dtype=bool)
+    found[known[ours]] = np.isin(groups[ours], groups[~ours])
+    return found
+
+
+def map_in_threads(task: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """``task`` of each item, in order, in as many threads as there are processors.
+
+    For work that releases Python's lock: reading, hashing, and Pillow's decoding do.
+    """
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPool(threads) as pool:
+        return pool.map(task, items, chunksize=8)
+
+
+def _read(path: str | Path) -> bytes | None:
+    try:
+        with open_regular(path) as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def _digest(data: bytes | None) -> int:
+    return -1 if data is None else int.from_bytes(hashlib.sha256(data).digest()[:8], "big") >> 1
+
+
+def _looks(paths: Sequence[Path], content: np.ndarray) -> np.ndarray:
+    """Perceptual hash and thumbnail of each photo, ``LOOK`` of shape (n,)."""
+    kept = _cache_file(paths)
+    known = _read_cache(kept)
+    missing = {digest: path for digest, path in zip(content.tolist(), paths, strict=True) if digest not in known}
+    known |= zip(missing, map_in_threads(lambda item: _look(*item), list(missing.items())), strict=True)
+    looks = np.array([known[digest] for digest in content.tolist()], dtype=LOOK)
+    if missing:
+        with contextlib.suppress(OSError):  # without room or permission the next run decodes again
+            _write_cache(kept, np.unique(looks))
+    return looks
+
+
+def _look(digest: int, path: Path) -> tuple:
+    data = _read(path)
+    found = examine(data, path.suffix)[0] if data else None
+    if found is None or found.phash is None:
+        return digest, 0, np.zeros(SIDE * SIDE, np.uint8)
+    step = THUMBNAIL_SIDE // SIDE
+    thumbnail = np.frombuffer(found.thumbnail, np.uint8).reshape(SIDE, step, SIDE, step).mean(axis=(1, 3))
+    return digest, found.phash, thumbnail.round().astype(np.uint8).ravel()
+
+
+def _cache_file(paths: Sequence[Path]) -> Path:
+    from mmflowers.datasets.cache import cache_folder
+
+    place = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
+    return cache_folder() / f"looks-{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.npy"
+
+
+def _read_cache(path: Path) -> dict[int, Any]:
+    try:
+        looks = np.load(path, allow_pickle=False)
+        return {int(look["content"]): look for look in looks} if looks.dtype == LOOK else {}
+    except (OSError, ValueError, EOFError):  # not there, or damaged: as good as none
+        return {}
+
+
+def _write_cache(path: Path, looks: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, looks)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
