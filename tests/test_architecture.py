@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mmflowers"
 
-# Beside errors and commands, which every room may use.
+# Beside errors, commands and files, which every room may use.
 DOORS = {
     "preparation": set(),
     "datasets": {"preparation"},
@@ -25,6 +25,7 @@ DOORS = {
 LIGHT = (
     "errors",
     "commands",
+    "files",
     "preparation.prepare",
     "preparation.rendered",
     "datasets.folder",
@@ -62,7 +63,7 @@ def test_every_room_has_its_doors() -> None:
 def test_a_room_uses_its_own_doors_only(room: str) -> None:
     for path in (PACKAGE / room).rglob("*.py"):
         others = {name.split(".")[1] for name in imports(path) if name.startswith("mmflowers.")}
-        assert others <= {room, "errors", "commands"} | DOORS[room], path
+        assert others <= {room, "errors", "commands", "files"} | DOORS[room], path
         assert not {name.split(".")[0] for name in imports(path)} & {"tools", "benchmarks"}, path
 
 

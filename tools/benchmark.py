@@ -129,6 +129,7 @@ def _predict(args) -> None:
 def _train(args) -> None:
     from mmflowers.engine import benchmark
     from mmflowers.errors import InputError
+    from mmflowers.files import write_text
 
     if args.to_accuracy is not None and (args.iterations or args.warmup):
         raise InputError("--to-accuracy times whole trainings", "leave --iterations and --warmup away")
@@ -143,7 +144,7 @@ def _train(args) -> None:
         rates = dict(warmup=args.warmup, iterations=args.iterations)
         got = benchmark.compare_rates(MEASURE, args.trainings, **asked, **rates)
     if args.json:
-        args.json.write_text(json.dumps(got, indent=2) + "\n", encoding="utf-8")
+        write_text(args.json, json.dumps(got, indent=2) + "\n", elsewhere="choose another --json")
     print(benchmark.table(got))
     if failed := benchmark.failures(got):
         raise InputError(problems=failed)

@@ -11,6 +11,7 @@ A row is a photo: as it is, as a test sees it, and as the first epochs of a trai
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 from mmflowers.commands import Parser, importing, natural, positive, run
@@ -40,6 +41,7 @@ def main() -> None:
 
     with importing():
         from mmflowers.engine.browsing import browse
+        from mmflowers.files import explained, write_bytes
 
     sheet = browse(
         args.config,
@@ -50,8 +52,11 @@ def main() -> None:
         seed=args.seed,
         cfg_options=args.cfg_options,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out)
+    png = io.BytesIO()
+    sheet.save(png, "PNG")
+    with explained(out.parent, elsewhere="choose another --out"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(out, png.getvalue(), elsewhere="choose another --out")
     print(f"picture: {out} ({sheet.width} × {sheet.height} px)")
 
 

@@ -11,6 +11,8 @@ examples:
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mmflowers.commands import Parser, importing, run
 
 
@@ -45,6 +47,7 @@ def main() -> None:
         from mmflowers.engine.testing import test
         from mmflowers.evaluation.predictions import format_per_class, read_predictions
         from mmflowers.evaluation.statistics import compare, format_part, format_top1_interval, predictions_file
+        from mmflowers.files import REFUSALS, explained
 
     # Read before anything is tested: the test may be the one that writes this file.
     against = predictions_file(args.against, args.split) if args.against else None
@@ -53,18 +56,20 @@ def main() -> None:
     def check(config, problems) -> None:
         report(check_testing(config, problems, split=args.split, options=args.cfg_options), config.work_dir)
 
-    tested = test(
-        args.config,
-        args.checkpoint,
-        data=args.data,
-        split=args.split,
-        tta=args.tta,
-        amp=args.amp,
-        work_dir=args.work_dir,
-        launcher=args.launcher,
-        cfg_options=args.cfg_options,
-        before=None if args.skip_checks else check,
-    )
+    folder = args.work_dir or Path(args.checkpoint or "work_dirs").parent
+    with explained(folder, elsewhere="choose another --work-dir", only=REFUSALS):
+        tested = test(
+            args.config,
+            args.checkpoint,
+            data=args.data,
+            split=args.split,
+            tta=args.tta,
+            amp=args.amp,
+            work_dir=args.work_dir,
+            launcher=args.launcher,
+            cfg_options=args.cfg_options,
+            before=None if args.skip_checks else check,
+        )
     if tested is None:  # not the main process
         return
     predictions, path, coverage = tested

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmflowers.errors import InputError
+from mmflowers.files import read_csv
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,10 @@ def read_card(root: Path) -> DataCard:
                 raise ValueError("not an object")
         path = root / "files.csv"
         if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = [
-                    (row["path"], row["verdict"], row["reason"], row["duplicate_of"]) for row in csv.DictReader(file)
-                ]
-    except (OSError, ValueError, KeyError, csv.Error) as error:
+            header, *lines = read_csv(path)
+            columns = [header.index(name) for name in ("path", "verdict", "reason", "duplicate_of")]
+            rows = [tuple(line[column] for column in columns) for line in lines]
+    except (OSError, ValueError, IndexError, csv.Error) as error:
         hint = "python tools/prepare_flowers.py writes it; a folder without it will do too"
         raise InputError(f"{path} can't be read: {error!r}", hint) from error
     dropped = Counter(reason for _, verdict, reason, _ in rows if verdict == "dropped")

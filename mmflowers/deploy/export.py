@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import shutil
 import time
 import warnings
@@ -28,6 +27,7 @@ from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.engine.testing import kept_config
 from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.facts import find_dataset, tested_on
+from mmflowers.files import explained, sync_folder, write_bytes
 from mmflowers.preparation.download import file_sha256
 
 FILES = {
@@ -42,6 +42,7 @@ SPLIT = "val"
 ENOUGH = 256  # photos to check on
 BATCH = 32
 ALONE = 20  # photos that are timed one by one
+ELSEWHERE = "choose another --out"
 
 Scores = Callable[[Any], np.ndarray]
 
@@ -159,8 +160,10 @@ def export(
                 work_dir, root, checks=checks, facts=facts, expected=expected_of, split=SPLIT, licence=licence
             )
             _write(staging / CARD, card.encode())
-        for path in sorted(staging.iterdir()):
-            path.replace(out / path.name)
+        with explained(out, elsewhere=ELSEWHERE):
+            for path in sorted(staging.iterdir()):
+                path.replace(out / path.name)
+            sync_folder(out)
     return Export(out, len(names), source, checks, notes)
 
 
@@ -299,15 +302,18 @@ def _compare(
 
 @contextlib.contextmanager
 def _staging(out: Path) -> Iterator[Path]:
-    """A hidden folder in ``out`` that is gone afterwards; what the disk forbids becomes bad input."""
+    """A hidden folder in ``out`` that is gone afterwards.
+
+    Raises:
+        InputError: It can't be made.
+    """
     staging, is_new = out / ".incomplete", not out.exists()
     try:
-        if staging.exists():  # a killed export's
-            shutil.rmtree(staging)
-        staging.mkdir(parents=True)
+        with explained(out, elsewhere=ELSEWHERE):
+            if staging.exists():  # a killed export's
+                shutil.rmtree(staging)
+            staging.mkdir(parents=True)
         yield staging
-    except OSError as error:
-        raise InputError(f"can't write {out}: {error.strerror}", "make room, or name another --out") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if is_new:
@@ -316,7 +322,4 @@ def _staging(out: Path) -> Iterator[Path]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    write_bytes(path, data, elsewhere=ELSEWHERE)

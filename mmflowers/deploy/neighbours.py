@@ -19,6 +19,7 @@ from mmflowers.deploy.inputs import Input
 from mmflowers.deploy.photos import PhotoDataset, read_batches
 from mmflowers.engine.hooks import BEST
 from mmflowers.errors import InputError
+from mmflowers.files import replacing
 from mmflowers.preparation.download import file_sha256
 
 CACHE = "train_features.npz"  # in the work dir
@@ -144,10 +145,8 @@ def _read_cache(path: Path, network: str) -> dict[int, np.ndarray]:
 
 
 def _write_cache(path: Path, network: str, photos: list[int], features: np.ndarray) -> None:
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        with replacing(path, sync=False) as file:
             np.savez(file, network=network, photos=np.array(photos, dtype=np.int64), features=features)
-        partial.replace(path)
     except OSError as error:
         print(f"the features aren't kept: {path}: {error.strerror}", file=sys.stderr)

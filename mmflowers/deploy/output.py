@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import itertools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from mmflowers.deploy.inputs import Input
 from mmflowers.errors import InputError
+from mmflowers.files import AtomicFile, creating, explained, write_rows
 
 if TYPE_CHECKING:
     from mmflowers.deploy.classifier import Prediction
 
 KINDS = (".csv", ".jsonl", ".parquet")
+ELSEWHERE = "choose another --out"
 ROW_GROUP = 8192  # rows of a Parquet file that are held until they are written
 
 Write = Callable[["list[Prediction]"], None]
@@ -45,81 +47,96 @@ def check_output(path: Path) -> None:
 def open_output(path: Path, top_k: int) -> Iterator[Write]:
     """Open a file of predictions; what is yielded writes a batch of them.
 
-    CSV and JSON Lines hold every batch as soon as it is written, Parquet gets its name at the end. ``path``, then
-    ``class`` and ``score`` of each of the ``top_k`` classes, then ``reason``.
+    ``path``, then ``class`` and ``score`` of each of the ``top_k`` classes, then ``reason``. The file gets its name at
+    the end of the context; until then what was there under the name stays. An error removes the rows; a stop by a
+    signal keeps them beside it, as ``<name>.partial<extension>``, and says so on stderr.
 
     Raises:
         InputError: It can't be written.
     """
-    kind = path.suffix.lower()
-    if kind == ".parquet":
-        with _parquet(path, top_k) as write:
-            yield write
-        return
-    with _explained(path):
-        file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
-    writer = csv.writer(file, lineterminator="\n")
-
-    def write(predictions: list[Prediction]) -> None:
-        with _explained(path):
-            if kind == ".csv":
-                writer.writerows(_cells(found, top_k) for found in predictions)
-            else:
-                file.writelines(json.dumps(_object(found)) + "\n" for found in predictions)
-            file.flush()
-
+    kind, written = path.suffix.lower(), False
+    with explained(path, elsewhere=ELSEWHERE):
+        whole = AtomicFile(path, text=kind != ".parquet", errors="surrogateescape")
     try:
-        if kind == ".csv":
-            writer.writerow(_columns(top_k))
+        with explained(path, elsewhere=ELSEWHERE):
+            rows = {".csv": _Csv, ".jsonl": _JsonLines, ".parquet": _Parquet}[kind](whole.file, top_k)
+
+        def write(predictions: list[Prediction]) -> None:
+            nonlocal written
+            with explained(path, elsewhere=ELSEWHERE):
+                rows.write(predictions)
+                whole.file.flush()
+            written = True
+
         yield write
-    finally:
-        with _explained(path):
-            file.close()
+        with explained(path, elsewhere=ELSEWHERE):
+            rows.close()
+            whole.commit()
+    except BaseException as error:
+        try:
+            if written and not isinstance(error, Exception):  # a stop: hours of work may be in these rows
+                with explained(path, elsewhere=ELSEWHERE):
+                    rows.close()
+                    print(f"the rows so far are in {whole.keep()}", file=sys.stderr)
+        finally:
+            whole.discard()
+        raise
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"can't write {path}: {error.strerror or error}", "make room, or choose another --out"
-        ) from error
+class _Csv:
+    def __init__(self, file: IO[str], top_k: int) -> None:
+        self._file, self._top_k = file, top_k
+        write_rows(file, [_columns(top_k)])
+
+    def write(self, predictions: list[Prediction]) -> None:
+        write_rows(self._file, (_cells(found, self._top_k) for found in predictions))
+
+    def close(self) -> None:
+        pass
 
 
-@contextmanager
-def _parquet(path: Path, top_k: int) -> Iterator[Write]:
-    import pyarrow
-    import pyarrow.parquet
+class _JsonLines:
+    def __init__(self, file: IO[str], top_k: int) -> None:
+        self._file = file
 
-    columns = _columns(top_k)
-    types = [pyarrow.float32() if name.startswith("score") else pyarrow.string() for name in columns]
-    schema = pyarrow.schema(zip(columns, types, strict=True))
-    partial = path.with_name(f".{path.name}.partial")
-    held: list[list] = []
+    def write(self, predictions: list[Prediction]) -> None:
+        self._file.writelines(json.dumps(_object(found)) + "\n" for found in predictions)
 
-    def put() -> None:
-        values = [[row[column] if row[column] != "" else None for row in held] for column in range(len(columns) - 1)]
-        with _explained(path):
-            writer.write_table(pyarrow.table([*values, [row[-1] for row in held]], schema=schema))
-        held.clear()
+    def close(self) -> None:
+        pass
 
-    def write(predictions: list[Prediction]) -> None:
+
+class _Parquet:
+    """Holds rows until there are enough for a row group."""
+
+    def __init__(self, file: IO[bytes], top_k: int) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        self._top_k, self._held = top_k, []
+        columns = _columns(top_k)
+        types = [pyarrow.float32() if name.startswith("score") else pyarrow.string() for name in columns]
+        self._schema = pyarrow.schema(zip(columns, types, strict=True))
+        self._writer = pyarrow.parquet.ParquetWriter(file, self._schema)
+
+    def write(self, predictions: list[Prediction]) -> None:
         for found in predictions:
-            name, *rest = _cells(found, top_k, number=float)
-            held.append([os.fsencode(name).decode("utf-8", "backslashreplace"), *rest])
-        if len(held) >= ROW_GROUP:
-            put()
+            name, *rest = _cells(found, self._top_k, number=float)
+            self._held.append([os.fsencode(name).decode("utf-8", "backslashreplace"), *rest])
+        if len(self._held) >= ROW_GROUP:
+            self._put()
 
-    with _explained(path):
-        writer = pyarrow.parquet.ParquetWriter(partial, schema)
-    try:
-        with writer:
-            yield write
-            put()
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    def close(self) -> None:
+        self._put()
+        self._writer.close()
+
+    def _put(self) -> None:
+        import pyarrow
+
+        *columns, reasons = ([row[number] for row in self._held] for number in range(len(self._schema)))
+        values = [[None if value == "" else value for value in column] for column in columns]
+        self._writer.write_table(pyarrow.table([*values, reasons], schema=self._schema))
+        self._held.clear()
 
 
 def _columns(top_k: int) -> list[str]:
@@ -167,16 +184,15 @@ class Sorter:
         """
         name = Path(input_.name.rstrip("/").rpartition("/")[2]).name or "photo"
         path = self.folder / class_name / name
-        try:
+        with explained(f"{input_.name} into {path.parent}", elsewhere="choose another --sort-into"):
             path.parent.mkdir(parents=True, exist_ok=True)
             for number in itertools.count(2):
                 try:
                     self._put(input_, path)
-                    return path
+                    break
                 except FileExistsError:
                     path = path.with_name(f"{Path(name).stem}_{number}{Path(name).suffix}")
-        except OSError as error:
-            raise InputError(f"can't sort {input_.name} into {path.parent}: {error.strerror}", "make room") from error
+        return path
 
     def _put(self, input_: Input, path: Path) -> None:
         how = self.how if input_.is_own_file else "copy"
@@ -192,15 +208,11 @@ class Sorter:
                 raise
             except OSError:  # another disk, or one without hard links
                 pass
-        with path.open("xb") as file:
-            try:
-                if isinstance(input_.source, bytes):
-                    file.write(input_.source)
-                else:
-                    with open(input_.source, "rb") as source:  # noqa: PTH123
-                        shutil.copyfileobj(source, file)
-            except BaseException:
-                path.unlink()
-                raise
+        with creating(path) as file:
+            if isinstance(input_.source, bytes):
+                file.write(input_.source)
+            else:
+                with open(input_.source, "rb") as source:  # noqa: PTH123
+                    shutil.copyfileobj(source, file)
         if how == "move":
             os.unlink(input_.source)  # noqa: PTH108

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmflowers.deploy.classifier import FlowerClassifier, Prediction
-from mmflowers.errors import InputError
+from mmflowers.files import creating, explained
 from mmflowers.visualization.cam import explain
 
 
@@ -39,18 +40,18 @@ class Overlays:
         read = (found for found in predictions if not found.reason)
         for found, image in zip(read, () if pixels is None else pixels, strict=True):
             picture = Image.fromarray(explain(self.model, image)[0])
-            try:
+            with explained(self.folder, elsewhere="choose another --cam"):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._save(picture, Path(found.image).stem or "photo")
-            except OSError as error:
-                raise InputError(f"can't write to {self.folder}: {error.strerror}", "make room") from error
 
     def _save(self, picture: Image.Image, stem: str) -> None:
+        jpeg = io.BytesIO()  # Pillow's own errors don't say what the disk said
+        picture.save(jpeg, "JPEG", quality=90)
         for number in itertools.count(1):
             path = self.folder / (f"{stem}.jpg" if number == 1 else f"{stem}_{number}.jpg")
             try:
-                with path.open("xb") as file:
-                    picture.save(file, "JPEG", quality=90)
+                with creating(path) as file:
+                    file.write(jpeg.getbuffer())
                 return
             except FileExistsError:
                 continue

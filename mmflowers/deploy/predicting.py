@@ -81,10 +81,10 @@ def predict_all(
             for input_, found in zip(batch.inputs, predictions, strict=True) if sorter else ():
                 if not found.reason:
                     sorter.place(input_, found.class_name)
-    if passed.count:
-        print(f"{passed.count:,} files without an image's extension were passed over", file=sys.stderr)
-    if not read:
-        raise InputError(f"no photo in {', '.join(arguments)}", "are they in there with an image's extension?")
+        if passed.count:
+            print(f"{passed.count:,} files without an image's extension were passed over", file=sys.stderr)
+        if not read:  # before the rows get their name: an old file stays
+            raise InputError(f"no photo in {', '.join(arguments)}", "are they in there with an image's extension?")
     print(f"{unread:,} of {read:,} could not be read", file=sys.stderr)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
+
+from mmflowers.files import replacing, sync_folder
 
 AHEAD = 2  # checkpoints that may wait in memory: an epoch's last.pth and best.pth
 
@@ -20,23 +21,11 @@ def write_checkpoint(checkpoint: dict, path: Path) -> None:
     Raises:
         OSError: The disk is full or fails. What was there under this name stays.
     """
-    partial = path.with_name(f".{path.name}.partial")
     content = io.BytesIO()  # torch.save's own errors don't say what the disk said
     torch.save(checkpoint, content)
-    try:
-        with partial.open("wb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    if os.name == "posix":  # the new name itself
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    with replacing(path) as file:
+        file.write(content.getbuffer())
+    sync_folder(path.parent)
 
 
 class CheckpointWriter:

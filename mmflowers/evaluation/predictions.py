@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mmflowers.errors import InputError
+from mmflowers.files import read_csv, write_csv
 
 COLUMNS = ["image", "label", "predicted"]  # and a score column for each class
 
@@ -42,16 +43,18 @@ class Predictions:
 
 
 def write_predictions(predictions: Predictions, path: Path) -> None:
-    """Write a CSV: image, label, predicted (both by name), and a score column for each class, in the classes' order."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*COLUMNS, *(f"score_{name}" for name in predictions.classes)])
-        rows = zip(predictions.images, predictions.labels, predictions.predicted, predictions.scores, strict=True)
-        for image, label, predicted, scores in rows:
-            names = predictions.classes[label], predictions.classes[predicted]
-            writer.writerow([image, *names, *(f"{score:.9g}" for score in scores)])  # float32, exactly
-    partial.replace(path)
+    """Write a CSV: image, label, predicted (both by name), and a score column for each class, in the classes' order.
+
+    Raises:
+        InputError: The disk is full, read-only or broken; what was there under this name stays.
+    """
+    classes = predictions.classes
+    rows: list[list[str]] = [[*COLUMNS, *(f"score_{name}" for name in classes)]]
+    for image, label, predicted, scores in zip(
+        predictions.images, predictions.labels, predictions.predicted, predictions.scores, strict=True
+    ):
+        rows.append([image, classes[label], classes[predicted], *(f"{score:.9g}" for score in scores)])  # exactly
+    write_csv(path, rows, elsewhere="choose another --work-dir")
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -61,8 +64,7 @@ def read_predictions(path: Path) -> Predictions:
         InputError: Not such a file.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
+        header, *rows = read_csv(path)
         if header[:3] != COLUMNS or not rows:
             raise ValueError(f"columns {header[:3]}, {len(rows)} rows")
         classes = [name.removeprefix("score_") for name in header[3:]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ import PIL
 import mmflowers
 from mmflowers.commands import progress
 from mmflowers.errors import InputError, Problem
+from mmflowers.files import DISK_ERRORS, explained
 from mmflowers.preparation.duplicates import Duplicates, resolve
 from mmflowers.preparation.inspection import MIN_SIDE, Journal, hash_files, inspect
 from mmflowers.preparation.records import SPLITS, Record, Source, SourceFile
@@ -25,6 +27,7 @@ from mmflowers.preparation.sources import FLOWER_PHOTOS, open_source
 from mmflowers.preparation.splitting import check_given, name_targets, shown
 from mmflowers.preparation.splitting import split as draw_split
 from mmflowers.preparation.writing import (
+    ELSEWHERE,
     Target,
     digest,
     is_whole,
@@ -216,10 +219,12 @@ def prepare(
             summary = None if force else _up_to_date_rendered(target, expected, options, workers)
             if summary is None:
                 try:
-                    opened = open_it(target.incomplete / "source")
-                    summary = build(opened, target, options, workers=workers, force=force)
+                    with explained(target.out, elsewhere=ELSEWHERE, only=DISK_ERRORS):
+                        opened = open_it(target.incomplete / "source")
+                        summary = build(opened, target, options, workers=workers, force=force)
                 except InputError:
-                    target.clear()  # an interruption leaves its work for the next run; bad input doesn't
+                    with contextlib.suppress(OSError):  # a disk that has become read-only
+                        target.clear()  # an interruption leaves its work for the next run; bad input doesn't
                     raise
     summary.seconds = time.perf_counter() - start
     return summary

@@ -10,6 +10,7 @@ closed tulips, double daisies beside dandelions).
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import signal
@@ -162,7 +163,9 @@ def _render_file(job: tuple[str, str, int, int, int]) -> Path:
     long = round(short * rng.choice([1.0, 1.25, 4 / 3, 1.5, 1.6], p=[0.1, 0.1, 0.4, 0.35, 0.05]))
     image = render_flower(kind, rng, (long, short) if rng.random() < 0.7 else (short, long))
     path = Path(folder, kind, f"{kind}_{number:05d}.jpg")
-    image.save(path, quality=int(rng.integers(50, 96)))
+    jpeg = io.BytesIO()  # Pillow's own errors don't say what the disk said
+    image.save(jpeg, "JPEG", quality=int(rng.integers(50, 96)))
+    path.write_bytes(jpeg.getbuffer())
     return path
 
 

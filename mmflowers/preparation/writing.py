@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import ctypes
 import errno
 import hashlib
@@ -22,6 +21,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mmflowers.errors import InputError
+from mmflowers.files import REFUSALS, explained, sync_folder, write_rows
 from mmflowers.preparation.inspection import hash_files
 from mmflowers.preparation.records import SPLITS, Record, Source, SourceFile
 from mmflowers.preparation.splitting import encoded, shown
@@ -35,10 +35,12 @@ COLUMNS = (
     *("path", "class", "split", "sha256", "size", "width", "height", "verdict", "reason", "duplicate_of", "group"),
     "target",
 )
+ELSEWHERE = "choose another --out"
 DISK_RESERVE = 64 << 20  # bytes for lists, tables and what else happens on the disk meanwhile
 LOCK_PATIENCE = 3.0  # seconds; the workers of a killed run hold its lock for a moment longer
 SHEET_CLASSES, SHEET_PHOTOS, SHEET_SIDE = 40, 8, 112  # of the contact sheet: rows, photos a row, pixels
 
+WRITING = REFUSALS | {errno.ENOTDIR, errno.ENAMETOOLONG}  # what isn't a bug where a dataset folder is written
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 
 
@@ -129,7 +131,7 @@ class Target:
                 _exchange(self.dataset, self.out, self._old)
             else:
                 self.dataset.rename(self.out)
-            _sync_folder(self.out.parent)
+            sync_folder(self.out.parent)
         self.clear()
 
     def clear(self) -> None:
@@ -205,16 +207,18 @@ def write_tables(records: list[Record], classes: list[str], target: Target) -> N
             write_text(target.dataset / f"{name}.txt", "".join(lines))
     write_text(target.dataset / "classes.txt", "".join(f"{name}\n" for name in classes))
     with _writing(target.dataset), (target.dataset / "files.csv").open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(COLUMNS)
-        for record in records:
-            table.writerow(
+        write_rows(file, [COLUMNS])
+        write_rows(
+            file,
+            (
                 (
                     *(shown(record.path), shown(record.class_name or ""), record.split or "", record.sha256),
                     *(record.size, record.width, record.height, record.verdict, record.reason),
                     *(shown(record.duplicate_of), record.group or "", record.target or ""),
                 )
-            )
+                for record in records
+            ),
+        )
 
 
 def write_contact_sheet(records: Iterable[Record], classes: list[str], target: Target) -> None:
@@ -289,16 +293,9 @@ def write_text(path: Path, text: str) -> None:
         path.write_bytes(text.encode())
 
 
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _writing(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Turn what the disk or its owner forbids into bad input; anything else stays a bug."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
-            hint = "free some space, or choose another --out"
-            raise InputError(f"can't write to {folder}: {error.strerror}", hint) from None
-        raise
+    return explained(folder, elsewhere=ELSEWHERE, only=WRITING)
 
 
 @contextlib.contextmanager
@@ -372,14 +369,6 @@ def _sync(folder: Path) -> None:
             os.close(fd)
     if hasattr(os, "sync"):
         os.sync()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        fd = os.open(folder, os.O_RDONLY)
-        with contextlib.suppress(OSError):  # not every file system syncs folders
-            os.fsync(fd)
-        os.close(fd)
 
 
 def _remove(folder: Path) -> None:

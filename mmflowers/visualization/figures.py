@@ -14,6 +14,7 @@ import numpy as np
 
 from mmflowers.evaluation.calibration import Calibration
 from mmflowers.evaluation.history import History
+from mmflowers.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,11 +114,15 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a PNG in light colours, whole or not at all."""
-    partial = path.with_name(f".{path.stem}.partial.png")
+    """Write a PNG in light colours, whole or not at all.
+
+    Raises:
+        InputError: The disk is full, read-only or broken.
+    """
+    png = io.BytesIO()
     with _quiet():
-        figure.savefig(partial, dpi=150, facecolor="white")
-    partial.replace(path)
+        figure.savefig(png, format="png", dpi=150, facecolor="white")
+    write_bytes(path, png.getvalue(), sync=False)  # a training that draws its curves doesn't wait for the disk
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:

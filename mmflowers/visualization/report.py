@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -23,6 +22,7 @@ from mmflowers.evaluation.history import History, read_history
 from mmflowers.evaluation.predictions import Predictions, per_class_table, read_predictions
 from mmflowers.evaluation.statistics import SIGNIFICANT, compare, wilson_interval
 from mmflowers.evaluation.tested import check_record, read_record
+from mmflowers.files import explained, write_csv, write_text
 from mmflowers.visualization.pages import environment
 from mmflowers.visualization.thumbnails import as_uri, photo_uri
 
@@ -33,6 +33,7 @@ GALLERY = 24  # photos in each gallery
 SMALL, LARGE = 160, 320  # longer side of a thumbnail in a cell and in a gallery, in pixels
 MAX_PHOTOS, MAX_BYTES = 2500, 10_000_000  # thumbnails in cells, as a number and as text in the page
 COPIES = 50  # copies that are named
+ELSEWHERE = "choose another --out"
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,15 @@ def write_report(
 
     Raises:
         InputError: A run that wasn't tested, predictions of other photos than the first run's, no dataset folder,
-            a network that Grad-CAM can't explain.
+            a network that Grad-CAM can't explain, a disk that is full, read-only or broken.
     """
     runs = _read_runs(work_dirs, split)
     first = runs[0]
     root = find_dataset(first.work_dir, tested_on(first.work_dir), data)
     _hold_against_list(first, root, split)
     out = out or first.work_dir / "report" / "report.html"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with explained(out.parent, elsewhere=ELSEWHERE):
+        out.parent.mkdir(parents=True, exist_ok=True)
 
     compared = [_compared(run, first) for run in runs]
     figures = _draw(runs, out.parent, bins)
@@ -96,9 +98,7 @@ def write_report(
         classes=per_class_table(first.predictions),
         **_photos(first.predictions, root, classifier),
     )
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(out)
+    write_text(out, page, elsewhere=ELSEWHERE)
     return out
 
 
@@ -242,12 +242,7 @@ def _epochs(runs: Sequence[Run]) -> Iterable[list]:
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-    partial.replace(path)
+    write_csv(path, [header, *rows], elsewhere=ELSEWHERE)
 
 
 def _data_facts(card: DataCard, root: Path) -> dict[str, Any]:

@@ -166,24 +166,32 @@ def test_a_list_on_stdin_is_printed_as_it_comes_and_moved(trained: Path, photo: 
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_by_a_signal_it_leaves_whole_rows(
+def test_stopped_by_a_signal_it_keeps_whole_rows_beside_the_old_file(
     trained: Path, photo: bytes, tmp_path: Path, signum: signal.Signals
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(photo)
     out = tmp_path / "out.csv"
+    out.write_text("old")
     command = [sys.executable, str(ROOT / "tools" / "predict.py"), "-", "--run", str(trained), "--out", str(out)]
     pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([*command, "--batch-size", "1", "--workers", "1"], cwd=tmp_path, **pipes) as process:
         process.stdin.write("a.jpg\n" * 4)
         process.stdin.flush()
         deadline = time.monotonic() + 120
-        while not (out.exists() and out.read_text().count("\n") > 1) and time.monotonic() < deadline:
+        growing: list[Path] = []
+        while not any(path.read_text().count("\n") > 1 for path in growing) and time.monotonic() < deadline:
             time.sleep(0.1)
+            growing = list(tmp_path.glob(".*.partial"))
+        assert growing
         process.send_signal(signum)
         assert process.wait(timeout=60) == 128 + signum
-        assert process.stderr.read().splitlines()[-1] == "stopped"
+        assert process.stderr.read().splitlines()[-2:] == [
+            f"the rows so far are in {tmp_path / 'out.partial.csv'}",
+            "stopped",
+        ]
         process.stdin.close()
-    header, *rows = out.read_text().splitlines()
+    assert out.read_text() == "old" and not list(tmp_path.glob(".*.partial"))
+    header, *rows = (tmp_path / "out.partial.csv").read_text().splitlines()
     assert header.startswith("path,class,score") and rows
     assert all(row.startswith("a.jpg,") and row.count(",") == header.count(",") for row in rows)
 
@@ -264,7 +272,9 @@ def test_a_name_that_is_no_utf8_comes_back_byte_for_byte(tmp_path: Path) -> None
     name = os.fsdecode(b"caf\xe9.jpg")
     with open_output(tmp_path / "x.csv", 1) as write:
         write([Prediction(name, reason="empty")])
-        assert (tmp_path / "x.csv").read_bytes() == b"path,class,score,reason\ncaf\xe9.jpg,,,empty\n"  # at once
+        (growing,) = tmp_path.iterdir()
+        assert growing.read_bytes() == b"path,class,score,reason\ncaf\xe9.jpg,,,empty\n"  # at once
+    assert (tmp_path / "x.csv").read_bytes() == b"path,class,score,reason\ncaf\xe9.jpg,,,empty\n"
 
 
 @pytest.mark.slow
