@@ -181,7 +181,8 @@ def load(path: Path) -> dict:
     try:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError, OSError: each kind of damage has its own
-        reason = str(error).strip().partition("\n")[0]
+        # Not torch's message: it advises to load the file unsafely.
+        reason = getattr(error, "strerror", None) or "it is damaged, or holds more than tensors and plain values"
         raise InputError(f"{path} can't be loaded safely: {reason}", "a .pth file of plain tensors is needed") from None
 
 

@@ -19,7 +19,7 @@ from mmflowers.deploy.inputs import Input
 from mmflowers.deploy.photos import PhotoDataset, read_batches
 from mmflowers.engine.configuration import load_config, set_classes
 from mmflowers.engine.hooks import BEST
-from mmflowers.engine.loading import load_checkpoint_file
+from mmflowers.engine.loading import load_checkpoint_file, require_finite
 from mmflowers.engine.weights import convert_state_dict
 from mmflowers.errors import InputError, Problem
 from mmflowers.models.folding import fold_batchnorm
@@ -108,7 +108,7 @@ class FlowerClassifier:
             tta: As for the class.
 
         Raises:
-            InputError: No such run, or config and checkpoint don't belong together.
+            InputError: No such run, config and checkpoint don't belong together, or weights that are NaN or infinite.
         """
         if Path(work_dir).is_file():
             work_dir, checkpoint = Path(work_dir).parent, Path(work_dir).name
@@ -127,6 +127,7 @@ class FlowerClassifier:
             raise InputError(f"{configs[0]} has no test_dataloader, whose pipeline makes the network's pixels")
         model = get_model(config, pretrained=False)
         state = convert_state_dict(saved.get("state_dict", saved), model, keep_head=True).state_dict
+        require_finite(state, path)
         model.load_state_dict(state, strict=False)  # all but counters of BatchNorm were held against the model
         return cls(model, classes, device=device, amp=amp, tta=tta)
 
