@@ -5,11 +5,13 @@ examples:
   python tools/demo.py                                    the last run in work_dirs, on http://127.0.0.1:7860
   python tools/demo.py --run work_dirs/mine --port 8000
   python tools/demo.py --host 0.0.0.0                     for everybody in the network
+  python tools/demo.py --allow-host flowers.example       behind a proxy of that name
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from mmflowers.commands import Parser, existing_folder, importing, run
@@ -29,6 +31,14 @@ def main() -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="(default: 127.0.0.1, only this machine)"
     )
+    parser.add_argument(
+        "--allow-host",
+        type=_host_name,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name by which browsers reach the page, besides the machine's own; may be repeated",
+    )
     parser.add_argument("--port", type=_port, metavar="N", help="(default: the first free one from 7860 on)")
     parser.add_argument("--workers", type=_natural, default=2, metavar="N", help="processes that decode (default: 2)")
     args = parser.parse_args()
@@ -42,7 +52,20 @@ def main() -> None:
             from mmflowers.engine.testing import last_run
 
         work_dir = last_run(Path("work_dirs"), "name one elsewhere by --run")
-    serve(work_dir, data=args.data, host=args.host, port=args.port, workers=args.workers)
+    serve(
+        work_dir,
+        data=args.data,
+        host=args.host,
+        port=args.port,
+        workers=args.workers,
+        allow_hosts=args.allow_host,
+    )
+
+
+def _host_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a name like flowers.example, without https:// and port")
+    return text
 
 
 def _natural(text: str) -> int:

@@ -152,8 +152,9 @@ class Answering:
                 numbered=[(next(_numbers), answer) for answer in answers],
                 notice=notice,
                 formats=FORMATS,
-                no_photos=self.photos.problems[0] if isinstance(self.photos, InputError) else None,
-                no_matrix=self.matrix.problems[0] if isinstance(self.matrix, InputError) else None,
+                # Only whether: the reasons name folders of this machine.
+                no_photos=isinstance(self.photos, InputError),
+                no_matrix=isinstance(self.matrix, InputError),
             )
         )
 

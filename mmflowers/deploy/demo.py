@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 import socket
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from mmflowers.commands import importing
 from mmflowers.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mmflowers.deploy.answers import Answering
+    from mmflowers.deploy.neighbours import TrainingPhotos
 
 PORT = 7860
-MAX_MEGABYTES = 32  # of a photo; phones and cameras stay below
-MAX_PHOTOS = 12  # answered at once
-MAX_AGE = 600  # seconds that a file of an upload that came to nothing is kept
-CSS = Path(__file__).parent / "templates" / "demo.css"
-FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "Arial", "sans-serif")
-MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Liberation Mono", "monospace")
-# Whatever gradio or a browser's extension of it would fetch from elsewhere, the browser refuses.
-POLICY = (
-    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:;"
-    " style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
-)
+M_MMAP_THRESHOLD = -3  # of malloc.h
+CONNECTIONS = 200  # at the same time; a tab takes up to six
 
 
 def require_gradio() -> None:
@@ -44,7 +37,9 @@ def require_gradio() -> None:
         raise InputError("the demo page needs gradio, which isn't installed", "pip install -e '.[demo]'")
 
 
-def serve(work_dir: Path, *, data: Path | None, host: str, port: int | None, workers: int) -> None:
+def serve(
+    work_dir: Path, *, data: Path | None, host: str, port: int | None, workers: int, allow_hosts: Sequence[str] = ()
+) -> None:
     """Serve the page until a signal ends it; its address goes to stdout.
 
     Args:
@@ -53,116 +48,53 @@ def serve(work_dir: Path, *, data: Path | None, host: str, port: int | None, wor
         host: Address to listen on.
         port: Default the first free one from 7860 on.
         workers: Processes that decode the training photos at the first start.
+        allow_hosts: Names that browsers reach the page by besides the machine's own.
 
     Raises:
         InputError: No such run, the port is taken, or ``data`` isn't the run's dataset folder.
     """
-    import uvicorn
-
-    with _listen(host, port) as listener, tempfile.TemporaryDirectory(prefix="mmflowers-") as uploads:
+    with _listen(host, port) as listener, tempfile.TemporaryDirectory(prefix="mmflowers-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # gradio makes it, and shares it with all of the machine by default
         with contextlib.redirect_stdout(sys.stderr):  # mmengine tells stdout of timm's networks
             answering = _open_run(work_dir, data, workers)
-        os.environ["GRADIO_TEMP_DIR"] = uploads
-        app = build_app(answering, work_dir.resolve().name, Path(uploads))
+        with importing():
+            import uvicorn
+
+            from mmflowers.deploy.gate import served_names
+            from mmflowers.deploy.page import build_app
+
+        number = listener.getsockname()[1]
+        return_freed_memory()
+        app = build_app(answering, work_dir.resolve().name, names=served_names(host, allow_hosts), port=number)
         name = f"[{host}]" if ":" in host else host
-        print(f"demo: http://{name}:{listener.getsockname()[1]}", flush=True)
-        # Pages hold a connection open: without a limit they would keep the command from ending.
-        settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        print(f"demo: http://{name}:{number}", flush=True)
+        settings = uvicorn.Config(
+            app,
+            log_level="warning",
+            ws="none",
+            server_header=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=1,  # pages hold a connection open and would keep the command from ending
+        )
         uvicorn.Server(settings).run(sockets=[listener])
 
 
-def build_app(answering: Answering, name: str, uploads: Path) -> Any:
-    """The page as an ASGI application that asks for nothing from elsewhere.
+def return_freed_memory() -> None:
+    """Have the process return large blocks of memory to the system as soon as they are freed.
 
-    Args:
-        answering: Of the run.
-        name: The run's.
-        uploads: Where gradio puts what is uploaded (``GRADIO_TEMP_DIR``).
+    glibc maps a block for itself, and unmaps it when it is freed, above a size that grows up to 32 MB with the blocks
+    that are freed; smaller ones stay in a reserve of each thread (M_MMAP_THRESHOLD in ``man mallopt``). A size that is
+    set doesn't grow. Other C libraries have nothing of the kind.
     """
-    with importing():
-        import gradio
-        from fastapi import FastAPI
-
-    from mmflowers.deploy.answers import Answer
-
-    def answer_all(paths: list[str] | None) -> tuple[str, None]:
-        paths = paths or []
-        left = len(paths) - MAX_PHOTOS
-        notice = f"{left} more photos were left out: the page takes {MAX_PHOTOS} at once, tools/predict.py any number."
-        return show([(Path(path).name, path) for path in paths], notice if left > 0 else "")
-
-    def answer_camera(path: str | None) -> tuple[str, None]:
-        return show([("camera", path)] if path else [])
-
-    def look(name: str, path: str) -> Answer:
-        try:
-            return answering.answer(name, Path(path).read_bytes())
-        except FileNotFoundError:  # gradio names files by their content, and another tab's answer has deleted this one
-            return Answer(name, reason="it was sent twice at the same time, send it again")
-
-    def show(photos: list[tuple[str, str]], notice: str = "") -> tuple[str, None]:
-        # None empties the component: ready for the next photo, and without a link to a file that is gone.
-        try:
-            answers = [look(name, path) for name, path in photos[:MAX_PHOTOS]]
-        finally:
-            _sweep(uploads, [path for _, path in photos])
-        return _for_gradio(answering.render(answers, notice)), None
-
-    with gradio.Blocks(title=f"{name} · mmflowers", analytics_enabled=False) as page:
-        gradio.HTML(_head(answering, name))
-        with gradio.Tab("Photos"):
-            photos = gradio.File(
-                label=f"Up to {MAX_PHOTOS} photos of at most {MAX_MEGABYTES} MB each",
-                file_count="multiple",
-                height=170,
-                elem_id="photos",
-            )
-        with gradio.Tab("Camera"):
-            camera = gradio.Image(
-                label="Camera", sources=["webcam"], type="filepath", image_mode=None, height=360, elem_id="camera"
-            )
-        answers = gradio.HTML(elem_id="answers")
-        for component, event, answer in (
-            (photos, photos.upload, answer_all),
-            (camera, camera.input, answer_camera),
-        ):
-            event(
-                answer,
-                component,
-                [answers, component],
-                concurrency_id="network",  # one photo after the other, whoever asks
-                api_visibility="private",
-                show_progress_on=answers,
-            )
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.middleware("http")
-    async def restrict(request, call_next):
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = POLICY
-        return response
-
-    return gradio.mount_gradio_app(
-        app,
-        page,
-        path="/",
-        footer_links=[],
-        run_history=False,
-        max_file_size=MAX_MEGABYTES << 20,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        enable_monitoring=False,
-        theme=gradio.themes.Default(primary_hue="green", neutral_hue="gray", font=FONT, font_mono=MONO),
-        css=CSS.read_text(encoding="utf-8"),
-    )
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _open_run(work_dir: Path, data: Path | None, workers: int) -> Answering:
     with importing():
         from mmflowers.deploy.answers import Answering, read_confusion
         from mmflowers.deploy.classifier import FlowerClassifier
-        from mmflowers.deploy.neighbours import TrainingPhotos, read_training_photos
+        from mmflowers.deploy.neighbours import read_training_photos
         from mmflowers.engine.configuration import data_root
         from mmflowers.evaluation.facts import find_dataset
 
@@ -176,28 +108,13 @@ def _open_run(work_dir: Path, data: Path | None, workers: int) -> Answering:
         if data:
             raise
         photos = error
+        print(f"note: the page shows no nearest training photos: {error}", file=sys.stderr)
     try:
         matrix = read_confusion(work_dir, classifier.classes)
     except InputError as error:
         matrix = error
+        print(f"note: the page shows no confusions: {error}", file=sys.stderr)
     return Answering(classifier, photos, matrix)
-
-
-def _head(answering: Answering, name: str) -> str:
-    from markupsafe import Markup
-
-    facts = [f"{len(answering.classifier.classes)} classes"]
-    if not isinstance(answering.photos, InputError):
-        facts.append(f"{len(answering.photos):,} training photos")
-    if not isinstance(answering.matrix, InputError):
-        right, total = int(np.trace(answering.matrix)), int(answering.matrix.sum())
-        facts.append(f"top-1 {100 * right / total:.2f}\N{NO-BREAK SPACE}% on {total:,} val photos")
-    return _for_gradio(Markup('<header class="head"><h1>{}</h1><p>{}</p></header>').format(name, " · ".join(facts)))
-
-
-def _for_gradio(html: str) -> str:
-    """HTML in which gradio finds none of its own templates, ``{{ }}`` and ``${ }``."""
-    return str(html).replace("{", "&#123;")  # Markup would escape what replaces
 
 
 def _listen(host: str, port: int | None) -> socket.socket:
@@ -216,15 +133,3 @@ def _listen(host: str, port: int | None) -> socket.socket:
             if port is None and isinstance(error, (PermissionError, socket.gaierror)):
                 break
     raise InputError(f"can't listen on {host}, port {number}: {reason.strerror}", "--port or --host names another one")
-
-
-def _sweep(uploads: Path, answered: list[str]) -> None:
-    """Delete the files that were answered, and what came of uploads that nobody waited for."""
-    for path in map(Path, answered):
-        path.unlink(missing_ok=True)
-    for path in sorted(uploads.rglob("*"), reverse=True):  # a folder after what is in it
-        try:
-            if time.time() - path.stat().st_mtime > MAX_AGE:
-                path.rmdir() if path.is_dir() else path.unlink()
-        except OSError:  # a folder that isn't empty, or what another answer has deleted
-            continue

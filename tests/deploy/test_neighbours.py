@@ -105,13 +105,14 @@ def test_another_dataset_folder_is_refused(loaded: FlowerClassifier, run: Path, 
         read_training_photos(loaded, run, data)
 
 
-def test_what_is_missing_is_said_with_how_to_get_it(loaded: FlowerClassifier, run: Path, data: Path) -> None:
+def test_what_is_missing_is_said_without_naming_folders(loaded: FlowerClassifier, run: Path, data: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_confusion(run, loaded.classes)
     answering = Answering(loaded, InputError("no dataset folder at x", "--data names it"), caught.value)
     photo = sorted((data / "val" / "rose").glob("*.jpg"))[0].read_bytes()
     page = answering.render([answering.answer("<x>.jpg", photo), answering.answer("y.jpg", b"")])
-    assert "There are none to show: no dataset folder at x. --data names it." in page
-    assert f"Run <code>python tools/test.py {run / 'best.pth'}</code>" in page
+    assert "There are none to show. The terminal that runs tools/demo.py says why." in page
+    assert "Not known yet. The terminal that runs tools/demo.py says why." in page
+    assert "at x" not in page and str(run) in str(caught.value) and str(run) not in page
     assert "&lt;x&gt;.jpg" in page and "<x>" not in page
     assert "<b>y.jpg</b> can’t be read: empty." in page

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,6 @@ import torch
 from conftest import ROOT, run_tool
 
 from mmflowers.datasets.folder import read_dataset_folder
-from mmflowers.deploy.demo import _sweep
 from mmflowers.evaluation.predictions import Predictions, write_predictions
 
 ODD = "daisy {{7*7}} ${7*7} <b>&"  # gradio has templates of its own in what it shows
@@ -31,8 +31,9 @@ class Served(NamedTuple):
     temporary: Path
     process: subprocess.Popen
 
-    def uploads(self) -> list[bytes]:
-        return [path.read_bytes() for path in self.temporary.rglob("*") if path.is_file()]
+    def files(self) -> list[Path]:
+        """What uploads have left where temporary files go."""
+        return [path for path in self.temporary.rglob("*") if path.is_file()]
 
 
 def start(run: Path, *options: object, temporary: Path) -> subprocess.Popen:
@@ -73,7 +74,7 @@ def served(trained: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactor
     finally:
         code = stop(process)
     assert code == 128 + signal.SIGTERM
-    assert not list(temporary.glob("mmflowers-*"))
+    assert not [*temporary.glob("mmflowers-*"), *temporary.glob("gradio*")]
 
 
 class Page:
@@ -133,7 +134,7 @@ def test_a_photo_is_answered_in_a_browser(served: Served, browser, scheme: str, 
         assert page.tab.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
         assert [url for url in page.requests if not url.startswith((served.address, "data:", "blob:"))] == []
         assert page.errors == []
-    assert photo.read_bytes() not in served.uploads()
+    assert served.files() == []
 
 
 def test_what_cannot_be_read_is_a_sentence_and_costs_the_others_nothing(
@@ -151,7 +152,7 @@ def test_what_cannot_be_read_is_a_sentence_and_costs_the_others_nothing(
         assert half.startswith("half.jpg can’t be read: truncated. JPEG, PNG, WebP, BMP, TIFF and GIF photos are read.")
         assert note.startswith("note.txt can’t be read: not an image. ")
         assert good.name in read
-        assert served.uploads() in ([], [b""] * len(served.uploads()))
+        assert served.files() == []
 
         page.drop(*[good] * 14)
         page.tab.get_by_text("2 more photos were left out").wait_for()
@@ -185,19 +186,18 @@ def test_the_camera_takes_a_photo(served: Served, browser) -> None:
         assert answer.locator(".bars label").count() == 5
 
 
-def test_what_uploads_leave_is_deleted_in_time(tmp_path: Path) -> None:
-    for name in ("answered", "stale", "fresh"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "x.jpg").touch()
-    _sweep(tmp_path, [str(tmp_path / "answered" / "x.jpg"), str(tmp_path / "gone.jpg")])
-    assert sorted(path.parent.name for path in tmp_path.rglob("x.jpg")) == ["fresh", "stale"]
-    for path in (tmp_path / "stale" / "x.jpg", tmp_path / "answered"):
-        os.utime(path, (0, 0))
-    _sweep(tmp_path, [])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "stale"]  # emptied a moment ago
-    os.utime(tmp_path / "stale", (0, 0))
-    _sweep(tmp_path, [])
-    assert [path.name for path in tmp_path.iterdir()] == ["fresh"]
+@pytest.mark.parametrize("sent", [{"Host": "evil.example"}, {"Origin": "http://evil.example"}])
+def test_the_server_answers_to_its_own_names_and_pages_only(served: Served, sent: dict[str, str]) -> None:
+    for path in ("/", "/gradio_api/queue/join"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(served.address + path, headers=sent))
+        assert refused.value.code == 403 and "server" not in refused.value.headers
+
+
+def test_a_name_to_allow_is_no_address(tmp_path: Path) -> None:
+    result = run_tool("demo.py", "--allow-host", "https://flowers.example", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "'https://flowers.example' must be a name like flowers.example" in result.stderr
 
 
 def test_the_page_names_no_other_server_and_forbids_them_all(served: Served) -> None:
