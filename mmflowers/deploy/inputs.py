@@ -125,6 +125,9 @@ def _is_there(text: str) -> bool:
 
 
 def _named(text: str, staging: Path, passed: Passed, left_out: set[str]) -> Iterator[Input]:
+    if "\0" in text:  # in no path; some functions of the system would raise
+        yield Input(text, None, "no such file")
+        return
     # Plain strings, not pathlib: a name is to come back letter by letter.
     path = os.path.expanduser(text)  # noqa: PTH111
     if is_url(text):
