@@ -17,7 +17,7 @@ DOORS = {
     "datasets": {"preparation"},
     "models": set(),
     "evaluation": set(),
-    "visualization": {"evaluation", "datasets"},
+    "visualization": {"evaluation", "datasets", "preparation"},
     "checks": {"engine", "datasets", "preparation"},
     "deploy": {"engine", "datasets", "models", "preparation", "evaluation", "visualization"},
     "engine": {"datasets", "models", "evaluation", "visualization"},

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmflowers.errors import InputError, Problem
+from mmflowers.files import explained, write_text
 
 KEPT = "checks.json"  # in the work dir; engine/record.py copies its warnings into the log
 
@@ -105,8 +106,9 @@ def report(findings: list[Finding], work_dir: str | Path | None = None) -> None:
         path.unlink(missing_ok=True)  # of an earlier run
         if not warnings:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps([asdict(finding) for finding in warnings], indent=1) + "\n", encoding="utf-8")
+        with explained(path.parent, elsewhere="choose another --work-dir"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps([asdict(finding) for finding in warnings], indent=1) + "\n")
 
 
 _RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")

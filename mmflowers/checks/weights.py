@@ -19,11 +19,13 @@ NEW_RUN = "resume with the dataset folder it was started with; --weights FILE --
 @check()
 def weights_fit(case: Case) -> Iterator[Finding]:
     """The same matching as when the run loads them."""
+    from mmflowers.engine.loading import require_finite
     from mmflowers.engine.weights import convert_state_dict
 
     if case.model is not None and case.checkpoint is not None:
         try:
-            convert_state_dict(case.checkpoint, case.model, keep_head=case.testing or case.resume)
+            fitting = convert_state_dict(case.checkpoint, case.model, keep_head=case.testing or case.resume)
+            require_finite(fitting.state_dict, case.source)
         except InputError as problem:
             yield from from_problems("weights", problem.problems)
 

@@ -43,9 +43,10 @@ def prepared_content(root: Path) -> dict[str, int]:
     Empty where ``files.csv`` doesn't say. Converted photos aren't in it: their row holds the source's digest.
     """
     try:
-        with (root / "files.csv").open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["verdict"] == "kept" and row["target"]]
-        return {row["target"]: int(row["sha256"][:16], 16) >> 1 for row in rows}
+        header, *lines = read_csv(root / "files.csv")
+        rows = [dict(zip(header, line, strict=True)) for line in lines]
+        taken = [row for row in rows if row["verdict"] == "kept" and row["target"]]
+        return {row["target"]: int(row["sha256"][:16], 16) >> 1 for row in taken}
     except (OSError, ValueError, LookupError, TypeError, csv.Error):
         return {}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mmflowers.files import replacing
 from mmflowers.preparation.duplicates import near_groups
 from mmflowers.preparation.inspection import THUMBNAIL_SIDE, examine, open_regular
 
@@ -180,10 +180,5 @@ def _read_cache(path: Path) -> dict[int, Any]:
 
 def _write_cache(path: Path, looks: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".partial", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, looks)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with replacing(path, sync=False) as file:
+        np.save(file, looks)

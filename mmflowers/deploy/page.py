@@ -33,9 +33,8 @@ def build_app(answering: Answering, name: str, *, names: Collection[str], port: 
 
     def answer_all(_: object, request: gradio.Request) -> tuple[str, None]:
         left_out = request.state.left_out
-        notice = (
-            f"{left_out} more photos were left out: the page takes {MAX_PHOTOS} at once, tools/predict.py any number."
-        )
+        were = "photo was" if left_out == 1 else "photos were"
+        notice = f"{left_out} more {were} left out: the page takes {MAX_PHOTOS} at once, tools/predict.py any number."
         return show([(photo.name, photo) for photo in request.state.photos], notice if left_out else "")
 
     def answer_camera(_: object, request: gradio.Request) -> tuple[str, None]:

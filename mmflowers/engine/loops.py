@@ -22,6 +22,7 @@ from mmpretrain.registry import LOOPS
 from mmflowers.commands import Stopped, on_terminal
 from mmflowers.datasets.seeded import STEPS, SeededSampler, seed_generators
 from mmflowers.errors import InputError
+from mmflowers.files import write_text
 from mmflowers.models.folding import fold, foldable
 
 ONE_SIGNAL = 0.5  # seconds; `timeout` and the like signal the process and its group, which are two signals to it
@@ -188,7 +189,7 @@ class ExactTrainLoop(EpochBasedTrainLoop):
             return
         files = [str(sample.get("img_path", "?")) for sample in data_batch.get("data_samples", [])]
         listed = Path(self.runner.work_dir) / BATCH_LIST
-        listed.write_text("".join(f"{file}\n" for file in files), encoding="utf-8")
+        write_text(listed, "".join(f"{file}\n" for file in files))
         (rate, *_) = self.runner.optim_wrapper.get_lr()["lr"]
         among = f" or one of the {self.loss_interval - 1} before it" if self.loss_interval > 1 else ""
         raise InputError(

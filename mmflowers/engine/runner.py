@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 from collections.abc import Iterator
@@ -22,15 +21,15 @@ from mmpretrain.registry import RUNNERS
 from torch.utils.data import DataLoader
 
 from mmflowers.engine.checkpoints import CheckpointWriter, write_checkpoint
-from mmflowers.engine.loading import load_checkpoint_file
+from mmflowers.engine.loading import load_checkpoint_file, require_finite
 from mmflowers.engine.loops import ExactTrainLoop
 from mmflowers.engine.progress import ProgressHook, make_room, wants_bar
 from mmflowers.engine.record import RecordHook
 from mmflowers.engine.weights import convert_state_dict, fetch_weights
 from mmflowers.errors import InputError
+from mmflowers.files import DISK_ERRORS, write_text
 
 LAST = "last.pth"
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 class _Prepared(Exception):
@@ -162,6 +161,7 @@ class FlowersRunner(Runner):
         model = model.module if isinstance(model, BaseTTAModel) else model
         keep_head = strict or self._resume or getattr(self, "_keep_head", False)
         conversion = convert_state_dict(checkpoint["state_dict"], model, keep_head=keep_head)
+        require_finite(conversion.state_dict, path)
         checkpoint["state_dict"] = conversion.state_dict  # in the model's names, before hooks (EMA) take their copy
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         model.load_state_dict(checkpoint["state_dict"], strict=False)
@@ -221,7 +221,7 @@ class FlowersRunner(Runner):
         self.save_checkpoint(self.work_dir, LAST, meta=meta)
         if is_main_process():
             # MMEngine's pointer file; relative, so that the work dir can be moved.
-            (Path(self.work_dir) / "last_checkpoint").write_text(LAST)
+            write_text(Path(self.work_dir) / "last_checkpoint", LAST)
 
     @master_only
     def save_checkpoint(self, out_dir: str, filename: str, *args, save_optimizer: bool = True, **kwargs) -> None:

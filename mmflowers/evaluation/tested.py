@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mmflowers.errors import InputError
+from mmflowers.files import write_text
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def write_record(predictions: Path, checkpoint: Path, *, split: str, counted: in
         checkpoint.name, sha256_of(checkpoint), sha256_of(predictions), split, counted=counted, listed=listed
     )
     text = json.dumps({"format": "mmflowers test record", "format_version": 1, **asdict(record)}, indent=1) + "\n"
-    predictions.with_suffix(".json").write_text(text, encoding="utf-8")
+    write_text(predictions.with_suffix(".json"), text)
 
 
 def read_record(predictions: Path) -> TestRecord | None:

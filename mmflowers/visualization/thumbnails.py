@@ -20,8 +20,13 @@ def photo_uri(path: Path, side: int) -> str | None:
     """
     from PIL import Image, ImageOps
 
+    from mmflowers.preparation.inspection import FORMATS, MAX_PIXELS, open_regular
+
     try:
-        with Image.open(path) as image:
+        # The formats that the preparation reads and no others: Pillow would run Ghostscript for an EPS.
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return None
             image.draft("RGB", (2 * side, 2 * side))
             return as_uri(ImageOps.exif_transpose(image).convert("RGB"), side)
     except Exception:  # Pillow's decoders raise of every kind; one damaged photo doesn't cost the page
