@@ -1,0 +1,163 @@
+"""A number is of the photos, and of the checkpoint, that it is said to be of: in tests, reports and resumed runs."""
+
+from __future__ import annotations
+
+import html
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import NARROW
+
+from mmflowers.datasets.identity import TRAINED_ON, from_state
+from mmflowers.engine.testing import test as run_test
+from mmflowers.engine.training import configure, train
+from mmflowers.errors import InputError
+from mmflowers.evaluation.predictions import read_predictions, write_predictions
+from mmflowers.visualization.report import write_report
+
+
+@pytest.fixture
+def run(dataset: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tested run and its dataset folder, in the current folder."""
+    shutil.copytree(dataset, tmp_path / "flower_dataset")
+    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("report", "predictions_*"))
+    monkeypatch.chdir(tmp_path)
+    run_test(None, "run/best.pth", data="flower_dataset")
+    return Path("run")
+
+
+def drop_row(split: str = "val") -> None:
+    path = Path("flower_dataset", f"{split}.txt")
+    path.write_text("\n".join(path.read_text().splitlines()[1:]) + "\n")
+
+
+def test_a_test_of_the_whole_split_says_so_and_is_reported(run: Path) -> None:
+    record = json.loads((run / "predictions_val.json").read_text())
+    assert (record["checkpoint"], record["split"]) == ("best.pth", "val")
+    assert record["counted"] == record["listed"] == 10
+    assert "photos of val" not in write_report([run], data=Path("flower_dataset")).read_text()
+
+
+@pytest.mark.parametrize("options", [("test_dataloader.drop_last=True",), ("test_dataloader.dataset.indices=7",)])
+def test_a_test_of_a_part_is_no_top1_of_the_split(run: Path, options: tuple[str, ...]) -> None:
+    before = (run / "predictions_val.csv").read_bytes()
+    tested = run_test(None, "run/best.pth", data="flower_dataset", cfg_options=options)
+    assert tested.path.name == "predictions_val_partial.csv"
+    assert not tested.coverage.is_whole and tested.coverage.listed == 10
+    assert tested.coverage.counted == len(tested.predictions.images) < 10
+    assert (run / "predictions_val.csv").read_bytes() == before
+
+
+def test_photos_that_were_deleted_with_their_rows_are_missing_in_the_result(run: Path) -> None:
+    (Path("flower_dataset") / Path("flower_dataset/val.txt").read_text().split(" ")[0]).unlink()
+    drop_row()
+    tested = run_test(None, "run/best.pth", data="flower_dataset")
+    assert str(tested.coverage) == "9 of 10 photos"
+    with pytest.raises(InputError, match=r"1 not in val\.txt"):  # the whole test of before isn't of this list
+        write_report([run], data=Path("flower_dataset"))
+
+
+def test_the_split_that_is_asked_for_is_tested_whatever_list_a_config_names(run: Path) -> None:
+    options = ("test_dataloader.dataset.ann_file=train.txt",)
+    tested = run_test(None, "run/best.pth", data="flower_dataset", cfg_options=options)
+    assert tested.coverage.is_whole and all(image.startswith("val/") for image in tested.predictions.images)
+
+
+def test_without_checks_a_photo_that_is_counted_twice_still_gives_no_number(run: Path) -> None:
+    """A wrapper of the dataset, for which ``before`` (the checks) isn't asked."""
+    config = Path("run/tiny.py").read_text()
+    repeated = "test_dataloader['dataset'] = dict(type='RepeatDataset', times=2, dataset=test_dataloader['dataset'])"
+    Path("repeated.py").write_text(f"{config}\n{repeated}\n")
+    with pytest.raises(InputError, match="10 photos counted more than once"):
+        run_test("repeated.py", "run/best.pth", data="flower_dataset", work_dir="out")
+    assert not list(Path("out").glob("predictions*"))
+
+
+def test_a_report_refuses_predictions_of_another_checkpoint(run: Path) -> None:
+    checkpoint = torch.load(run / "best.pth", weights_only=True)
+    checkpoint["state_dict"]["head.fc.bias"] += 1
+    torch.save(checkpoint, run / "best.pth")
+    with pytest.raises(InputError, match=r"best\.pth isn't the checkpoint that the predictions of val were made with"):
+        write_report([run], data=Path("flower_dataset"))
+    run_test(None, "run/best.pth", data="flower_dataset")
+    write_report([run], data=Path("flower_dataset"))
+
+
+def test_a_report_refuses_predictions_that_were_edited(run: Path) -> None:
+    path = run / "predictions_val.csv"
+    predictions = read_predictions(path)
+    predictions.scores[:] = 0
+    predictions.scores[range(10), predictions.labels] = 1
+    write_predictions(predictions, path)
+    with pytest.raises(InputError, match="it has changed since"):
+        write_report([run], data=Path("flower_dataset"))
+
+
+def test_predictions_without_a_record_are_shown_with_a_note(run: Path) -> None:
+    (run / "predictions_val.json").unlink()
+    page = html.unescape(write_report([run], data=Path("flower_dataset")).read_text())
+    assert "of a checkpoint that isn't known" in page
+
+
+def test_a_report_names_a_checkpoint_that_is_not_the_best(run: Path) -> None:
+    run_test(None, "run/last.pth", data="flower_dataset")
+    assert "of last.pth, not of best.pth" in write_report([run], data=Path("flower_dataset")).read_text()
+
+
+def test_a_report_refuses_predictions_of_another_list(run: Path) -> None:
+    lines = Path("flower_dataset/val.txt").read_text().splitlines()
+    swapped = [f"{line[:-1]}{(int(line[-1]) + 1) % 5}" for line in lines]
+    for line in lines:  # flat, so that the labels contradict no folder
+        path = line.rpartition(" ")[0]
+        Path("flower_dataset", path).rename(Path("flower_dataset", Path(path).name))
+    Path("flower_dataset/val.txt").write_text("\n".join(Path(line).name for line in swapped) + "\n")
+    with pytest.raises(InputError, match=r"10 not in val\.txt, 10 missing"):
+        write_report([run], data=Path("flower_dataset"))
+
+
+# --------------------------------------------------------------------------------------------- trained and resumed
+
+
+def start(config: Path, work_dir: str, *options: str, **more) -> object:
+    more = {"weights": "none", **more}
+    settled = configure(config, data="flower_dataset", work_dir=work_dir, cfg_options=(*NARROW, *options), **more)
+    return train(settled)
+
+
+def test_a_training_that_validates_a_part_does_not_call_it_top1(run: Path, tiny_config: Path) -> None:
+    outcome = start(tiny_config, "part", "val_dataloader.dataset.indices=7", "train_cfg.max_epochs=1")
+    assert str(outcome).startswith("best accuracy/top1 ") and "on 7 of 10 photos of val" in str(outcome)
+    whole = start(tiny_config, "whole", "train_cfg.max_epochs=1")
+    assert str(whole).startswith("best val top-1 ")
+
+
+def test_a_resumption_on_other_photos_is_refused_even_without_checks_and_hooks(run: Path, tiny_config: Path) -> None:
+    start(tiny_config, "again", "train_cfg.max_epochs=1")
+    before = Path("again/last.pth").read_bytes()
+    photo = sorted(Path("flower_dataset/train/rose").iterdir())[0]
+    whole = photo.read_bytes()
+    photo.write_bytes(sorted(Path("flower_dataset/train/rose").iterdir())[1].read_bytes())
+    with pytest.raises(InputError, match="of a run on other photos: train had 40 photos and has 40: 1 gone, 1 counted"):
+        start(tiny_config, "again", "custom_hooks=[]", resume=True, weights=None)
+    assert Path("again/last.pth").read_bytes() == before
+    photo.write_bytes(whole)
+    photo.rename(photo.with_name("rose_00000.jpg"))  # a name is no content; its place in the list stays
+    path = Path("flower_dataset/train.txt")
+    path.write_text(path.read_text().replace(photo.name, "rose_00000.jpg"))
+    start(tiny_config, "again", resume=True, weights=None)
+
+
+def test_weights_pass_on_what_the_weights_before_them_were_trained_on(run: Path, tiny_config: Path) -> None:
+    """Two trainings one after the other: the second one's checkpoint knows the photos of the first."""
+    start(tiny_config, "first", "train_cfg.max_epochs=1")
+    trained_on = Path("flower_dataset/train.txt").read_text().splitlines()
+    Path("flower_dataset/train.txt").write_text("\n".join(trained_on[::2]) + "\n")  # another folder, say
+    start(tiny_config, "second", "train_cfg.max_epochs=1", weights="first/best.pth")
+    known = from_state(torch.load("second/best.pth", weights_only=True)["meta"][TRAINED_ON])
+    assert len(known) == 40
+    outcome = start(tiny_config, "second", "train_cfg.max_epochs=2", resume=True, weights=None)
+    assert outcome.best_epoch in (1, 2)
+    assert len(from_state(torch.load("second/last.pth", weights_only=True)["meta"][TRAINED_ON])) == 40
