@@ -16,7 +16,7 @@ from mmflowers.deploy.inputs import Input
 from mmflowers.deploy.neighbours import TrainingPhotos
 from mmflowers.deploy.photos import PhotoDataset, read_batches
 from mmflowers.errors import InputError
-from mmflowers.evaluation.predictions import read_predictions
+from mmflowers.evaluation.tested import read_tested
 from mmflowers.preparation.inspection import decode
 from mmflowers.visualization.cam import explain
 from mmflowers.visualization.pages import environment
@@ -169,7 +169,9 @@ def read_confusion(work_dir: Path, classes: tuple[str, ...]) -> np.ndarray:
     hint = f"python tools/test.py {work_dir / 'best.pth'}"
     if not path.is_file():
         raise InputError("the run hasn't been tested on its val split", hint)
-    predictions = read_predictions(path)
+    predictions, notes = read_tested(path, work_dir)
+    if notes:
+        raise InputError(f"{path.name} is {notes[0]}", hint)
     if tuple(predictions.classes) != classes:
         raise InputError(f"{path.name} is about other classes than the run's", hint)
     return confusion_matrix(predictions)

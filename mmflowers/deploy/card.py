@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmflowers.datasets.card import read_card
+from mmflowers.errors import InputError
 from mmflowers.evaluation.calibration import calibrate
 from mmflowers.evaluation.facts import read_facts
-from mmflowers.evaluation.predictions import Predictions, per_class_table, read_predictions
+from mmflowers.evaluation.predictions import Predictions, per_class_table
 from mmflowers.evaluation.statistics import format_top1_interval
+from mmflowers.evaluation.tested import read_tested
 from mmflowers.preparation.prepare import HUB_SPLITS
 from mmflowers.visualization.pages import environment
 
@@ -92,7 +94,12 @@ def _own_predictions(path: Path, expected: Mapping[str, np.ndarray]) -> tuple[Pr
     """Predictions of this very checkpoint, as its scores show; or None and why."""
     if not path.is_file():
         return None, f"{path.name} isn't there; tools/test.py writes it"
-    predictions = read_predictions(path)
+    try:
+        predictions, notes = read_tested(path, path.parent)
+    except InputError as error:
+        return None, error.problems[0].what
+    if any("photos of" in note for note in notes):
+        return None, f"{path.name} is {notes[0]}"
     rows = dict(zip(predictions.images, predictions.scores, strict=True))
     same = all(
         photo in rows and rows[photo].shape == scores.shape and np.abs(rows[photo] - scores).max() < AGREE

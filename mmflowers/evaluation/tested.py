@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mmflowers.errors import InputError
+from mmflowers.evaluation.predictions import Predictions, read_predictions
 from mmflowers.files import write_text
 
 
@@ -76,12 +77,21 @@ _KINDS = {
 }
 
 
-def check_record(record: TestRecord, work_dir: Path) -> list[str]:
-    """What a reader of a report must know of its predictions: that they are of another checkpoint, or of a part.
+def read_tested(path: Path, work_dir: Path) -> tuple[Predictions, list[str]]:
+    """The predictions of a run, held against the record of their test.
+
+    Returns:
+        The predictions, and what a reader must know of them: that they are of a part of the split, or not of best.pth.
 
     Raises:
-        InputError: The run's checkpoint of that name is another one by now.
+        InputError: They can't be read, have changed since the test, or the run's checkpoint is another one by now.
     """
+    record = read_record(path)
+    notes = _check(record, work_dir) if record else ["of a checkpoint that isn't known: test the run again"]
+    return read_predictions(path), notes
+
+
+def _check(record: TestRecord, work_dir: Path) -> list[str]:
     checkpoint = work_dir / record.checkpoint
     if checkpoint.is_file() and sha256_of(checkpoint) != record.checkpoint_sha256:
         what = f"{checkpoint} isn't the checkpoint that the predictions of {record.split} were made with"

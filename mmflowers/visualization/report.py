@@ -19,9 +19,9 @@ from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.calibration import calibrate
 from mmflowers.evaluation.facts import RunFacts, find_dataset, read_facts, tested_on
 from mmflowers.evaluation.history import History, read_history
-from mmflowers.evaluation.predictions import Predictions, per_class_table, read_predictions
+from mmflowers.evaluation.predictions import Predictions, per_class_table
 from mmflowers.evaluation.statistics import SIGNIFICANT, compare, wilson_interval
-from mmflowers.evaluation.tested import check_record, read_record
+from mmflowers.evaluation.tested import read_tested
 from mmflowers.files import explained, write_csv, write_text
 from mmflowers.visualization.pages import environment
 from mmflowers.visualization.thumbnails import as_uri, photo_uri
@@ -122,9 +122,8 @@ def _read_runs(work_dirs: Sequence[Path], split: str) -> list[Run]:
         try:
             name = str(folder) if folder.resolve().name in twice else folder.resolve().name
             history = read_history(folder) if any(folder.glob("*/vis_data/scalars.json")) else None
-            record = read_record(path)
-            notes = check_record(record, folder) if record else ["of a checkpoint that isn't known: test the run again"]
-            runs.append(Run(name, folder, read_predictions(path), read_facts(folder), history, notes))
+            predictions, notes = read_tested(path, folder)
+            runs.append(Run(name, folder, predictions, read_facts(folder), history, notes))
         except InputError as error:
             problems.extend(error.problems)
     if problems:

@@ -21,6 +21,7 @@ from conftest import ROOT, run_tool
 
 from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.evaluation.predictions import Predictions, write_predictions
+from mmflowers.evaluation.tested import write_record
 
 ODD = "daisy {{7*7}} ${7*7} <b>&"  # gradio has templates of its own in what it shows
 
@@ -66,6 +67,7 @@ def served(trained: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactor
     images, labels = zip(*read_dataset_folder(data).samples["val"], strict=True)
     scores = np.tile(np.array([0.6, 0.1, 0.1, 0.1, 0.1], np.float32), (len(labels), 1))
     write_predictions(Predictions(list(images), np.array(labels), scores, classes), run / "predictions_val.csv")
+    write_record(run / "predictions_val.csv", run / "best.pth", split="val", counted=len(labels), listed=len(labels))
     process = start(run, "--data", data, temporary=temporary)
     try:
         said = process.stdout.readline()
