@@ -15,6 +15,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -22,7 +23,9 @@ from typing import BinaryIO, NamedTuple
 from mmflowers.errors import InputError, Problem
 from mmflowers.preparation.download import looks_like_html
 
-MAX_MEMBERS = 1_000_000
+# Every file and folder costs time on the disk, however small the archive is that asks for it. A photo is never as small
+# as BYTES_PER_MEMBER, and few archives of anything have so little for each.
+MAX_MEMBERS, FREE_MEMBERS, BYTES_PER_MEMBER = 1_000_000, 10_000, 256
 MAX_TOTAL_BYTES = 64 << 30
 # Photos compress to 0.9–1.0 of their size and plain bitmaps to a fiftieth; deflate can reach a thousandth, bzip2 less.
 MAX_RATIO = 200
@@ -31,6 +34,7 @@ RATIO_FREE_BYTES = 64 << 20  # up to here a small archive may unpack to whatever
 # thing in one piece, however long it says it is.
 MAX_HEADER_BYTES = 64 << 20
 MAX_NAME_BYTES, MAX_PATH_CHARS = 255, 1024
+NAMED = 3  # of many refused members so many are named
 
 _COMPRESSIONS: dict[bytes, Callable] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _NOT_OURS = {
@@ -109,34 +113,46 @@ def unpacked_name(sha256: str) -> str:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    refused: dict[str, list[str]] = {}  # reason → members
-    seen: set[str] = set()
+    refused: dict[str, list[str]] = {}  # reason → the first members; names can be long, and as many as an archive has
+    counts: Counter[str] = Counter()
+    files: set[str] = set()
+    folders = {""}
     total, last = 0, ""
-    limit = min(MAX_TOTAL_BYTES, max(RATIO_FREE_BYTES, MAX_RATIO * archive.stat().st_size))
+    size = archive.stat().st_size
+    limit = min(MAX_TOTAL_BYTES, max(RATIO_FREE_BYTES, MAX_RATIO * size))
+    most = min(MAX_MEMBERS, FREE_MEMBERS + size // BYTES_PER_MEMBER)
 
     try:
-        for number, member in enumerate(_members(archive, limit)):
+        for number, member in enumerate(_members(archive, limit, most), start=1):
             last = member.name
-            parts = _parts(member.name)
-            path = "/".join(parts)
             total += member.size
-            if number >= MAX_MEMBERS:
-                raise _Bomb(f"holds more than {MAX_MEMBERS:,} members")
             if total > limit:
                 raise _Bomb(f"unpacks to more than the {limit:,} bytes that are plausible for its size")
+            parts = _parts(member.name)
             reason = _unsafe(member.name, parts) or member.refusal
-            if reason is None and path in seen and not member.is_folder:
-                reason = "members that are in it more than once"
-            if not member.is_folder:
-                seen.add(path)
-            if reason is not None:
-                refused.setdefault(reason, []).append(member.name)
+            if reason is None:
+                path = "/".join(parts)
+                if not member.is_folder and path in files:
+                    reason = "members that are in it more than once"
+                elif not member.is_folder:
+                    files.add(path)
+                parent = path if member.is_folder else path.rpartition("/")[0]
+                while parent not in folders:  # in all as often as there are folders to make
+                    folders.add(parent)
+                    parent = parent.rpartition("/")[0]
+            if max(number, len(files) + len(folders)) > most:
+                raise _Bomb(_too_many(most))
             # Once refused it is only looked at, as nothing of it will be used.
-            elif not refused and parts and (problem := _write(member, folder.joinpath(*parts))):
-                refused.setdefault(problem, []).append(member.name)
+            if reason is None and not refused and parts:
+                reason = _write(member, folder.joinpath(*parts))
+            if reason is not None:
+                counts[reason] += 1
+                if counts[reason] <= NAMED:
+                    refused.setdefault(reason, []).append(_shown(member.name))
     except _Bomb as bomb:
+        where = f", as of its member {_shown(last)}" if last else ""
         raise InputError(
-            f"{archive.name} {bomb}, as of its member {_shown(last)}: a decompression bomb?",
+            f"{archive.name} {bomb}{where}: a decompression bomb?",
             "if it is meant so, unpack it by hand and give the folder with --source",
         ) from bomb
     except (*_DAMAGE, OSError) as error:
@@ -149,20 +165,20 @@ def _unpack(archive: Path, folder: Path) -> None:
         hint = "make the archive without them, or unpack it by hand and give the folder with --source"
         raise InputError(
             problems=[
-                Problem(f"{archive.name} is refused, it holds {reason}: {_listed(names)}", hint)
+                Problem(f"{archive.name} is refused, it holds {reason}: {_listed(names, counts[reason])}", hint)
                 for reason, names in refused.items()
             ]
         )
-    if not seen:
+    if not files:
         raise InputError(f"{archive.name} holds no file")
 
 
-def _members(archive: Path, limit: int) -> Iterator[_Member]:
+def _members(archive: Path, limit: int, most: int) -> Iterator[_Member]:
     with archive.open("rb") as file:
         head = file.read(tarfile.BLOCKSIZE)
         file.seek(0)
         if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-            yield from _zip_members(file)
+            yield from _zip_members(file, most)
             return
         for magic, decompress in _COMPRESSIONS.items():
             if head.startswith(magic):
@@ -181,8 +197,10 @@ def _members(archive: Path, limit: int) -> Iterator[_Member]:
         yield from _tar_members(file, limit)
 
 
-def _zip_members(file: BinaryIO) -> Iterator[_Member]:
+def _zip_members(file: BinaryIO, most: int) -> Iterator[_Member]:
     with zipfile.ZipFile(_Guarded(file, sys.maxsize)) as archive:
+        if len(archive.infolist()) > most:  # before the first of them is written
+            raise _Bomb(_too_many(most))
         for info in archive.infolist():
             # ZipInfo.filename is cut at a NUL and has its separators changed: judge what the archive really says.
             name = info.orig_filename.replace("\\", "/")
@@ -258,7 +276,13 @@ class _Guarded:
         """Who opened the file closes it."""
 
 
+def _too_many(most: int) -> str:
+    return f"holds more than the {most:,} files and folders that are plausible for its size"
+
+
 def _parts(name: str) -> tuple[str, ...]:
+    if len(name) > MAX_PATH_CHARS:  # refused for that; a header of MAX_HEADER_BYTES would make millions of parts
+        return ()
     return tuple(part for part in name.split("/") if part not in ("", "."))
 
 
@@ -304,8 +328,8 @@ def _write(member: _Member, path: Path) -> str | None:
     return None
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(map(_shown, names[:3])) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+def _listed(names: list[str], count: int) -> str:
+    return ", ".join(names) + (f" and {count - len(names):,} more" if count > len(names) else "")
 
 
 def _shown(name: str) -> str:

@@ -21,13 +21,23 @@ from PIL import Image
 
 from mmflowers.commands import progress
 from mmflowers.errors import InputError
+from mmflowers.preparation.damage import (
+    MAX_PIXELS_PER_BYTE,
+    Damaged,
+    check_png,
+    check_tail,
+    decode_jpeg,
+    decoding_bytes,
+)
 from mmflowers.preparation.records import Record, Source
 from mmflowers.preparation.workers import Workers
 
-MAX_PIXELS = 100_000_000  # 300 MB decoded: more is a decompression bomb or no photo to train on; judged by the header
-BAND_PIXELS = 4_000_000  # of an image that is converted: so much at a time
+MAX_PIXELS = 100_000_000  # more is a decompression bomb or no photo to train on; judged by the header
+MAX_DECODING_BYTES = 900_000_000  # of memory for one photo, its file included: a process stays below 1 GB
+BAND_PIXELS = 1_000_000  # of an image that is converted: so much at a time
 MIN_SIDE = 16  # pixels
-MAX_BYTES = 1 << 30  # a larger file is hashed, but never read into memory as a whole
+MAX_COMMENTS = 1000  # of a GIF: joining them takes Pillow a time that grows with the square of their number
+MAX_BYTES = 1 << 29  # a larger file is hashed, but never read into memory as a whole
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # nothing else is tried, whatever plugins Pillow has
 EXTENSIONS = {
@@ -198,27 +208,25 @@ def examine(data: bytes, extension: str, *, resize: int | None = None) -> tuple[
     Returns:
         The findings without size and digests, and the bytes of the converted image (None unless converted).
     """
-    image, refused = _open(data)
+    image, refused = _open(data, resize)
     if image is None:
         return refused, None
-    width, height = image.size
-    frames = getattr(image, "n_frames", 1)
+    (width, height), format_ = image.size, image.format
     try:
-        if image.format == "PNG":
-            image.load()  # else getexif() would, its failure pass for a corrupt EXIF, and a second load() do nothing
-        changes = _changes(image, data, frames)
+        # Before getexif(), which loads a PNG, its failure would pass for a corrupt EXIF and a second load() do nothing.
+        upright = _decoded(image, data) if format_ == "PNG" else None
+        changes = _changes(image, data)
         shrink = resize is not None and min(width, height) > resize
-        if not changes and not shrink and image.format == "JPEG" and image.mode == "RGB":
-            # Decoding to grey at a fraction of the size walks through every coefficient of the file, chroma included,
-            # so it finds whatever a full decoding finds; it leaves out the colours and most of the inverse DCT, a
-            # third of the time. What is left is enough for the perceptual hash.
-            image.draft("L", (2 * HASH_SIDE, 2 * HASH_SIDE))
-        image.load()
-        upright, format_ = image, image.format
+        # Decoding to grey at a fraction of the size walks through every coefficient of the file, chroma included, so
+        # it finds whatever a full decoding finds; it leaves out the colours and most of the inverse DCT, two thirds of
+        # the time. What is left is enough for the perceptual hash.
+        if upright is None:
+            upright = _decoded(image, data, small=not (changes or shrink))
         if changes:
             rotation = _rotation(image)  # asked again: Pillow turns a TIFF by itself while loading it
-            image = _plain(image)  # in its own place: three copies of the largest images are over 1 GB
-            upright = image = image if rotation is None else image.transpose(rotation)
+            upright = _upright(upright, rotation, spent=True)
+            if upright is not image:
+                image.close()
             format_ = "JPEG" if format_ in ("JPEG", "MPO") else "PNG"
             width, height = upright.size
         phash, thumbnail = perceptual_hash(upright)
@@ -233,7 +241,7 @@ def examine(data: bytes, extension: str, *, resize: int | None = None) -> tuple[
             converted = _encode(upright, format_)
     except MemoryError:
         raise
-    except Exception as error:  # as above
+    except Exception as error:  # whatever a decoder makes of hostile bytes
         return Inspection(width=width, height=height, reason=_damage(error)), None
     reasons = changes
     known = extension.lower() in EXTENSIONS[format_]
@@ -266,7 +274,8 @@ def decode(data: bytes) -> tuple[Image.Image | None, str]:
     if image is None:
         return None, refused.reason
     try:
-        return upright_rgb(image), ""
+        decoded = _decoded(image, data)
+        return _upright(decoded, _rotation(image), spent=True), ""
     except MemoryError:
         raise
     except Exception as error:  # whatever a decoder makes of hostile bytes
@@ -276,10 +285,7 @@ def decode(data: bytes) -> tuple[Image.Image | None, str]:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Give an image as 8-bit RGB, transparent parts over white, turned as its EXIF orientation says."""
     image.load()  # before getexif(), as in ``examine``
-    rotation = _rotation(image)
-    if image.mode != "RGB" or "transparency" in image.info:
-        image = _plain(image)
-    return image if rotation is None else image.transpose(rotation)
+    return _upright(image, _rotation(image))
 
 
 def perceptual_hash(image: Image.Image) -> tuple[int | None, bytes]:
@@ -306,8 +312,10 @@ def perceptual_hash(image: Image.Image) -> tuple[int | None, bytes]:
     return int.from_bytes(bits.tobytes(), "big"), small.reduce(HASH_SIDE // THUMBNAIL_SIDE).tobytes()
 
 
-def _open(data: bytes) -> tuple[Image.Image | None, Inspection]:
+def _open(data: bytes, resize: int | None = None) -> tuple[Image.Image | None, Inspection]:
     """Open an image without decoding it; None, and the findings, where its header is reason enough to refuse it."""
+    if data.startswith(b"GIF8") and data.count(b"!\xfe") > MAX_COMMENTS + len(data) // 16384:  # by chance, every 65536
+        return None, Inspection(reason="damaged (absurdly many comments)")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except MemoryError:
@@ -318,19 +326,50 @@ def _open(data: bytes) -> tuple[Image.Image | None, Inspection]:
         return None, Inspection(reason="damaged" if data.startswith((JPEG_MAGIC, PNG_MAGIC)) else "not an image")
     width, height = image.size
     found = Inspection(width=width, height=height)
-    if width * height > MAX_PIXELS:
-        return None, found._replace(reason="absurdly large")
-    if min(width, height) < MIN_SIDE:
-        return None, found._replace(reason="absurdly tiny")
     try:
-        frames = getattr(image, "n_frames", 1)
+        if width * height > MAX_PIXELS or decoding_bytes(data, image, resize) > MAX_DECODING_BYTES:
+            return None, found._replace(reason="absurdly large")
+        if min(width, height) < MIN_SIDE:
+            return None, found._replace(reason="absurdly tiny")
+        if width * height > MAX_PIXELS_PER_BYTE * len(data):
+            return None, found._replace(reason=f"damaged ({len(data)} bytes can't be {width} × {height} pixels)")
+        # Not n_frames: counting those of a TIFF takes a time that grows with the square of their number.
+        if image.format in ("GIF", "WEBP", "PNG") and image.is_animated:
+            return None, found._replace(reason="animated")
     except MemoryError:
         raise
     except Exception as error:  # as above
         return None, found._replace(reason=_damage(error))
-    if frames > 1 and image.format in ("GIF", "WEBP", "PNG"):
-        return None, found._replace(reason="animated")
     return image, found
+
+
+def _decoded(image: Image.Image, data: bytes, *, small: bool = False) -> Image.Image:
+    """Decode an opened image to its end and raise ``Damaged``, or whatever its decoder raises, if it isn't whole.
+
+    With ``small``, a JPEG may become a grey image of a fraction of its size, at least twice that of the hash's.
+    """
+    decoded = None
+    if image.format in ("JPEG", "MPO"):
+        reducible = min(image.size) // (2 * HASH_SIDE)
+        scale = max(scale for scale in (1, 2, 4, 8) if scale <= max(1, reducible)) if small else None
+        decoded = decode_jpeg(data, image, scale=scale)
+    elif image.format == "PNG":
+        check_png(data)
+    if decoded is None:
+        image.load()
+        decoded = image
+    check_tail(decoded, image.format)
+    return decoded
+
+
+def _upright(image: Image.Image, rotation: Image.Transpose | None, *, spent: bool = False) -> Image.Image:
+    """Give a decoded image as upright 8-bit RGB; ``spent``: the given one isn't needed any more."""
+    if image.mode != "RGB" or "transparency" in image.info:
+        plain = _plain(image)
+        if spent:
+            image.close()  # three copies of the largest images are over 1 GB
+        image = plain
+    return image if rotation is None else image.transpose(rotation)
 
 
 def _record(file) -> Record:
@@ -414,11 +453,11 @@ def _write(path: Path, data: bytes) -> None:
         raise InputError(f"can't write to {path.parent}: {error.strerror}", hint) from None
 
 
-def _changes(image: Image.Image, data: bytes, frames: int) -> list[str]:
+def _changes(image: Image.Image, data: bytes) -> list[str]:
     """Say why the bytes can't stay: readers would see different pixels, or not be able to read them at all."""
     changes = []
     if image.format not in EXTENSIONS:
-        changes.append(f"{image.format}, first of {frames} images" if frames > 1 else image.format)
+        changes.append(f"{image.format}, first of several images" if image.is_animated else image.format)
     if _rotation(image) is not None:
         changes.append("EXIF-rotated")
     deep = image.format == "PNG" and data[24:25] == b"\x10"
@@ -484,5 +523,7 @@ def _encode(image: Image.Image, format_: str) -> bytes:
 
 def _damage(error: Exception) -> str:
     message = str(error)
+    if isinstance(error, Damaged):
+        return message
     truncated = isinstance(error, EOFError) or "truncated" in message.lower()
     return "truncated" if truncated else f"damaged ({message})" if message and "0x" not in message else "damaged"

@@ -248,7 +248,7 @@ def test_limits_of_total_size_and_of_number_are_kept(tmp_path, monkeypatch):
         open_it(archive, tmp_path / "little")
     monkeypatch.setattr(archives, "MAX_TOTAL_BYTES", 1 << 30)
     monkeypatch.setattr(archives, "MAX_MEMBERS", 1)
-    with pytest.raises(InputError, match="more than 1 members"):
+    with pytest.raises(InputError, match="more than the 1 files and folders"):
         open_it(archive, tmp_path / "few")
 
 

