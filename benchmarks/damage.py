@@ -169,6 +169,13 @@ def _varied(data: bytes, rng: random.Random) -> bytes:
     ):
         if rng.random() < 0.2:
             options[name] = value
+    try:
+        return _encoded(image, options)
+    except OSError:  # Pillow's buffer for these two is too small for some photos at a high quality
+        return _encoded(image, options | {"progressive": False, "optimize": False})
+
+
+def _encoded(image: Image.Image, options: dict) -> bytes:
     out = io.BytesIO()
     image.save(out, "JPEG", **options)
     return out.getvalue()

@@ -221,6 +221,9 @@ def check_tail(image: Image.Image, format_: str) -> None:
 
 
 def _is_mid_grey(image: Image.Image, row: int) -> bool:
+    first = image.getpixel((0, row))  # a look at one spares that at most rows
+    if not MID_GREY[0] <= (first[0] if image.mode == "RGB" else first) <= MID_GREY[1]:
+        return False
     extrema = image.crop((0, row, image.width, row + 1)).getextrema()
     ranges = extrema if image.mode == "RGB" else [extrema]
     return all(MID_GREY[0] <= low and high <= MID_GREY[1] for low, high in ranges)
