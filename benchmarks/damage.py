@@ -60,10 +60,10 @@ def benchmark(args: argparse.Namespace) -> None:
     with multiprocessing.Pool(args.workers, _start, (paths, args.seed)) as pool:
         for kind, outcome in progress(pool.imap(_damage, jobs, 8), total=len(jobs), what="damages"):
             counts[kind][outcome] += 1
-        print(
-            f"| damage, {args.number:,} of each kind | visible | found | share | found by Pillow | harmless | dropped |"
-        )
-        print("| :-- | --: | --: | --: | --: | --: | --: |")
+        columns = [f"damage, {args.number:,} of each kind", "visible", "found", "share", "found by Pillow"]
+        if counts:
+            print("|", " | ".join([*columns, "harmless", "dropped"]), "|")
+            print("| :-- | --: | --: | --: | --: | --: | --: |")
         for kind, count in counts.items():
             found, raised = count["found"] + count["raises"], count["raises"]
             visible, harmless = found + count["missed"], count["harmless"] + count["harmless, dropped"]
