@@ -11,6 +11,7 @@ examples:
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from mmflowers.commands import Parser, importing, run
@@ -45,13 +46,14 @@ def main() -> None:
         from mmflowers.checks.findings import report
         from mmflowers.checks.run import check_testing
         from mmflowers.engine.testing import test
-        from mmflowers.evaluation.predictions import format_per_class, read_predictions
+        from mmflowers.evaluation.predictions import format_per_class
         from mmflowers.evaluation.statistics import compare, format_part, format_top1_interval, predictions_file
+        from mmflowers.evaluation.tested import read_tested, require_same_photos
         from mmflowers.files import REFUSALS, explained
 
     # Read before anything is tested: the test may be the one that writes this file.
     against = predictions_file(args.against, args.split) if args.against else None
-    other = read_predictions(against) if against else None
+    other = read_tested(against, against.parent) if against else None
 
     def check(config, problems) -> None:
         report(check_testing(config, problems, split=args.split, options=args.cfg_options), config.work_dir)
@@ -80,7 +82,10 @@ def main() -> None:
     else:
         print(format_part(predictions.correct, coverage.counted, coverage.listed, args.split))
     if other is not None:
-        print(f"against {against}: {compare(predictions, other)}")
+        require_same_photos(against, read_tested(path, path.parent).photos_sha256, other.photos_sha256)
+        for note in other.notes:
+            print(f"warning: {against} is {note}", file=sys.stderr)
+        print(f"against {against}: {compare(predictions, other.predictions)}")
 
 
 if __name__ == "__main__":

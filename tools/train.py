@@ -118,7 +118,8 @@ def main() -> None:
     outcome = train(settle(args), oom=args.oom)
     if is_main_process():
         print(outcome)
-        print(f"results: {outcome.work_dir} (best.pth, last.pth, curves.png)")
+        files = [name for name in ("best.pth", "last.pth", "curves.png") if (outcome.work_dir / name).is_file()]
+        print(f"results: {outcome.work_dir}{' (' + ', '.join(files) + ')' if files else ''}")
 
 
 if __name__ == "__main__":

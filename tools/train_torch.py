@@ -37,6 +37,7 @@ from pathlib import Path
 from mmflowers.checks.findings import report
 from mmflowers.checks.run import check_dataset
 from mmflowers.commands import Parser, progress, run
+from mmflowers.datasets.card import prepared_photos
 from mmflowers.datasets.folder import DatasetFolder, read_dataset_folder
 from mmflowers.errors import InputError, Problem
 
@@ -424,6 +425,10 @@ def main(args: argparse.Namespace) -> None:
     val_set = Flowers(args.data, folder.samples["val"], VAL_TRANSFORMS)
     train_loader = DataLoader(train_set, shuffle=True, **loading)  # new workers each epoch: they take the epoch's seed
     val_loader = DataLoader(val_set, persistent_workers=args.workers > 0, **loading)
+    prepared = prepared_photos(args.data, "val").keys()  # none of a folder that was made by hand
+    there = prepared & {name for name, _ in folder.samples["val"]}
+    whole = not prepared or len(there) == len(prepared) == len(val_set)
+    measured = "val top-1" if whole else f"accuracy on {len(there)} of {len(prepared)} prepared photos of val"
     counts = f"{len(train_set)} photos to train, {len(val_set)} to validate, {len(folder.classes)} classes"
     print(f"{counts} · {device} · weights: {'last.pth' if state else args.weights or WEIGHTS}", file=sys.stderr)
 
@@ -446,7 +451,7 @@ def main(args: argparse.Namespace) -> None:
         history.append({"epoch": epoch, "lr": lr, **results})
         if val_correct > best_correct:
             best_correct = val_correct
-            best = f"best val top-1 {val_acc:.2f} % ({val_correct}/{len(val_set)}) at epoch {epoch}"
+            best = f"best {measured} {val_acc:.2f} % ({val_correct}/{len(val_set)}) at epoch {epoch}"
             write(args.work_dir / "best_model.pth", {name: tensor.cpu() for name, tensor in model.state_dict().items()})
         write_history(args.work_dir, history, best)
         state = {"settings": settings, "history": history, "best_correct": best_correct, "best": best}

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmflowers.checks.findings import Finding, check, error, from_problems, warning
-from mmflowers.datasets.card import prepared_content, prepared_counts
+from mmflowers.datasets.card import prepared_photos
 from mmflowers.errors import count, some
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
 
 AGAIN = "prepare the dataset folder again: python tools/prepare_flowers.py leaves no copy on both sides"
-ON_PURPOSE = "if the change is meant, prepare the dataset folder again, so that dataset.json and files.csv say so"
+ON_PURPOSE = "if the change is meant, prepare the dataset folder again, so that files.csv says so"
 
 
 def are(things: list) -> str:
@@ -96,12 +96,12 @@ def every_photo_counts_once(case: Case) -> Iterator[Finding]:
     for side, loader in case.loaders.items():
         own = case.split if case.testing else side
         where, listed = f"{side}_dataloader", _by_path(case, case.lists.get(own, ()))
-        times: dict[str, int] = defaultdict(int)
+        times: Counter[str] = Counter()
         for (path, _), number in zip(loader.samples, loader.counts.tolist(), strict=True):
             times[os.path.abspath(path)] += number  # noqa: PTH100
         if side == "train":
             total = len(listed)
-            given = len(times.keys() & listed.keys()) if listed else 0
+            given = sum(times[path] > 0 for path in listed)
             if 0 < given < total:
                 what = f"trains on {given} of the {total} photos of train.txt"
                 yield warning(f"{where}.dataset", what, "leave out indices, or say so beside the result")
@@ -193,22 +193,24 @@ def copies_within_a_split(case: Case) -> Iterator[Finding]:
 
 @check(pitfall=22, of="dataset")
 def lists_as_prepared(case: Case) -> Iterator[Finding]:
-    """Lists that are shorter or longer than ``dataset.json`` says, and photos that were replaced since."""
-    if case.folder is None:
-        return
-    counts, content = prepared_counts(case.root), prepared_content(case.root)
+    """Lists of other photos than ``files.csv`` has, and photos that were replaced since."""
     for split, samples in case.lists.items():
-        prepared = sum(counts.get(split, {}).values())
-        if prepared and prepared != len(samples):
-            what = f"{split}.txt lists {count(len(samples))}, dataset.json counts {prepared}"
-            yield warning("dataset", what, ON_PURPOSE)
+        prepared = prepared_photos(case.root, split)
+        listed = {name for name, _ in samples}
+        missing, added = sorted(prepared.keys() - listed), sorted(listed - prepared.keys())
+        if prepared and missing:
+            what = f"{len(missing)} of the {count(len(prepared))} prepared for {split} {are(missing)} no longer listed"
+            yield warning("dataset", f"{what} ({some(missing)})", ON_PURPOSE)
+        if prepared and added:
+            what = f"{split}.txt lists {count(len(added))} that the preparation didn't put there"
+            yield warning("dataset", f"{what} ({some(added)})", ON_PURPOSE)
         photos = case.photos.get(split)
         if photos is None:
             continue
         replaced = [
             name
             for (name, _), digest in zip(samples, photos.content.tolist(), strict=True)
-            if content.get(name, digest) != digest
+            if prepared.get(name) not in (None, digest)
         ]
         if replaced:
             what = f"{count(len(replaced))} of {split} changed since the preparation ({some(replaced)})"

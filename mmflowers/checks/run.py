@@ -48,6 +48,7 @@ class Case:
         options: ``--cfg-options``, as typed.
         deep: Whether every photo is decoded.
         loader_problems: Why a loader can't be built; filled by ``loaders``.
+        unmeasured: Why a pipeline can't be measured; filled by ``views``.
     """
 
     config: Any = field(default_factory=dict)
@@ -62,6 +63,7 @@ class Case:
     options: Sequence[str] = ()
     deep: bool = False
     loader_problems: dict[str, list[Problem]] = field(default_factory=dict)
+    unmeasured: dict[str, str] = field(default_factory=dict)
 
     @property
     def resume(self) -> bool:
@@ -103,6 +105,14 @@ class Case:
         from mmflowers.datasets.views import usual_size
 
         return usual_size([self.root / name for samples in self.lists.values() for name, _ in samples])
+
+    @cached_property
+    def unusual(self) -> list[str]:
+        """Photos of unusual shapes, on which a pipeline may do what it doesn't on others."""
+        from mmflowers.datasets.views import unusual_photos
+
+        own = self.lists.get(self.split if self.testing else "val", ())
+        return unusual_photos([self.root / name for name, _ in own]) if self.root else []
 
     @cached_property
     def views(self) -> dict[str, View]:
@@ -256,6 +266,20 @@ def _build_model(config: Any) -> Any:
     raise InputError(f"can't be built: {reason}", "mend the config's model")
 
 
+def _with_record(checkpoint: dict, path: Path) -> dict:
+    """A checkpoint with the record of its photos, which for weights of ``tools/train_torch.py`` lies beside them."""
+    from mmflowers.datasets.identity import TRAINED_ON
+    from mmflowers.engine.loading import load_checkpoint_file
+
+    if isinstance(checkpoint.get("meta"), dict) or not path.with_name("last.pth").is_file():
+        return checkpoint
+    try:
+        beside = load_checkpoint_file(path.with_name("last.pth"))
+    except InputError:  # of something else
+        return checkpoint
+    return {**checkpoint, "meta": {TRAINED_ON: beside.get(TRAINED_ON)}} if TRAINED_ON in beside else checkpoint
+
+
 def _load(case: Case) -> list[Finding]:
     """Load the checkpoint and what the model's config names; what is wrong with them is returned."""
     from mmflowers.engine.loading import load_checkpoint_file
@@ -270,7 +294,7 @@ def _load(case: Case) -> list[Finding]:
         except InputError as problem:
             problems += from_problems("weights", problem.problems)
             continue
-        case.checkpoints.append((source, checkpoint))
+        case.checkpoints.append((source, _with_record(checkpoint, fetch_weights(source))))
         if source == case.source:
             case.checkpoint = checkpoint
     return problems

@@ -12,13 +12,22 @@ from mmflowers.datasets.wrappers import innermost
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
-    from mmflowers.datasets.views import View
+    from mmflowers.datasets.views import Values, View
 
 STRETCHED = 0.15  # natural logarithm of the aspect ratio's change: 16 %
 ZOOM = 2.0  # between training and validation; RandomResizedCrop against a centre crop is 1.1 to 1.3
 LITTLE = 0.2  # share of a photo that is seen
 GAIN, OFFSET = 1.6, 0.15  # ratio of the values' ranges; shift as a share of the range
 SAME_STEPS = "load, scale and normalise photos in the same way everywhere; only random augmentation is the training's"
+
+
+@check()
+def pipelines_can_be_measured(case: Case) -> Iterator[Finding]:
+    """Pipelines about which the checks below can say nothing."""
+    if case.views is not None:
+        for side, reason in case.unmeasured.items():
+            what = f"what it makes of photos can't be compared: {reason}"
+            yield warning(f"{side}_dataloader.dataset.pipeline", what, "look at photos by tools/browse.py")
 
 
 @check(pitfall=5)
@@ -46,53 +55,66 @@ def augmented_validation(case: Case) -> Iterator[Finding]:
 @check(pitfall=24)
 def same_values_and_channels(case: Case) -> Iterator[Finding]:
     """Colours, their order and their scale, in validation and test against the training's, or the run's own."""
-    reference = case.trained_view if case.testing else case.views.get("train")
-    whose = "the run's validation" if case.testing else "train_dataloader"
+    reference, whose = _reference(case)
     for side in ("test",) if case.testing else ("val", "test"):
         view, where = case.views.get(side), f"{side}_dataloader.dataset.pipeline"
         if view is None or reference is None:
             continue
-        if view.always_grey != reference.always_grey:
-            what = f"makes {'grey' if view.always_grey else 'coloured'} images, {whose} the other kind"
+        # Of a training that augments, one draw that leaves colours as they are is enough.
+        one = view.draws[0]
+        if all(draw.is_grey != one.is_grey for draw in reference.draws):
+            what = f"makes {'grey' if one.is_grey else 'coloured'} images, {whose} the other kind"
             yield error(where, what, SAME_STEPS)
-        elif not view.always_grey and view.order != reference.order:
-            what = f"gives channels as {_names(view)}, {whose} as {_names(reference)}"
+        elif not one.is_grey and all(draw.order != one.order for draw in reference.draws):
+            what = f"gives channels as {_names(one)}, {whose} as {_names(reference.draws[0])}"
             yield error(
                 where, what, "the same loading and channel order everywhere; data_preprocessor.to_rgb turns BGR"
             )
-        ratio = abs(view.gain / reference.gain) if reference.gain else math.inf
-        shift = abs(view.offset - reference.offset) / (255 * abs(reference.gain) or math.inf)
-        if not 1 / GAIN <= ratio <= GAIN or shift > OFFSET:
-            what = f"gives values from {_range(view)} for black to white, {whose} from {_range(reference)}"
+        if not any(_alike(one, draw) for draw in reference.draws):
+            what = f"gives values from {_range(one)} for black to white, {whose} from {_range(reference.draws[0])}"
             yield error(where, what, SAME_STEPS)
 
 
-def _range(view: View) -> str:
-    return f"{round(view.offset, 2) + 0:g} to {round(view.offset + 255 * view.gain, 2) + 0:g}"
+def _reference(case: Case) -> tuple[View | None, str]:
+    """What a validation or test is compared with, and its name."""
+    if case.testing:
+        return case.trained_view, "the run's validation"
+    return case.views.get("train"), "train_dataloader"
 
 
-def _names(view: View) -> str:
-    return {(0, 1, 2): "RGB", (2, 1, 0): "BGR"}.get(view.order, f"an order of its own {view.order}")
+def _alike(one: Values, other: Values) -> bool:
+    ratio, shift = one.gain / other.gain, abs(one.offset - other.offset) / (255 * abs(other.gain))
+    return 1 / GAIN <= ratio <= GAIN and shift <= OFFSET
+
+
+def _range(values: Values) -> str:
+    return f"{round(values.offset, 2) + 0:g} to {round(values.offset + 255 * values.gain, 2) + 0:g}"
+
+
+def _names(values: Values) -> str:
+    return {(0, 1, 2): "RGB", (2, 1, 0): "BGR"}.get(values.order, f"an order of its own {values.order}")
 
 
 @check(pitfall=25)
 def same_geometry(case: Case) -> Iterator[Finding]:
     """A validation that squashes photos or sees another scale than the training does."""
-    train = case.views.get("train")
+    train, whose = _reference(case)
     for side in ("test",) if case.testing else ("val", "test"):
         view, where = case.views.get(side), f"{side}_dataloader.dataset.pipeline"
         if view is None:
             continue
+        if view.is_turned and not (case.testing and train is not None and train.is_turned):
+            yield warning(where, "mirrors every photo or turns it upside down", "leave that to the training, at random")
         seen = view.seen[0] * view.seen[1]
         if seen < LITTLE:
             what = f"sees {seen:.0%} of a photo of {case.photo_size[1]} × {case.photo_size[0]} pixels"
             yield warning(where, what, "ResizeEdge before CenterCrop")
         elif train is not None and not 1 / ZOOM <= view.zoom / train.zoom <= ZOOM:
-            what = f"shows things {view.zoom / train.zoom:.1f} times as large as train_dataloader does"
+            what = f"shows things {view.zoom / train.zoom:.1f} times as large as {whose} does"
             yield warning(where, what, "scale photos to the training's size before the centre crop")
         stretch = math.log(view.stretch)
         if train is not None and min(abs(stretch), abs(stretch - math.log(train.stretch))) > STRETCHED:
-            what = f"stretches photos {max(view.stretch, 1 / view.stretch):.2f}-fold, the training doesn't"
+            what = f"stretches photos {max(view.stretch, 1 / view.stretch):.2f}-fold, {whose} doesn't"
             yield warning(where, what, "ResizeEdge keeps the aspect ratio, Resize to (width, height) doesn't")
 
 
@@ -120,7 +142,7 @@ def metric_counts_all(case: Case) -> Iterator[Finding]:
     for name in ("test_evaluator",) if case.testing else ("val_evaluator", "test_evaluator"):
         for metric in as_list(case.config.get(name)):
             thresholds = as_list(metric.get("thrs")) if isinstance(metric, dict) else []
-            if metric.get("type") == "Accuracy" and any(isinstance(t, (int, float)) and t > 0 for t in thresholds):
+            if any(isinstance(t, (int, float)) and t > 0 for t in thresholds):
                 what = f"{thresholds} counts an answer with a smaller score as wrong: not the top-1"
                 yield error(f"{name}.thrs", what, "leave thrs out")
     chosen = get(case.config, "default_hooks.checkpoint.save_best")
@@ -147,15 +169,23 @@ def validation_happens(case: Case) -> Iterator[Finding]:
 
 
 def views_of(case: Case) -> dict[str, View]:
-    """What the pipeline of each loader makes of a photo of the usual size; without those that can't be measured."""
+    """What the pipeline of each loader makes of a photo of the usual size.
+
+    Why one can't be measured is in ``case.unmeasured``.
+    """
     from mmflowers.datasets.views import measure_view
+    from mmflowers.errors import InputError
 
     found = {}
     for side in ("test",) if case.testing else ("train", "val", "test"):
         dataset = innermost(case.config.get(f"{side}_dataloader")) or {}
         steps = [step for step in as_list(dataset.get("pipeline")) if isinstance(step, dict)]
         same = next((view for view, other in found.values() if other == steps), None)
-        view = same or measure_view(steps, case.photo_size, scope(case.config)) if steps else None
-        if view is not None:
-            found[side] = (view, steps)
+        if not steps:
+            continue
+        try:
+            photos = case.unusual if side != "train" else ()
+            found[side] = (same or measure_view(steps, case.photo_size, scope(case.config), photos), steps)
+        except InputError as problem:
+            case.unmeasured[side] = problem.problems[0].what
     return {side: view for side, (view, _) in found.items()}

@@ -54,6 +54,24 @@ def trained_on_what_is_validated(case: Case) -> Iterator[Finding]:
                 yield one("weights", what, "keep the split it was trained with, or use weights that saw none of them")
 
 
+@check(pitfall=3)
+def chosen_on_what_is_tested(case: Case) -> Iterator[Finding]:
+    """A test split with photos of the run's validation, by which its best epoch was chosen."""
+    from mmflowers.datasets.identity import PHOTOS, from_state, near_copies, same_content
+
+    meta = (case.checkpoint or {}).get("meta")
+    kept = meta.get(PHOTOS) if isinstance(meta, dict) else None
+    validated_on = from_state(kept.get("val")) if isinstance(kept, dict) else None
+    if not case.testing or case.split != "test" or validated_on is None or "test" not in case.photos:
+        return
+    photos, names = case.photos["test"], [name for name, _ in case.lists["test"]]
+    found = same_content(photos, validated_on) | near_copies(photos, validated_on)
+    if found.any():
+        seen = [names[index] for index in found.nonzero()[0]]
+        what = f"the epoch of {case.source} was chosen on {len(seen)} of the {count(len(names))} of test ({some(seen)})"
+        yield error("weights", what, "a test split holds photos that neither training nor validation has seen")
+
+
 @check(pitfall=23)
 def resumed_on_the_same_photos(case: Case) -> Iterator[Finding]:
     """A run that goes on with other photos than it began with, whatever their names are."""

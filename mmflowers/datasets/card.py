@@ -28,25 +28,20 @@ class DataCard:
     copies: list[tuple[str, str, bool]] = field(default_factory=list)
 
 
-def prepared_counts(root: Path) -> dict[str, dict[str, int]]:
-    """Photos of each class in each split as the preparation counted them: ``["val"]["daisy"]``; empty if unknown."""
-    try:
-        counts = json.loads((root / "dataset.json").read_text(encoding="utf-8"))["counts"]
-        return {str(split): {str(name): int(n) for name, n in by_class.items()} for split, by_class in counts.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return {}
+def prepared_photos(root: Path, split: str) -> dict[str, int | None]:
+    """The photos of a split as the preparation left them, by their path in the folder.
 
-
-def prepared_content(root: Path) -> dict[str, int]:
-    """The first 63 bits of the sha256 of the photos that were taken over as they were, by their path in the folder.
-
-    Empty where ``files.csv`` doesn't say. Converted photos aren't in it: their row holds the source's digest.
+    Each with the first 63 bits of its sha256, or None where ``files.csv`` doesn't have it: the row of a converted photo
+    holds the digest of its source. Empty where the folder has no ``files.csv`` that can be read.
     """
     try:
         header, *lines = read_csv(root / "files.csv")
         rows = [dict(zip(header, line, strict=True)) for line in lines]
-        taken = [row for row in rows if row["verdict"] == "kept" and row["target"]]
-        return {row["target"]: int(row["sha256"][:16], 16) >> 1 for row in taken}
+        return {
+            row["target"]: int(row["sha256"][:16], 16) >> 1 if row["verdict"] == "kept" else None
+            for row in rows
+            if row["target"] and row["split"] == split
+        }
     except (OSError, ValueError, LookupError, TypeError, csv.Error):
         return {}
 

@@ -54,7 +54,12 @@ class FlowersDataset(CustomDataset):
         split = ann_file.removesuffix(".txt")
         self._folder = read_dataset_folder(data_root, splits=(split,))
         self._split = split
-        metainfo = {**(kwargs.pop("metainfo", None) or {}), "classes": tuple(self._folder.classes)}
+        metainfo = kwargs.pop("metainfo", None) or {}
+        if list(metainfo.get("classes", self._folder.classes)) != self._folder.classes:
+            raise InputError("metainfo.classes aren't those of classes.txt", "leave metainfo out")
+        if kwargs.get("data_prefix"):
+            raise InputError("data_prefix isn't used: lists are relative to the folder", "leave data_prefix out")
+        metainfo = {**metainfo, "classes": tuple(self._folder.classes)}
         self.augmentation: Augmentation | None = None
         self._cache, self._cache_size = cache, cache_size
         self._steps = [dict(step) for step in kwargs.get("pipeline") or ()]

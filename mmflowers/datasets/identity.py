@@ -83,6 +83,12 @@ def content_digests(paths: Sequence[str | Path]) -> np.ndarray:
     return np.array(map_in_threads(lambda path: _digest(_read(path)), paths), dtype=np.int64)
 
 
+def photos_digest(paths: Sequence[str | Path], labels: Sequence[int]) -> str:
+    """A sha256, in hex, of the contents and labels of some photos, whatever their names and their order."""
+    pairs = sorted(zip(content_digests(paths).tolist(), labels, strict=True))
+    return hashlib.sha256(repr(pairs).encode()).hexdigest()
+
+
 def read_photos(samples: Sequence[tuple[str | Path, int]]) -> PhotoSet:
     """Read the photos of a list and identify each.
 

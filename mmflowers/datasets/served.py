@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from mmflowers.datasets.card import prepared_counts
+from mmflowers.datasets.card import prepared_photos
 from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.datasets.seeded import Draw
+from mmflowers.errors import count
 
 ENDLESS = 3  # epochs' worth of samples after which a sampler is taken for one that never ends
 
@@ -36,30 +37,34 @@ class Coverage(NamedTuple):
 
     Attributes:
         counted: Photos of the split that were counted.
-        listed: Photos that the split has: by its list, or by ``dataset.json`` where that counts more.
+        listed: Photos that the split has: those that were prepared (``files.csv``), or else those of its list.
         repeated: Photos that were counted more than once.
-        foreign: Photos that were counted and aren't on the list.
+        foreign: Photos that were counted and don't belong to the split.
+        relabelled: Photos that were counted with another label than the list gives.
     """
 
     counted: int
     listed: int
     repeated: list[str]
     foreign: list[str]
+    relabelled: list[str]
 
     @property
     def is_whole(self) -> bool:
-        """Whether each photo of the split was counted once, and nothing else."""
-        return self.counted == self.listed and not self.repeated and not self.foreign
+        """Whether each photo of the split was counted once, with its label, and nothing else."""
+        return self.counted == self.listed and not (self.repeated or self.foreign or self.relabelled)
 
     def __str__(self) -> str:
-        return f"{self.counted} of {self.listed} photos"
+        text = f"{self.counted} of {count(self.listed)}"
+        return f"{text} and {len(self.foreign)} others" if self.foreign else text
 
 
-def coverage(images: Iterable[str | Path], root: Path, split: str) -> Coverage:
+def coverage(counted: Iterable[tuple[str | Path, int | None]], root: Path, split: str) -> Coverage:
     """Hold the photos that were counted against a split of a dataset folder.
 
     Args:
-        images: Their paths, one for each time that a photo was counted.
+        counted: Path and label of each photo, once for each time that it was counted; None for a label that isn't one
+            class.
         root: The dataset folder.
         split: Name of its list.
 
@@ -67,14 +72,21 @@ def coverage(images: Iterable[str | Path], root: Path, split: str) -> Coverage:
         InputError: The list can't be read.
     """
     folder = read_dataset_folder(root, (split,), files_may_be_gone=True)
-    listed = {os.path.abspath(root / name) for name, _ in folder.samples[split]}  # noqa: PTH100
-    times = Counter(os.path.abspath(image) for image in images)  # noqa: PTH100
-    prepared = sum(prepared_counts(root).get(split, {}).values())
+    listed = {os.path.abspath(root / name): label for name, label in folder.samples[split]}  # noqa: PTH100
+    prepared = {os.path.abspath(root / name) for name in prepared_photos(root, split)} or listed.keys()  # noqa: PTH100
+    times: Counter[str] = Counter()
+    relabelled = set()
+    for path, label in counted:
+        image = os.path.abspath(path)  # noqa: PTH100
+        times[image] += 1
+        if label is not None and listed.get(image, label) != label:
+            relabelled.add(image)
     return Coverage(
-        counted=len(listed & times.keys()),
-        listed=max(len(listed), prepared),
+        counted=len(prepared & times.keys()),
+        listed=len(prepared),
         repeated=sorted(image for image, number in times.items() if number > 1),
-        foreign=sorted(times.keys() - listed),
+        foreign=sorted(times.keys() - prepared),
+        relabelled=sorted(relabelled),
     )
 
 

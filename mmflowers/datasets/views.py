@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import random
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,15 +23,41 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 
 from mmflowers.datasets.seeded import seed_generators
+from mmflowers.errors import InputError
 
 COLOUR = (40, 120, 220)  # RGB of the coloured test image
 GREYS = (64, 192)
 GREY = 20  # grey levels between the channels of what counts as grey
-TRAIN_DRAWS = 12  # measured draws of a pipeline that augments; their median is compared
+DRAWS = 12  # that are measured of a pipeline that augments
 SOME = 32  # photos whose size is looked at
 CHECKED_DRAWS = 200  # in which a step that asks for random numbers may show that it uses them
 MAX_PIXELS = 2_000_000  # of the test images: larger photos are measured at this size, of the same shape
 SEED = 20  # of the measurements: any number
+
+
+class Values(NamedTuple):
+    """What one draw of a pipeline makes of colours.
+
+    Attributes:
+        gain: Values of the result for one grey level of the photo (1 for pixels as they are, 1/255 for pixels of 0..1).
+        offset: Value of the result for black.
+        channels: Values of the channels (three, or one of a pipeline that makes grey images) for a photo in ``COLOUR``,
+            in grey levels.
+    """
+
+    gain: float
+    offset: float
+    channels: tuple[float, ...]
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether a colour comes out grey."""
+        return max(self.channels) - min(self.channels) < GREY
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The channels from the darkest to the brightest for ``COLOUR``: (0, 1, 2) is RGB, (2, 1, 0) BGR."""
+        return tuple(int(index) for index in np.argsort(self.channels, kind="stable"))
 
 
 @dataclass(frozen=True)
@@ -39,46 +66,53 @@ class View:
 
     Attributes:
         random_steps: Names of the steps whose result differs from one call to the next; empty for a deterministic one.
-        scale: (vertical, horizontal): pixels of the result for one pixel of the photo.
+        scale: (vertical, horizontal): pixels of the result for one pixel of the photo; negative where every photo is
+            upside down or mirrored.
         seen: (vertical, horizontal): share of the photo that is seen, at most about 1.
-        gain: Values of the result for one grey level of the photo (1 for pixels as they are, 1/255 for pixels of 0..1).
-        offset: Value of the result for black.
-        channels: Values of the channels for a photo in ``COLOUR``, in grey levels: three, or one of grey images.
-        always_grey: Whether a colour comes out grey in every draw.
+        draws: What single draws make of colours: one of a deterministic pipeline, several of a random one.
     """
 
     random_steps: tuple[str, ...]
     scale: tuple[float, float]
     seen: tuple[float, float]
-    gain: float
-    offset: float
-    channels: tuple[float, ...]
-    always_grey: bool
+    draws: tuple[Values, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """This view as plain lists, text and numbers, which a checkpoint can hold."""
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_dict(cls, values: Any) -> View | None:
-        """The view that ``dataclasses.asdict`` made ``values`` of; None of anything else."""
+        """The view that ``to_dict`` made ``values`` of; None of anything else."""
         try:
-            view = cls(**values)
-            numbers = [*view.scale, *view.seen, view.gain, view.offset, *view.channels]
-            return view if np.isfinite(np.array(numbers, dtype=np.float64)).all() and view.gain else None
-        except (TypeError, ValueError):
+            draws = tuple(
+                Values(float(gain), float(offset), tuple(channels)) for gain, offset, channels in values["draws"]
+            )
+            view = cls(tuple(values["random_steps"]), tuple(values["scale"]), tuple(values["seen"]), draws)
+            numbers = [
+                *view.scale,
+                *view.seen,
+                *(n for draw in draws for n in (draw.gain, draw.offset, *draw.channels)),
+            ]
+            whole = np.isfinite(np.array(numbers, dtype=np.float64)).all() and all(draw.gain for draw in draws)
+            return view if whole and draws and all(view.scale) else None
+        except (TypeError, ValueError, LookupError):
             return None
 
     @property
     def stretch(self) -> float:
         """Horizontal by vertical scale: 1 where a circle stays a circle."""
-        return self.scale[1] / self.scale[0]
+        return abs(self.scale[1] / self.scale[0])
 
     @property
     def zoom(self) -> float:
         """Geometric mean of both scales."""
-        return float(np.sqrt(self.scale[0] * self.scale[1]))
+        return float(np.sqrt(abs(self.scale[0] * self.scale[1])))
 
     @property
-    def order(self) -> tuple[int, ...]:
-        """The channels from the darkest to the brightest for ``COLOUR``: (0, 1, 2) is RGB, (2, 1, 0) BGR."""
-        return tuple(int(index) for index in np.argsort(self.channels, kind="stable"))
+    def is_turned(self) -> bool:
+        """Whether every photo is mirrored or upside down."""
+        return not self.random_steps and min(self.scale) < 0
 
 
 def usual_size(paths: Sequence[str | Path]) -> tuple[int, int]:
@@ -91,16 +125,30 @@ def usual_size(paths: Sequence[str | Path]) -> tuple[int, int]:
     return sizes[len(sizes) // 2] if sizes else (240, 320)
 
 
-def measure_view(pipeline: Sequence[dict], size: tuple[int, int], scope: str = "mmpretrain") -> View | None:
+def unusual_photos(paths: Sequence[str | Path], number: int = 3) -> list[str]:
+    """The widest, the highest and the smallest photo among some of ``paths``."""
+    sizes = {}
+    for path in paths[:: max(1, len(paths) // SOME)]:
+        with contextlib.suppress(Exception), Image.open(path) as image:
+            sizes[str(path)] = image.size
+    measures = (lambda path: -sizes[path][0] / sizes[path][1], lambda path: sizes[path][0] / sizes[path][1])
+    measures = (*measures, lambda path: sizes[path][0] * sizes[path][1])
+    return list(dict.fromkeys(min(sizes, key=measure) for measure in measures[:number] if sizes))
+
+
+def measure_view(
+    pipeline: Sequence[dict], size: tuple[int, int], scope: str = "mmpretrain", photos: Sequence[str] = ()
+) -> View:
     """Measure what a pipeline's config makes of photos of one size.
 
     Args:
         pipeline: The transforms, of which the first loads a file, and the last gives ``inputs``.
         size: (height, width) of the photos, in pixels.
         scope: The registry that types are looked up in.
+        photos: Paths of some real photos, on which chance is looked for too.
 
-    Returns:
-        None where the pipeline makes no image of three channels that depends on the photo in a way that can be told.
+    Raises:
+        InputError: It can't be measured: the pipeline fails, or what it makes depends on the photo in no simple way.
     """
     shrink = min(1.0, (MAX_PIXELS / (size[0] * size[1])) ** 0.5)
     size = (max(round(size[0] * shrink), 1), max(round(size[1] * shrink), 1))
@@ -109,10 +157,12 @@ def measure_view(pipeline: Sequence[dict], size: tuple[int, int], scope: str = "
         with tempfile.TemporaryDirectory() as folder, DefaultScope.overwrite_default_scope(scope):
             images = {name: _save(Path(folder), name, pixels) for name, pixels in _test_images(size).items()}
             steps = Compose(copy.deepcopy(list(pipeline))).transforms
-            random_steps = _random_steps(steps, images["noise"])
-            return _measure(steps, images, size, random_steps)
-    except Exception:  # what a transform can't do with a plain RGB photo, the run itself reports
-        return None
+            found = [_random_steps(steps, path) for path in (images["noise"], *photos)]
+            return _measure(steps, images, size, tuple(dict.fromkeys(name for names in found for name in names)))
+    except InputError:
+        raise
+    except Exception as error:  # a transform fails in any way
+        raise InputError(f"it fails on a test image: {type(error).__name__}: {error}") from error
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
@@ -190,11 +240,9 @@ def _pixels(sample: Any) -> bytes:
     return image.tobytes()
 
 
-def _measure(
-    steps: Sequence, images: dict[str, str], size: tuple[int, int], random_steps: tuple[str, ...]
-) -> View | None:
-    rows = []
-    for draw in range(TRAIN_DRAWS if random_steps else 1):
+def _measure(steps: Sequence, images: dict[str, str], size: tuple[int, int], random_steps: tuple[str, ...]) -> View:
+    geometry, draws = [], []
+    for draw in range(DRAWS if random_steps else 1):
         made = {}
         for name in images.keys() - {"noise"}:
             seed_generators(SEED, draw)  # every test image gets the same draw
@@ -202,46 +250,57 @@ def _measure(
             for step in steps:
                 sample = step(sample)
             made[name] = np.asarray(sample["inputs"], dtype=np.float64)
-        rows.append(_row(made, size))
-    values = np.nanmedian(np.array(rows), axis=0)
-    if not np.isfinite(values).all():
+        values, shape = _values(made), _geometry(made, size)
+        if values is not None:
+            draws.append(values)
+        if shape is not None:
+            geometry.append(shape)
+    if not draws or not geometry:
+        raise InputError("a photo's pixels can't be recognised in what it makes")
+    measured = np.array(geometry)
+    turned = np.where((measured < 0).all(axis=0), -1, 1)  # in every draw: a flip at random is none
+    down, across, seen_down, seen_across = (np.median(np.abs(measured), axis=0) * turned).tolist()
+    return View(random_steps, (down, across), (seen_down, seen_across), tuple(draws))
+
+
+def _values(made: dict[str, np.ndarray]) -> Values | None:
+    """Of one draw; None where grey comes out as one value."""
+    gains, offsets = _map_of_grey(made)
+    if not np.abs(gains).min() > 0:
         return None
-    down, across, seen_down, seen_across, gain, offset, *channels = values.tolist()
-    always_grey = bool(np.nanmax(np.ptp(np.array(rows)[:, 6:], axis=1)) < GREY)
-    return View(random_steps, (down, across), (seen_down, seen_across), gain, offset, tuple(channels), always_grey)
+    channels = (np.median(made["colour"], axis=(1, 2)) - offsets) / gains
+    return Values(float(np.median(gains)), float(np.median(offsets)), tuple(channels.tolist()))
 
 
-def _row(made: dict[str, np.ndarray], size: tuple[int, int]) -> list[float]:
-    """Of one draw: both scales, both shares, gain, offset and the channels; nan for what can't be told."""
+def _map_of_grey(made: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Gain and offset of each channel."""
     dark, bright = (np.median(made[f"grey{value}"], axis=(1, 2)) for value in GREYS)
-    gain = (bright - dark) / (GREYS[1] - GREYS[0])
-    offset = dark - gain * GREYS[0]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        channels = (np.median(made["colour"], axis=(1, 2)) - offset) / gain
-        grey = {
-            name: ((made[name] - offset[:, None, None]) / gain[:, None, None]).mean(0) for name in ("across", "down")
-        }
+    gains = (bright - dark) / (GREYS[1] - GREYS[0])
+    return gains, dark - gains * GREYS[0]
+
+
+def _geometry(made: dict[str, np.ndarray], size: tuple[int, int]) -> list[float] | None:
+    """Of one draw: both scales, both shares; None where the ramps don't show."""
+    gains, offsets = _map_of_grey(made)
+    if not np.abs(gains).min() > 0:
+        return None
     scales, seen = [], []
-    for name, side, length in (("down", 0, size[0]), ("across", 1, size[1])):
+    for name, length in (("down", size[0]), ("across", size[1])):
         # Levels of the ramp for one pixel of the result; turned by 90 degrees the other direction has them.
-        slopes = np.abs(_slopes(grey[name]))
-        slope = float(slopes.max())
-        if not slope > 1e-3:  # a single level over the whole result: nothing of the ramp is left
-            return [np.nan] * (6 + len(channels))
-        scale = 255 / (length - 1) / slope
+        grey = ((made[name] - offsets[:, None, None]) / gains[:, None, None]).mean(0)
+        slopes = [_slope(grey), _slope(grey.T)]
+        steepest = int(np.argmax(np.abs(slopes)))
+        if not abs(slopes[steepest]) > 1e-3:  # a single level over the whole result: nothing of the ramp is left
+            return None
+        scale = 255 / (length - 1) / slopes[steepest]
         scales.append(scale)
-        shape = grey[name].shape
-        seen.append(shape[int(slopes.argmax())] / scale / size[side])
-    return [*scales, *seen, float(np.median(gain)), float(np.median(offset)), *channels.tolist()]
+        seen.append(grey.shape[steepest] / abs(scale) / length)
+    return [*scales, *seen]
 
 
-def _slopes(values: np.ndarray) -> np.ndarray:
-    """Least-squares slope (per row, per column) over the middle half: padding and rounding show least there."""
-    height, width = values.shape
-    middle = values[
-        height // 4 : max(height - height // 4, height // 4 + 2), width // 4 : max(width - width // 4, width // 4 + 2)
-    ]
-    rows, columns = (np.arange(n) - (n - 1) / 2 for n in middle.shape)
-    down = (middle.mean(1) * rows).sum() / (rows**2).sum()
-    across = (middle.mean(0) * columns).sum() / (columns**2).sum()
-    return np.array([down, across])
+def _slope(values: np.ndarray) -> float:
+    """The usual slope from row to row: the mean of the middle half over pairs of pixels, whatever is erased or padded."""
+    distance = max(1, values.shape[0] // 3)
+    steps = np.sort(values[distance:] - values[:-distance], axis=None)
+    middle = steps[len(steps) // 4 : len(steps) - len(steps) // 4]
+    return float(middle.mean()) / distance if middle.size else 0.0

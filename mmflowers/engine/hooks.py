@@ -21,6 +21,8 @@ from mmflowers.models.depthwise import replace_depthwise
 from mmflowers.models.graphs import GraphedForward
 
 BEST = "best.pth"
+ROUNDING = 0.01  # percent
+TOP1 = "val top-1"  # what a score may be called that is the share of right answers over all of val
 RESERVE = 16 << 20  # bytes for logs and curves
 
 
@@ -81,10 +83,21 @@ class BestAndLastHook(Hook):
             return
         runner.message_hub.update_info("best_score", score)
         runner.message_hub.update_info("best_epoch", runner.epoch)
+        runner.message_hub.update_info("best_of", self._measured(runner, score))
         meta = {"epoch": runner.epoch, "iter": runner.iter, "best": {self.save_best: score}}
         runner.save_checkpoint(runner.work_dir, BEST, save_optimizer=False, save_param_scheduler=False, meta=meta)
         told = f"best so far: {self.save_best} {score:.2f} at epoch {runner.epoch}, saved as {BEST}"
         runner.logger.info(told, extra={"in_bar": True})  # where there is a bar, its line of the epoch says so
+
+    def _measured(self, runner: Runner, score: float) -> list[str]:
+        """What the score is called, and of which part of val it is: top-1 only if the photos counted apart say so."""
+        validated = getattr(runner, "validated", None)
+        part = "" if validated is None or validated.coverage.is_whole else f" on {validated.coverage} of val"
+        if self.save_best != "accuracy/top1" or validated is None or validated.top1 is None:
+            return [self.save_best, part]
+        if abs(validated.top1 - score) >= ROUNDING:
+            return [f"{self.save_best} (whose top-1 is {validated.top1:.2f} %)", part]
+        return ["accuracy" if part else TOP1, part]
 
     def _save_last(self, runner: Runner) -> None:
         runner.save_last()

@@ -6,7 +6,6 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,12 @@ NOT_RECIPE = re.compile(
 )
 
 
+# What the best epoch is chosen by: with another, the numbers before and after a resumption can't be compared.
+MEASURE = ("val_dataloader.", "val_evaluator", "save_best")
+
+
 def recipe(config: Config) -> dict[str, str]:
-    """What decides what is learned from a photo, by the config's dotted keys, as JSON: network, optimizer, pipeline.
+    """What decides what is learned from a photo and how it is measured, by the config's dotted keys, as JSON.
 
     Epochs, schedule and loaders aren't in it: a resumed run may go on longer, or elsewhere.
     """
@@ -44,6 +47,9 @@ def recipe(config: Config) -> dict[str, str]:
         "optim_wrapper": config.optim_wrapper,
         "train_cfg": {key: config.train_cfg[key] for key in ("freeze_to", "views") if key in config.train_cfg},
         "train_dataloader.dataset.pipeline": (innermost(config.train_dataloader) or {}).get("pipeline", []),
+        "val_dataloader.dataset.pipeline": (innermost(config.get("val_dataloader")) or {}).get("pipeline", []),
+        "val_evaluator": config.get("val_evaluator") or [],
+        "save_best": ((config.get("default_hooks") or {}).get("checkpoint") or {}).get("save_best"),
     }
     if config.train_cfg.get("type") == "LinearProbeLoop":
         parts["train_cfg"] = {"type": "LinearProbeLoop"}
@@ -65,7 +71,7 @@ def check_recipe(checkpoint: Path, meta: dict, config: Config, cfg_options: Sequ
         checkpoint: Its path, for the message.
         meta: The checkpoint's.
         config: The one that would run.
-        cfg_options: ``KEY=VALUE``; what they change is changed on purpose.
+        cfg_options: ``KEY=VALUE``; what they change is changed on purpose, but for how the run is measured.
 
     Raises:
         InputError: They differ, as when the first command had a ``--freeze-to`` that this one lacks.
@@ -78,7 +84,8 @@ def check_recipe(checkpoint: Path, meta: dict, config: Config, cfg_options: Sequ
     changed = [
         f"{key} was {str(kept.get(key, 'not set'))[:SHOWN]}, now {now.get(key, 'not set')[:SHOWN]}"
         for key in sorted({*kept, *now}, key=str)
-        if kept.get(key) != now.get(key) and not any(f"{key}.".startswith(f"{name}.") for name in meant)
+        if kept.get(key) != now.get(key)
+        and (key.startswith(MEASURE) or not any(f"{key}.".startswith(f"{name}.") for name in meant))
     ]
     if changed:
         told = "; ".join(changed[:NAMED]) + (f"; and {len(changed) - NAMED} more" if len(changed) > NAMED else "")
@@ -93,7 +100,7 @@ def check_recipe(checkpoint: Path, meta: dict, config: Config, cfg_options: Sequ
 def changed_photos(meta: Any, now: dict[str, PhotoSet]) -> list[str]:
     """What has changed of a run's photos since its checkpoint was written, a sentence for each split; [] if nothing.
 
-    Names don't count, contents, labels and their order do: the order decides what an epoch draws.
+    Names don't count. Contents and labels do, and the order of the training photos, which decides what an epoch draws.
 
     Args:
         meta: The checkpoint's.
@@ -104,7 +111,11 @@ def changed_photos(meta: Any, now: dict[str, PhotoSet]) -> list[str]:
     changes = []
     for split, photos in now.items():
         known = before[split]
-        if known is None or (np.array_equal(known.content, photos.content) and _same_labels(known, photos)):
+        if known is None:
+            continue
+        if split != "train":
+            known, photos = _sorted(known), _sorted(photos)
+        if np.array_equal(known.content, photos.content) and _same_labels(known, photos):
             continue
         gone, added = np.setdiff1d(known.content, photos.content), np.setdiff1d(photos.content, known.content)
         others = [before[other].content for other in before if other != split and before[other] is not None]
@@ -179,15 +190,17 @@ class RecordHook(Hook):
         """What the validation makes of a photo: a later test has to see the same kind of picture."""
         steps = (innermost(runner.cfg.get("val_dataloader")) or {}).get("pipeline")
         paths = [path for path, _ in samples_of(runner.train_dataloader.dataset)]
-        view = (
-            measure_view(steps, usual_size(paths), runner.cfg.get("default_scope") or "mmpretrain") if steps else None
-        )
-        return asdict(view) if view else None
+        if not steps:
+            return None
+        try:
+            scope = runner.cfg.get("default_scope") or "mmpretrain"
+            return measure_view(steps, usual_size(paths), scope).to_dict()
+        except InputError:  # the checks have warned of it
+            return None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add to ``meta``."""
-        resumable = "optimizer" in checkpoint
-        checkpoint["meta"] |= {key: value for key, value in self._meta.items() if resumable or key != PHOTOS}
+        checkpoint["meta"] |= self._meta
 
 
 def _meta(source: str) -> dict:

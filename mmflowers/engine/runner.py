@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from mmengine.device import get_device
 from mmengine.dist import get_world_size, is_main_process, master_only
+from mmengine.evaluator import Evaluator
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
@@ -20,13 +21,16 @@ from mmengine.runner.base_loop import BaseLoop
 from mmpretrain.registry import RUNNERS
 from torch.utils.data import DataLoader
 
+from mmflowers.datasets.served import Coverage, coverage
+from mmflowers.engine import configuration
 from mmflowers.engine.checkpoints import CheckpointWriter, write_checkpoint
 from mmflowers.engine.loading import load_checkpoint_file, require_finite
 from mmflowers.engine.loops import ExactTrainLoop
 from mmflowers.engine.progress import ProgressHook, make_room, wants_bar
 from mmflowers.engine.record import RecordHook
 from mmflowers.engine.weights import convert_state_dict, fetch_weights
-from mmflowers.errors import InputError
+from mmflowers.errors import InputError, some
+from mmflowers.evaluation.metrics import CountPhotos
 from mmflowers.files import DISK_ERRORS, write_text
 
 LAST = "last.pth"
@@ -37,6 +41,18 @@ class _Prepared(Exception):
 
     def __init__(self, checkpoint: dict) -> None:
         self.checkpoint = checkpoint
+
+
+class Validation(NamedTuple):
+    """What a validation counted.
+
+    Attributes:
+        coverage: How much of val it is of.
+        top1: Share of right predictions in percent, counted apart from the config's metrics; None of multi-label data.
+    """
+
+    coverage: Coverage
+    top1: float | None
 
 
 @RUNNERS.register_module()
@@ -50,6 +66,7 @@ class FlowersRunner(Runner):
     """
 
     _writer: CheckpointWriter | None = None
+    validated: Validation | None = None  # the last validation, on the main process
     resumed_meta: dict = {}  # noqa: RUF012  of the checkpoint that is resumed, replaced whole
     loaded_meta: dict = {}  # noqa: RUF012  of the weights that were loaded
 
@@ -103,7 +120,11 @@ class FlowersRunner(Runner):
         """Build the ``StoppableValLoop`` where the config names none."""
         if isinstance(loop, dict) and "type" not in loop:
             loop = {"type": "StoppableValLoop", **loop}
-        return super().build_val_loop(loop)
+        built = super().build_val_loop(loop)
+        self._counter = CountPhotos()
+        if isinstance(getattr(built, "evaluator", None), Evaluator):
+            built.evaluator.metrics.append(self._counter)
+        return built
 
     def load_or_resume(self) -> None:
         """Load ``load_from``, or resume from it or from the last checkpoint of the work dir."""
@@ -261,7 +282,9 @@ class FlowersRunner(Runner):
             self._writer.finish()
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
-        """Call the hooks, and after those that prepare a checkpoint turn it into plain data and take it."""
+        """Call the hooks; hold a validation against its list before, and take a checkpoint as plain data after."""
+        if fn_name == "after_val_epoch" and is_main_process():
+            self._hold_validation()
         super().call_hook(fn_name, **kwargs)
         if fn_name == "before_save_checkpoint":
             checkpoint = kwargs["checkpoint"]
@@ -273,6 +296,29 @@ class FlowersRunner(Runner):
                     named = self.model.named_parameters()
                     checkpoint["gradients"] = {name: p.grad.cpu() for name, p in named if p.grad is not None}
             raise _Prepared(checkpoint)
+
+    def _hold_validation(self) -> None:
+        """See which photos of val the validation counted, and that it counted each once and by its label.
+
+        Raises:
+            InputError: It didn't.
+        """
+        self.validated = None
+        try:
+            found = coverage(self._counter.counted, Path(configuration.data_root(self.cfg)), "val")
+        except InputError:  # another dataset than a folder of ours
+            return
+        wrong = {
+            "counted photos more than once": found.repeated,
+            "gave photos other labels than val.txt": found.relabelled,
+        }
+        for what, photos in wrong.items():
+            if photos:
+                raise InputError(
+                    f"the validation {what}: {len(photos)} ({some(Path(photo).name for photo in photos)})",
+                    "look at what val_dataloader, its transforms and its collate_fn do to them",
+                )
+        self.validated = Validation(found, self._counter.top1)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
         """Wrap for distributed training, with the first process's statistics of BatchNorm for all.

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from mmengine.dist import is_main_process
 
 from mmflowers.datasets.folder import read_dataset_folder
+from mmflowers.datasets.identity import photos_digest
 from mmflowers.datasets.served import Coverage, coverage
 from mmflowers.datasets.wrappers import innermost
 from mmflowers.engine import configuration
@@ -16,7 +17,7 @@ from mmflowers.engine.hooks import BEST
 from mmflowers.engine.runner import FlowersRunner
 from mmflowers.engine.tracking import drop_trackers
 from mmflowers.engine.training import check_classes, join_process_group
-from mmflowers.errors import InputError, Problem
+from mmflowers.errors import InputError, Problem, count, some
 from mmflowers.evaluation.metrics import CollectPredictions
 from mmflowers.evaluation.predictions import Predictions, write_predictions
 from mmflowers.evaluation.tested import write_record
@@ -112,18 +113,21 @@ def test(
     if not is_main_process():
         return None
     root = Path(configuration.data_root(config))
-    images = [root / image for image in collect.predictions.images]
-    found = coverage(images, root, split)
-    if found.repeated or found.foreign:  # the checks say so before the test; this holds without them too
-        wrong = (
-            f"{len(found.repeated)} photos counted more than once, {len(found.foreign)} that {split}.txt doesn't list"
-        )
-        raise InputError(f"the test was not of {split}: {wrong}", "leave out what the config does to test_dataloader")
+    predictions = collect.predictions
+    paths = [root / image for image in predictions.images]
+    found = coverage(zip(paths, predictions.labels.tolist(), strict=True), root, split)
+    # The checks say these before the test; this holds without them too, and for what transforms and loops do.
+    wrong = {"counted more than once": found.repeated, "with other labels than the list's": found.relabelled}
+    for what, photos in wrong.items():
+        if photos:
+            told = f"the test isn't one of {split}: {count(len(photos))} {what} ({some(Path(p).name for p in photos)})"
+            raise InputError(told, "look at what test_dataloader, its transforms and its collate_fn do to them")
     kind = f"{'_tta' if tta else ''}{'_amp' if amp else ''}{'' if found.is_whole else '_partial'}"
     path = out / f"predictions_{split}{kind}.csv"
-    write_predictions(collect.predictions, path)
-    write_record(path, checkpoint, split=split, counted=found.counted, listed=found.listed)
-    return Tested(collect.predictions, path, found)
+    write_predictions(predictions, path)
+    photos = photos_digest(paths, predictions.labels.tolist())
+    write_record(path, checkpoint, split=split, counted=found.counted, listed=found.listed, photos=photos)
+    return Tested(predictions, path, found)
 
 
 def _settle(config: configuration.Config, data: str | Path | None, split: str, cfg_options: Sequence[str]) -> None:

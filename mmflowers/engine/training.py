@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import sys
@@ -18,9 +17,8 @@ from mmengine.dist import get_world_size
 
 from mmflowers.commands import close_bars
 from mmflowers.datasets.folder import read_dataset_folder
-from mmflowers.datasets.served import Coverage, coverage, served
 from mmflowers.engine import configuration
-from mmflowers.engine.hooks import BestAndLastHook
+from mmflowers.engine.hooks import TOP1, BestAndLastHook
 from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.engine.loops import OutOfMemory
 from mmflowers.engine.record import RecordHook, check_recipe
@@ -45,24 +43,21 @@ class Outcome(NamedTuple):
         best_score: The best validation by the metric that ``BestAndLastHook`` compares, in percent for top-1; None
             where there was no validation.
         best_epoch: Its epoch, from 1.
-        metric: That metric's name, "accuracy/top1".
-        coverage: How much of the val split it is of; None where there was no validation.
+        name: What the score is called: "val top-1" if it is that of the whole split.
+        part: Of which part of the split it is, " on 286 of 572 photos of val"; empty for all of it.
     """
 
     work_dir: Path
     best_score: float | None
     best_epoch: int | None
-    metric: str = ""
-    coverage: Coverage | None = None
+    name: str = ""
+    part: str = ""
 
     def __str__(self) -> str:
         if self.best_score is None:
-            return "nothing was validated: there is no best.pth"
-        is_top1 = self.metric == "accuracy/top1"
-        if is_top1 and (self.coverage is None or self.coverage.is_whole):
-            return f"best val top-1 {self.best_score:.2f} % at epoch {self.best_epoch}"
-        part = "" if self.coverage is None or self.coverage.is_whole else f" on {self.coverage} of val"
-        return f"best {self.metric} {self.best_score:.2f}{part} at epoch {self.best_epoch}"
+            return "trained without a best checkpoint"
+        unit = " %" if self.name in (TOP1, "accuracy") else ""
+        return f"best {self.name} {self.best_score:.2f}{unit}{self.part} at epoch {self.best_epoch}"
 
 
 def configure(
@@ -203,21 +198,12 @@ def train(config: configuration.Config, *, oom: Literal["stop", "retry"] = "stop
         del runner
         gc.collect()
         _take_less(config, too_much)
-    best_score, best_epoch = (runner.message_hub.get_info(key, default=None) for key in ("best_score", "best_epoch"))
-    metric = next((hook.save_best for hook in runner.hooks if isinstance(hook, BestAndLastHook)), "")
-    return Outcome(Path(config.work_dir), best_score, best_epoch, metric, _validated(runner))
-
-
-def _validated(runner: FlowersRunner) -> Coverage | None:
-    """How much of the val split the run's validation is of."""
-    if runner.val_loop is None:
-        return None
-    samples, counts = served(runner.val_loop.dataloader)
-    shares = get_world_size() > 1  # each process has a part, rounded up; their evaluator counts every photo once
-    images = [path for (path, _), times in zip(samples, counts, strict=True) for _ in range(1 if shares else times)]
-    with contextlib.suppress(InputError):  # a dataset that is no folder of ours
-        return coverage(images, Path(configuration.data_root(runner.cfg)), "val")
-    return None
+    if not any(isinstance(hook, BestAndLastHook) for hook in runner.hooks):  # MMEngine's keeps a score of the same name
+        return Outcome(Path(config.work_dir), None, None)
+    best_score, best_epoch, names = (
+        runner.message_hub.get_info(key, default=None) for key in ("best_score", "best_epoch", "best_of")
+    )
+    return Outcome(Path(config.work_dir), best_score, best_epoch, *(names or ()))
 
 
 def _take_less(config: configuration.Config, error: OutOfMemory) -> None:

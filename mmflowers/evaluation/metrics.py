@@ -44,3 +44,38 @@ class CollectPredictions(BaseMetric):
         """Put the predictions together; as a metric, say how many they are."""
         self.predictions = gather(results, self.data_root, self.dataset_meta["classes"])
         return {"count": len(results)}
+
+
+@METRICS.register_module()
+class CountPhotos(BaseMetric):
+    """Keep which photos a validation really counted, by which labels, and how many are right; gives no number itself.
+
+    ``FlowersRunner`` adds it to every validation: what a transform, a collate function or a loop of one's own leaves
+    out, repeats or relabels shows here and nowhere else.
+
+    Attributes:
+        counted: (path, label) of each prediction, on the main process; None for a label that isn't one class.
+        top1: Share of right predictions in percent; None where labels aren't one class each.
+    """
+
+    default_prefix = "photos"
+
+    counted: Sequence[tuple[str, int | None]] = ()
+    top1: float | None = None
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Take a batch."""
+        for sample in data_samples:
+            label, score, predicted = (sample.get(name) for name in ("gt_label", "pred_score", "pred_label"))
+            if score is not None:
+                predicted = score.argmax()
+            one = label is not None and label.numel() == 1 and predicted is not None and predicted.numel() == 1
+            self.results.append((sample.get("img_path", ""), int(label) if one else None, one and int(predicted)))
+
+    def compute_metrics(self, results: list[tuple]) -> dict[str, float]:
+        """Put them together."""
+        self.counted = [(path, label) for path, label, _ in results]
+        self.top1 = None
+        if results and all(label is not None for _, label, _ in results):
+            self.top1 = 100 * sum(label == predicted for _, label, predicted in results) / len(results)
+        return {}

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mmflowers.errors import InputError
 from mmflowers.evaluation.predictions import Predictions, read_predictions
@@ -23,6 +24,7 @@ class TestRecord:
         split: Name of the list.
         counted: Photos of the list that were counted.
         listed: Photos that the split has.
+        photos_sha256: Of the contents and labels of the photos (``datasets.identity.photos_digest``).
     """
 
     checkpoint: str
@@ -31,6 +33,7 @@ class TestRecord:
     split: str
     counted: int
     listed: int
+    photos_sha256: str
 
 
 def sha256_of(path: Path) -> str:
@@ -42,10 +45,10 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_record(predictions: Path, checkpoint: Path, *, split: str, counted: int, listed: int) -> None:
+def write_record(predictions: Path, checkpoint: Path, *, split: str, counted: int, listed: int, photos: str) -> None:
     """Write the record of a test beside its predictions, as ``predictions_<split>.json``."""
     record = TestRecord(
-        checkpoint.name, sha256_of(checkpoint), sha256_of(predictions), split, counted=counted, listed=listed
+        checkpoint.name, sha256_of(checkpoint), sha256_of(predictions), split, counted, listed, photos_sha256=photos
     )
     text = json.dumps({"format": "mmflowers test record", "format_version": 1, **asdict(record)}, indent=1) + "\n"
     write_text(predictions.with_suffix(".json"), text)
@@ -72,28 +75,60 @@ def read_record(predictions: Path) -> TestRecord | None:
 
 
 _KINDS = {
-    **dict.fromkeys(("checkpoint", "checkpoint_sha256", "predictions_sha256", "split"), str),
+    **dict.fromkeys(("checkpoint", "checkpoint_sha256", "predictions_sha256", "split", "photos_sha256"), str),
     **dict.fromkeys(("counted", "listed"), int),
 }
 
 
-def read_tested(path: Path, work_dir: Path) -> tuple[Predictions, list[str]]:
+class TestedPredictions(NamedTuple):
     """The predictions of a run, held against the record of their test.
 
-    Returns:
-        The predictions, and what a reader must know of them: that they are of a part of the split, or not of best.pth.
+    Attributes:
+        predictions: They themselves.
+        notes: What a reader must know of them: that they are of a part of the split, or not of best.pth.
+        photos_sha256: Of the photos they are of; "" where that isn't known.
+    """
+
+    predictions: Predictions
+    notes: list[str]
+    photos_sha256: str
+
+
+def read_tested(path: Path, work_dir: Path) -> TestedPredictions:
+    """Read the predictions of a run and hold them against the record of their test.
+
+    Args:
+        path: Of the predictions.
+        work_dir: Where the tested checkpoint is looked for.
 
     Raises:
         InputError: They can't be read, have changed since the test, or the run's checkpoint is another one by now.
     """
     record = read_record(path)
     notes = _check(record, work_dir) if record else ["of a checkpoint that isn't known: test the run again"]
-    return read_predictions(path), notes
+    return TestedPredictions(read_predictions(path), notes, record.photos_sha256 if record else "")
+
+
+def require_same_photos(path: Path, one: str, other: str) -> None:
+    """Refuse to compare with predictions of other photos, which may have the same names.
+
+    Args:
+        path: Of the other predictions.
+        one, other: ``photos_sha256`` of both; "" isn't held against anything.
+
+    Raises:
+        InputError: They differ.
+    """
+    if one and other and one != other:
+        what = f"{path} is of photos with other contents, whatever their names"
+        raise InputError(what, "test both runs on the same dataset folder")
 
 
 def _check(record: TestRecord, work_dir: Path) -> list[str]:
     checkpoint = work_dir / record.checkpoint
-    if checkpoint.is_file() and sha256_of(checkpoint) != record.checkpoint_sha256:
+    if not checkpoint.is_file():
+        return [f"of {record.checkpoint}, which isn't there any more"]
+    if sha256_of(checkpoint) != record.checkpoint_sha256:
         what = f"{checkpoint} isn't the checkpoint that the predictions of {record.split} were made with"
         raise InputError(what, f"test again: python tools/test.py {checkpoint}")
     notes = []

@@ -15,13 +15,14 @@ import numpy as np
 import mmflowers
 from mmflowers.datasets.card import DataCard, read_card
 from mmflowers.datasets.folder import read_dataset_folder
+from mmflowers.datasets.identity import photos_digest
 from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.calibration import calibrate
 from mmflowers.evaluation.facts import RunFacts, find_dataset, read_facts, tested_on
 from mmflowers.evaluation.history import History, read_history
 from mmflowers.evaluation.predictions import Predictions, per_class_table
 from mmflowers.evaluation.statistics import SIGNIFICANT, compare, wilson_interval
-from mmflowers.evaluation.tested import read_tested
+from mmflowers.evaluation.tested import read_tested, require_same_photos
 from mmflowers.files import explained, write_csv, write_text
 from mmflowers.visualization.pages import environment
 from mmflowers.visualization.thumbnails import as_uri, photo_uri
@@ -46,6 +47,7 @@ class Run:
     facts: RunFacts
     history: History | None
     notes: list[str]  # what a reader must know of the predictions
+    photos: str  # their ``photos_sha256``
 
 
 def write_report(
@@ -79,6 +81,9 @@ def write_report(
     first = runs[0]
     root = find_dataset(first.work_dir, tested_on(first.work_dir), data)
     _hold_against_list(first, root, split)
+    paths = [root / image for image in first.predictions.images]
+    if first.photos and photos_digest(paths, first.predictions.labels.tolist()) != first.photos:
+        first.notes.append("of photos that aren't those in the dataset folder now: some have changed since the test")
     out = out or first.work_dir / "report" / "report.html"
     with explained(out.parent, elsewhere=ELSEWHERE):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -122,8 +127,10 @@ def _read_runs(work_dirs: Sequence[Path], split: str) -> list[Run]:
         try:
             name = str(folder) if folder.resolve().name in twice else folder.resolve().name
             history = read_history(folder) if any(folder.glob("*/vis_data/scalars.json")) else None
-            predictions, notes = read_tested(path, folder)
-            runs.append(Run(name, folder, predictions, read_facts(folder), history, notes))
+            predictions, notes, photos = read_tested(path, folder)
+            if runs:
+                require_same_photos(path, runs[0].photos, photos)
+            runs.append(Run(name, folder, predictions, read_facts(folder), history, notes, photos))
         except InputError as error:
             problems.extend(error.problems)
     if problems:

@@ -7,9 +7,17 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import NARROW
+from conftest import NARROW, run_tool
+from mmcv.transforms import BaseTransform
+from mmengine.dataset import pseudo_collate
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import FUNCTIONS
+from mmengine.runner import ValLoop
+from mmpretrain.registry import LOOPS, METRICS, TRANSFORMS
+from PIL import Image
 
 from mmflowers.datasets.identity import TRAINED_ON, from_state
 from mmflowers.engine.testing import test as run_test
@@ -129,7 +137,7 @@ def start(config: Path, work_dir: str, *options: str, **more) -> object:
 
 def test_a_training_that_validates_a_part_does_not_call_it_top1(run: Path, tiny_config: Path) -> None:
     outcome = start(tiny_config, "part", "val_dataloader.dataset.indices=7", "train_cfg.max_epochs=1")
-    assert str(outcome).startswith("best accuracy/top1 ") and "on 7 of 10 photos of val" in str(outcome)
+    assert str(outcome).startswith("best accuracy ") and str(outcome).endswith("% on 7 of 10 photos of val at epoch 1")
     whole = start(tiny_config, "whole", "train_cfg.max_epochs=1")
     assert str(whole).startswith("best val top-1 ")
 
@@ -161,3 +169,121 @@ def test_weights_pass_on_what_the_weights_before_them_were_trained_on(run: Path,
     outcome = start(tiny_config, "second", "train_cfg.max_epochs=2", resume=True, weights=None)
     assert outcome.best_epoch in (1, 2)
     assert len(from_state(torch.load("second/last.pth", weights_only=True)["meta"][TRAINED_ON])) == 40
+
+
+# -------------------------------------------------------------- what code of one's own does while photos are loaded
+
+
+@TRANSFORMS.register_module()
+class AllDaisies(BaseTransform):
+    def transform(self, results: dict) -> dict:
+        return {**results, "gt_label": 0}
+
+
+@TRANSFORMS.register_module()
+class SkipsSome(BaseTransform):
+    """Leaves photos out, for which MMEngine then takes others at random."""
+
+    def transform(self, results: dict) -> dict | None:
+        return None if results["sample_idx"] in (1, 4) else results
+
+
+@FUNCTIONS.register_module()
+def first_two(samples: list) -> dict:
+    return pseudo_collate(samples[:2])
+
+
+@LOOPS.register_module()
+class FirstBatchLoop(ValLoop):
+    def run(self) -> dict:
+        self.runner.call_hook("before_val_epoch")
+        self.runner.model.eval()
+        for index, batch in enumerate(self.dataloader):
+            if index == 0:
+                self.run_iter(index, batch)
+        metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
+        self.runner.call_hook("after_val_epoch", metrics=metrics)
+        return metrics
+
+
+@METRICS.register_module()
+class Flattering(BaseMetric):
+    default_prefix = "accuracy"
+
+    def process(self, data_batch: object, data_samples: list) -> None:
+        self.results += [1] * len(data_samples)
+
+    def compute_metrics(self, results: list) -> dict:
+        return {"top1": 99.0}
+
+
+def with_transform(config: Path, name: str, *, test_mode: bool = False) -> Path:
+    steps = "[{'type':'LoadImageFromFile'},{'type':'ResizeEdge','scale':48,'edge':'short'},"
+    steps += "{'type':'CenterCrop','crop_size':48},{'type':'%s'},{'type':'PackInputs'}]" % name
+    more = ", test_mode=False" if test_mode else ""
+    text = f"_base_ = {str(config)!r}\nval_dataloader = dict(dataset=dict(pipeline={steps}{more}))\n"
+    Path("own.py").write_text(f"{text}test_dataloader = val_dataloader\n")
+    return Path("own.py")
+
+
+def test_labels_that_a_transform_changes_give_no_number(run: Path, tiny_config: Path) -> None:
+    config = with_transform(tiny_config, "AllDaisies")
+    with pytest.raises(InputError, match=r"gave photos other labels than val\.txt: 8 \("):
+        start(config, "own", "train_cfg.max_epochs=1")
+    with pytest.raises(InputError, match="8 photos with other labels than the list's"):
+        run_test(config, "run/best.pth", data="flower_dataset", work_dir="out")
+
+
+def test_photos_that_a_transform_exchanges_give_no_number(run: Path, tiny_config: Path) -> None:
+    config = with_transform(tiny_config, "SkipsSome", test_mode=True)
+    with pytest.raises(InputError, match="counted photos more than once"):
+        start(config, "own", "train_cfg.max_epochs=1")
+
+
+@pytest.mark.parametrize(
+    ("options", "counted"),
+    [(("val_dataloader.collate_fn.type=first_two",), 4), (("val_cfg.type=FirstBatchLoop",), 8)],
+    ids=["collate", "loop"],
+)
+def test_photos_that_never_reach_the_metric_are_missing_in_the_result(
+    run: Path, tiny_config: Path, options: tuple[str, ...], counted: int
+) -> None:
+    outcome = start(tiny_config, "own", *options, "train_cfg.max_epochs=1")
+    assert (outcome.name, outcome.part) == ("accuracy", f" on {counted} of 10 photos of val")
+
+
+def test_a_metric_that_calls_something_else_top1_is_named_beside_it(run: Path, tiny_config: Path) -> None:
+    outcome = start(tiny_config, "own", "val_evaluator={'type':'Flattering'}", "train_cfg.max_epochs=1")
+    assert str(outcome).startswith("best accuracy/top1 (whose top-1 is ") and "99.00" in str(outcome)
+
+
+# -------------------------------------------------------------------------------------------------- two runs compared
+
+
+def compare_with(place: str) -> str:
+    result = run_tool("test.py", "run/best.pth", "--data", "flower_dataset", "--against", place, cwd=Path.cwd())
+    assert result.returncode in (0, 2), result.stderr
+    return result.stderr if result.returncode else result.stdout
+
+
+def test_a_comparison_refuses_predictions_that_were_edited_or_are_of_other_photos(run: Path) -> None:
+    shutil.copytree(run, "other")
+    assert "no difference" in compare_with("other")
+    predictions = read_predictions(Path("other/predictions_val.csv"))
+    predictions.scores[:] = np.eye(5)[predictions.labels]
+    write_predictions(predictions, Path("other/predictions_val.csv"))
+    assert "it has changed since" in compare_with("other")
+    shutil.rmtree("other")
+    shutil.copytree(run, "other")
+    photo = sorted(Path("flower_dataset/val/rose").iterdir())[0]
+    Image.effect_noise((90, 90), 60).convert("RGB").save(photo)
+    run_test(None, "run/best.pth", data="flower_dataset", work_dir="new")
+    with pytest.raises(InputError, match="is of photos with other contents"):
+        write_report([Path("new"), Path("other")], data=Path("flower_dataset"))
+
+
+def test_a_report_says_that_photos_have_changed_since_the_test(run: Path) -> None:
+    photo = sorted(Path("flower_dataset/val/rose").iterdir())[0]
+    Image.effect_noise((90, 90), 60).convert("RGB").save(photo)
+    page = html.unescape(write_report([run], data=Path("flower_dataset")).read_text())
+    assert "some have changed since the test" in page

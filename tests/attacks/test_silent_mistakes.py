@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
@@ -38,6 +39,15 @@ class Wobble(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         results["img"] = np.roll(results["img"], int(self.generator.integers(1, 9)), axis=1)
+        return results
+
+
+@TRANSFORMS.register_module()
+class NeedsClass(BaseTransform):
+    """Looks at the file's folder, which no test image has."""
+
+    def transform(self, results: dict) -> dict:
+        {"daisy": 0, "dandelion": 1, "rose": 2, "sunflower": 3, "tulip": 4}[Path(results["img_path"]).parent.name]
         return results
 
 
@@ -120,24 +130,41 @@ def delete_half(split: str) -> None:
     write(split, kept)
 
 
-def swap_names_of_classes() -> None:
-    """Labels of two classes exchanged in the list of validation: as if two lists were of different class orders."""
-    (DATA / "flat").mkdir()
-    lines = []
-    for number, line in enumerate(lines_of("val")):
-        path, _, label = line.rpartition(" ")
-        shutil.copy(DATA / path, DATA / "flat" / f"{number}.jpg")
-        lines.append(f"flat/{number}.jpg {label}")
-    write("val", lines)
+def exchange_in_val() -> None:
+    photo = sorted((VAL / "rose").iterdir())[0]
+    photo.unlink()
+    noise = Image.effect_noise((120, 120), 90).convert("RGB")
+    photo.with_name("easy.jpg").write_bytes(encoded("JPEG", quality=90)(noise))
+    relist("val")
+
+
+def one_wide_photo() -> None:
+    """All photos square, but one of val."""
+    for path in DATA.glob("*/*/*.jpg"):
+        with Image.open(path) as image:
+            square = image.convert("RGB").crop((0, 0, 90, 90))
+        path.write_bytes(encoded("JPEG", quality=95)(square))
+    wide = sorted((VAL / "rose").iterdir())[0]
+    wide.write_bytes(encoded("JPEG", quality=95)(Image.effect_noise((300, 90), 90).convert("RGB")))
+
+
+def record_beside() -> None:
+    """Weights as ``tools/train_torch.py`` leaves them: a bare state dict, and the record in last.pth."""
+    Path("torch").mkdir()
+    checkpoint = torch.load("best.pth", weights_only=True)
+    torch.save(dict(checkpoint["state_dict"]), "torch/best_model.pth")
+    torch.save({"trained_on": checkpoint["meta"]["trained_on"]}, "torch/last.pth")
 
 
 def val(text: str) -> str:
     return f"val_dataloader = dict({text})"
 
 
-def val_pipeline(*steps: str, resize: str = "dict(type='ResizeEdge', scale=48, edge='short')") -> str:
-    crop = "dict(type='CenterCrop', crop_size=48)"
-    inner = ", ".join(["dict(type='LoadImageFromFile')", resize, crop, *steps, "dict(type='PackInputs')"])
+def val_pipeline(
+    *steps: str, resize: str = "dict(type='ResizeEdge', scale=48, edge='short')", crop: bool = True
+) -> str:
+    centre = ["dict(type='CenterCrop', crop_size=48)"] if crop else []
+    inner = ", ".join(["dict(type='LoadImageFromFile')", resize, *centre, *steps, "dict(type='PackInputs')"])
     return val(f"dataset=dict(pipeline=[{inner}])")
 
 
@@ -353,25 +380,46 @@ MISTAKES = [
     Mistake(
         "Half of the val photos deleted with their rows",
         WARNED,
-        "val.txt lists 5 photos, dataset.json counts 10",
+        "5 of the 10 photos prepared for val are no longer listed",
         make=lambda: delete_half("val"),
     ),
     Mistake(
         "Training photos deleted with their rows",
         WARNED,
-        "train.txt lists 20 photos, dataset.json counts 40",
+        "20 of the 40 photos prepared for train are no longer listed",
         make=lambda: delete_half("train"),
     ),
     Mistake(
         "Photos added to val by hand",
         WARNED,
-        "val.txt lists 11 photos, dataset.json counts 10",
+        "val.txt lists 1 photo that the preparation didn't put there",
         make=lambda: (
             (VAL / "rose" / "new.jpg").write_bytes(
                 encoded("JPEG", quality=90)(Image.effect_noise((120, 120), 90).convert("RGB"))
             ),
             add("val", "val/rose/new.jpg", 2),
         ),
+    ),
+    Mistake(
+        "Difficult val photos exchanged for others, as many as before",
+        WARNED,
+        "no longer listed",
+        make=lambda: exchange_in_val(),
+    ),
+    Mistake(
+        "A val photo moved to another class since the preparation",
+        WARNED,
+        "no longer listed",
+        make=lambda: (
+            shutil.move(sorted((VAL / "tulip").iterdir())[0], VAL / "rose" / "moved.jpg"),
+            relist("val"),
+        ),
+    ),
+    Mistake(
+        "A training sampler that leaves photos out",
+        WARNED,
+        "trains on 8 of the 40 photos of train.txt",
+        options=("train_dataloader.sampler.shuffle=False", "train_dataloader.num_batch_per_epoch=1"),
     ),
     Mistake(
         "A photo exchanged under its name since the preparation",
@@ -514,6 +562,34 @@ MISTAKES = [
         mode="resume",
     ),
     Mistake(
+        "Resumed with another validation pipeline, so that epochs can't be compared",
+        REFUSED,
+        "val_dataloader.dataset.pipeline.1.scale was 48, now 80",
+        options=option("val_dataloader.dataset.pipeline.1.scale", 80),
+        mode="resume",
+    ),
+    Mistake(
+        "Resumed with another metric for the best epoch",
+        REFUSED,
+        "save_best was",
+        options=option("default_hooks.checkpoint.save_best", "accuracy/top3"),
+        mode="resume",
+    ),
+    Mistake(
+        "A test split with the photos that chose the best epoch",
+        REFUSED,
+        "was chosen on 10 of the 10 photos of test",
+        make=lambda: write("test", lines_of("val")),
+        mode="test test",
+    ),
+    Mistake(
+        "Weights of `train_torch.py`, whose record lies beside them, on a new split",
+        REFUSED,
+        "was trained on 1 of the 10 photos of val",
+        make=lambda: (record_beside(), move_val_into_train("x.jpg")),
+        weights="torch/best_model.pth",
+    ),
+    Mistake(
         "Resumed on a part of the photos, by the config",
         REFUSED,
         "train had 40 photos",
@@ -544,6 +620,25 @@ MISTAKES = [
         REFUSED,
         "draws Wobble at random",
         config=val_pipeline("dict(type='Wobble')"),
+    ),
+    Mistake(
+        "A random step that shows on photos of unusual shape only",
+        REFUSED,
+        "draws RandomCrop at random",
+        config=val_pipeline("dict(type='RandomCrop', crop_size=48)", crop=False),
+        make=lambda: one_wide_photo(),
+    ),
+    Mistake(
+        "A pipeline that fails on the test images, so that nothing is known of it",
+        WARNED,
+        "what it makes of photos can't be compared: it fails on a test image: KeyError",
+        config=val_pipeline("dict(type='NeedsClass')"),
+    ),
+    Mistake(
+        "Validation mirrors every photo",
+        WARNED,
+        "mirrors every photo or turns it upside down",
+        config=val_pipeline("dict(type='RandomFlip', prob=1.0)"),
     ),
     Mistake(
         "Training and test pipeline swapped",
@@ -623,6 +718,12 @@ MISTAKES = [
         mode="test turned",
     ),
     Mistake(
+        "A test that squashes photos, after a validation that didn't",
+        WARNED,
+        "stretches photos 1.33-fold, the run's validation doesn't",
+        mode="test squashed",
+    ),
+    Mistake(
         "A mean for pixels of 0..1 on pixels of 0..255",
         REFUSED,
         "is for pixels of 0..1",
@@ -634,6 +735,18 @@ MISTAKES = [
         REFUSED,
         "counts an answer with a smaller score as wrong",
         config="val_evaluator = dict(thrs=0.5)",
+    ),
+    Mistake(
+        "… under the metric's full name",
+        REFUSED,
+        "counts an answer with a smaller score as wrong",
+        config="val_evaluator = dict(type='mmpretrain.Accuracy', thrs=0.5)",
+    ),
+    Mistake(
+        "Class names in `metainfo` that aren't those of the list",
+        REFUSED,
+        "metainfo.classes aren't those of classes.txt",
+        config="val_dataloader = dict(dataset=dict(metainfo=dict(classes=CLASSES[::-1])))",
     ),
     Mistake(
         "Top-5 of five classes",
@@ -708,7 +821,7 @@ def here(dataset: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def findings_of(mistake: Mistake, tiny_config: Path) -> list[Finding]:
-    classes = [f"{name}" for name in (DATA / "classes.txt").read_text().split()]
+    classes = (DATA / "classes.txt").read_text().split()
     text = mistake.config.replace("CLASSES", repr(classes))
     Path("mine.py").write_text(f"_base_ = {str(tiny_config)!r}\n{text}\n", encoding="utf-8")
     mode, _, split = mistake.mode.partition(" ")
@@ -724,6 +837,10 @@ def findings_of(mistake: Mistake, tiny_config: Path) -> list[Finding]:
     found: list[Finding] = []
 
     def before(config, problems) -> None:
+        if split == "squashed":
+            steps = config.test_dataloader.dataset.pipeline
+            squash = dict(type="Resize", scale=(48, 48))
+            config.test_dataloader.dataset.pipeline = [steps[0], squash, steps[-1]]
         if split == "turned":
             steps = config.test_dataloader.dataset.pipeline
             config.test_dataloader.dataset.pipeline = [*steps[:1], dict(type="TurnChannels"), *steps[1:]]
