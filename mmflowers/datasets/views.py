@@ -299,7 +299,7 @@ def _geometry(made: dict[str, np.ndarray], size: tuple[int, int]) -> list[float]
 
 
 def _slope(values: np.ndarray) -> float:
-    """The usual slope from row to row: the mean of the middle half over pairs of pixels, whatever is erased or padded."""
+    """The usual slope from row to row: the mean of the middle half of all, whatever is erased or padded."""
     distance = max(1, values.shape[0] // 3)
     steps = np.sort(values[distance:] - values[:-distance], axis=None)
     middle = steps[len(steps) // 4 : len(steps) - len(steps) // 4]

@@ -210,6 +210,9 @@ class FirstBatchLoop(ValLoop):
 class Flattering(BaseMetric):
     default_prefix = "accuracy"
 
+    def __init__(self, topk: object = None) -> None:
+        super().__init__()
+
     def process(self, data_batch: object, data_samples: list) -> None:
         self.results += [1] * len(data_samples)
 
@@ -219,7 +222,7 @@ class Flattering(BaseMetric):
 
 def with_transform(config: Path, name: str, *, test_mode: bool = False) -> Path:
     steps = "[{'type':'LoadImageFromFile'},{'type':'ResizeEdge','scale':48,'edge':'short'},"
-    steps += "{'type':'CenterCrop','crop_size':48},{'type':'%s'},{'type':'PackInputs'}]" % name
+    steps += f"{{'type':'CenterCrop','crop_size':48}},{{'type':'{name}'}},{{'type':'PackInputs'}}]"
     more = ", test_mode=False" if test_mode else ""
     text = f"_base_ = {str(config)!r}\nval_dataloader = dict(dataset=dict(pipeline={steps}{more}))\n"
     Path("own.py").write_text(f"{text}test_dataloader = val_dataloader\n")
@@ -253,7 +256,7 @@ def test_photos_that_never_reach_the_metric_are_missing_in_the_result(
 
 
 def test_a_metric_that_calls_something_else_top1_is_named_beside_it(run: Path, tiny_config: Path) -> None:
-    outcome = start(tiny_config, "own", "val_evaluator={'type':'Flattering'}", "train_cfg.max_epochs=1")
+    outcome = start(tiny_config, "own", "val_evaluator.type=Flattering", "train_cfg.max_epochs=1")
     assert str(outcome).startswith("best accuracy/top1 (whose top-1 is ") and "99.00" in str(outcome)
 
 
