@@ -396,14 +396,14 @@ def main(args: argparse.Namespace) -> None:
         problems += [Problem(finding.what, finding.hint) for finding in findings if finding.level == "error"]
     if problems:
         raise InputError(problems=problems)
-    if not args.skip_checks:
-        report(findings, args.work_dir)
     contents = [(split, found.content.tolist(), found.labels.tolist()) for split, found in photos.items()]
     digest = hashlib.sha256(repr((folder.classes, contents)).encode()).hexdigest()[:16]
     settings = {"dataset": digest, "batch_size": args.batch_size, "lr": args.lr, "seed": args.seed, "amp": args.amp}
     if state and state.get("settings") != settings:
         what = f"{args.work_dir / 'last.pth'} is of another run: {state.get('settings')}, now {settings}"
         raise InputError(what, "resume with the settings and the dataset of its start, or begin anew with --force")
+    if not args.skip_checks:
+        report(findings, args.work_dir)  # below all refusals: it writes into the work dir
 
     model.fc = nn.Linear(model.fc.in_features, len(folder.classes))  # instead of ImageNet's 1,000 classes
     model.to(device, memory_format=torch.channels_last if args.amp else torch.preserve_format)
