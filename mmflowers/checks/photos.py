@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmflowers.checks.findings import Finding, check, error, from_problems, warning
-from mmflowers.datasets.card import prepared_photos
 from mmflowers.errors import count, some
 
 if TYPE_CHECKING:
@@ -44,9 +43,7 @@ def loaders_read_their_lists(case: Case) -> Iterator[Finding]:
     lists = {split: _by_path(case, samples) for split, samples in case.lists.items()}
     trained = {os.path.abspath(path) for path, _ in case.loaders["train"].samples} if "train" in case.loaders else set()  # noqa: PTH100
     for side, loader in case.loaders.items():
-        own = case.split if case.testing else side
-        if side == "test" and not case.testing:  # a training's test side: val or test
-            own = "test" if "test" in lists and _mostly(loader.samples, lists["test"]) else "val"
+        own = _own_list(case, side)
         where = f"{side}_dataloader.dataset"
         given = {os.path.abspath(path): label for path, label in loader.samples}  # noqa: PTH100
         for split, listed in lists.items():
@@ -77,8 +74,12 @@ def loaders_read_their_lists(case: Case) -> Iterator[Finding]:
             yield error(where, what, "type='FlowersDataset' reads the labels of the list")
 
 
-def _mostly(samples: list[tuple[str, int]], listed: dict[str, int]) -> bool:
-    return sum(os.path.abspath(path) in listed for path, _ in samples) * 2 > len(samples)  # noqa: PTH100
+def _own_list(case: Case, side: str) -> str:
+    """The split whose list a loader is for; the test side of a training reads val, or test where it mostly does."""
+    if case.testing or side != "test":
+        return case.split if case.testing else side
+    listed, samples = _by_path(case, case.lists.get("test", ())), case.loaders[side].samples
+    return "test" if sum(os.path.abspath(path) in listed for path, _ in samples) * 2 > len(samples) else "val"  # noqa: PTH100
 
 
 def _by_path(case: Case, samples: Iterable[tuple[str, int]]) -> dict[str, int]:
@@ -94,17 +95,22 @@ def _short(case: Case, paths: Iterable[str]) -> list[str]:
 def every_photo_counts_once(case: Case) -> Iterator[Finding]:
     """Photos that a loader repeats or leaves out: by a wrapper, a sampler, ``indices``, ``drop_last`` …"""
     for side, loader in case.loaders.items():
-        own = case.split if case.testing else side
+        own = _own_list(case, side)
         where, listed = f"{side}_dataloader", _by_path(case, case.lists.get(own, ()))
         times: Counter[str] = Counter()
         for (path, _), number in zip(loader.samples, loader.counts.tolist(), strict=True):
             times[os.path.abspath(path)] += number  # noqa: PTH100
         if side == "train":
             total = len(listed)
-            given = sum(times[path] > 0 for path in listed)
-            if 0 < given < total:
+            learned = {path for path, number in times.items() if number or not loader.is_fixed}
+            given = len(learned & listed.keys())
+            if not loader.counts.any():
+                yield error(where, "gives no photo at all", "a smaller batch_size, or drop_last=False")
+            elif 0 < given < total:
                 what = f"trains on {given} of the {total} photos of train.txt"
-                yield warning(f"{where}.dataset", what, "leave out indices, or say so beside the result")
+                yield warning(
+                    f"{where}.dataset", what, "leave out what does it, as indices, or say so beside the result"
+                )
             continue
         repeated = [path for path, number in times.items() if number > 1]
         if repeated:
@@ -113,7 +119,9 @@ def every_photo_counts_once(case: Case) -> Iterator[Finding]:
             yield error(where, what, hint)
         counted = sum(number > 0 for number in times.values())
         total = len(listed) if listed else len(times)
-        if counted < total:
+        if not counted:
+            yield error(where, "counts no photo at all", "a smaller batch_size, or drop_last=False")
+        elif counted < total:
             what = f"counts {counted} of the {total} photos of {own}.txt"
             hint = "its number isn't the split's top-1: leave out indices, drop_last, num_batch_per_epoch, samplers"
             yield warning(where, what, hint)
@@ -194,27 +202,28 @@ def copies_within_a_split(case: Case) -> Iterator[Finding]:
 @check(pitfall=22, of="dataset")
 def lists_as_prepared(case: Case) -> Iterator[Finding]:
     """Lists of other photos than ``files.csv`` has, and photos that were replaced since."""
+    from mmflowers.datasets.identity import match_prepared
+
     for split, samples in case.lists.items():
-        prepared = prepared_photos(case.root, split)
-        listed = {name for name, _ in samples}
-        missing, added = sorted(prepared.keys() - listed), sorted(listed - prepared.keys())
-        if prepared and missing:
-            what = f"{len(missing)} of the {count(len(prepared))} prepared for {split} {are(missing)} no longer listed"
-            yield warning("dataset", f"{what} ({some(missing)})", ON_PURPOSE)
-        if prepared and added:
-            what = f"{split}.txt lists {count(len(added))} that the preparation didn't put there"
-            yield warning("dataset", f"{what} ({some(added)})", ON_PURPOSE)
+        labels = dict(samples)
+        match = match_prepared(case.root, split, list(labels))
+        classes = case.folder.classes
+        moved = [name for name, before in match.renamed.items() if Path(before).parent.name != classes[labels[name]]]
         photos = case.photos.get(split)
-        if photos is None:
-            continue
         replaced = [
             name
-            for (name, _), digest in zip(samples, photos.content.tolist(), strict=True)
-            if prepared.get(name) not in (None, digest)
+            for (name, _), digest in zip(samples, photos.content.tolist() if photos else (), strict=False)
+            if match.prepared.get(name) not in (None, digest)
         ]
-        if replaced:
-            what = f"{count(len(replaced))} of {split} changed since the preparation ({some(replaced)})"
-            yield warning("dataset", what, ON_PURPOSE)
+        of_all = f"of the {count(len(match.prepared))} prepared for {split}"
+        for found, what in (
+            (match.missing, f"{len(match.missing)} {of_all} {are(match.missing)} no longer listed"),
+            (match.added, f"{split}.txt lists {count(len(match.added))} that the preparation didn't put there"),
+            (moved, f"{count(len(moved))} of {split}.txt changed class since the preparation"),
+            (replaced, f"{count(len(replaced))} of {split} changed since the preparation"),
+        ):
+            if match.prepared and found:
+                yield warning("dataset", f"{what} ({some(found)})", ON_PURPOSE)
 
 
 @check(pitfall=4, of="dataset")

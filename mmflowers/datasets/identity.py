@@ -8,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmflowers.datasets.card import prepared_photos
 from mmflowers.files import replacing
 from mmflowers.preparation.duplicates import near_groups
 from mmflowers.preparation.inspection import THUMBNAIL_SIDE, examine, open_regular
@@ -81,6 +82,41 @@ def joined(sets: Iterable[PhotoSet | None]) -> PhotoSet | None:
 def content_digests(paths: Sequence[str | Path]) -> np.ndarray:
     """The first 63 bits of the sha256 of each file's bytes: int64 of shape (n,), -1 where a file can't be read."""
     return np.array(map_in_threads(lambda path: _digest(_read(path)), paths), dtype=np.int64)
+
+
+class Match(NamedTuple):
+    """The photos of a split beside those that it was prepared with.
+
+    Attributes:
+        prepared: Path in the dataset folder → digest, of all that were prepared (``card.prepared_photos``).
+        renamed: Those that have another name now, by the new one: the name before.
+        missing: Those that aren't there any more.
+        added: Photos that the preparation didn't put there.
+    """
+
+    prepared: Mapping[str, int | None]
+    renamed: dict[str, str]
+    missing: list[str]
+    added: list[str]
+
+
+def match_prepared(root: Path, split: str, names: Sequence[str], otherwise: Iterable[str] = ()) -> Match:
+    """Hold photos against those that a split was prepared with: by name, and by content where the name is another.
+
+    Args:
+        root: The dataset folder.
+        split: Name of the split.
+        names: Of its photos, relative to the folder.
+        otherwise: What counts as prepared where ``files.csv`` doesn't say.
+    """
+    prepared = prepared_photos(root, split) or dict.fromkeys(otherwise)
+    gone = prepared.keys() - set(names)
+    contents = {prepared[name]: name for name in gone if prepared[name] is not None}
+    unknown = sorted(set(names) - prepared.keys())
+    digests = content_digests([root / name for name in unknown]).tolist() if contents else [-1] * len(unknown)
+    renamed = {name: contents[digest] for name, digest in zip(unknown, digests, strict=True) if digest in contents}
+    missing = sorted(gone - set(renamed.values()))
+    return Match(prepared, renamed, missing, [name for name in unknown if name not in renamed])
 
 
 def photos_digest(paths: Sequence[str | Path], labels: Sequence[int]) -> str:

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from mmflowers.datasets.card import prepared_photos
 from mmflowers.datasets.folder import read_dataset_folder
-from mmflowers.datasets.seeded import Draw
-from mmflowers.errors import count
+from mmflowers.datasets.identity import match_prepared
+from mmflowers.datasets.seeded import Draw, SeededSampler
+from mmflowers.errors import InputError, count
 
 ENDLESS = 3  # epochs' worth of samples after which a sampler is taken for one that never ends
 
@@ -26,10 +26,12 @@ class Served(NamedTuple):
     Attributes:
         samples: ``(path, label)`` of each item of its dataset, in order; an item that occurs twice is there twice.
         counts: How often the loader gives each item, int64 of shape (items,).
+        is_fixed: Whether the next epoch has the same items in the same order: what one leaves out, all do.
     """
 
     samples: list[tuple[str, int]]
     counts: np.ndarray
+    is_fixed: bool = False
 
 
 class Coverage(NamedTuple):
@@ -72,20 +74,20 @@ def coverage(counted: Iterable[tuple[str | Path, int | None]], root: Path, split
         InputError: The list can't be read.
     """
     folder = read_dataset_folder(root, (split,), files_may_be_gone=True)
-    listed = {os.path.abspath(root / name): label for name, label in folder.samples[split]}  # noqa: PTH100
-    prepared = {os.path.abspath(root / name) for name in prepared_photos(root, split)} or listed.keys()  # noqa: PTH100
+    listed = dict(folder.samples[split])
     times: Counter[str] = Counter()
     relabelled = set()
     for path, label in counted:
-        image = os.path.abspath(path)  # noqa: PTH100
-        times[image] += 1
-        if label is not None and listed.get(image, label) != label:
-            relabelled.add(image)
+        name = Path(os.path.relpath(path, root)).as_posix()
+        times[name] += 1
+        if label is not None and listed.get(name, label) != label:
+            relabelled.add(name)
+    match = match_prepared(root, split, sorted(times), otherwise=listed)
     return Coverage(
-        counted=len(prepared & times.keys()),
-        listed=len(prepared),
-        repeated=sorted(image for image, number in times.items() if number > 1),
-        foreign=sorted(times.keys() - prepared),
+        counted=len(times) - len(match.added),
+        listed=len(match.prepared),
+        repeated=sorted(name for name, number in times.items() if number > 1),
+        foreign=match.added,
         relabelled=sorted(relabelled),
     )
 
@@ -104,16 +106,34 @@ def served(loader: DataLoader) -> Served:
     """What a data loader gives in one epoch; nothing is loaded.
 
     ``drop_last``, ``num_batch_per_epoch``, samplers and dataset wrappers all show in the counts.
+
+    Raises:
+        InputError: It asks its dataset for more than that has, as MMEngine's ``num_batch_per_epoch`` can: loading the
+            first such sample would end the run.
     """
     samples = samples_of(loader.dataset)
-    counts: Counter[int] = Counter()
-    total = 0
+    first = _epoch(loader, ENDLESS * len(samples))
+    counts = Counter(first)
+    if counts and max(counts) >= len(samples):
+        what = f"asks for sample {max(counts) + 1} of a dataset of {len(samples)}"
+        raise InputError(what, "leave out num_batch_per_epoch, or make it smaller")
+    is_fixed = True
+    if isinstance(loader.sampler, SeededSampler):
+        now = loader.sampler.epoch
+        loader.sampler.set_epoch(now + 1)
+        is_fixed = _epoch(loader, ENDLESS * len(samples)) == first
+        loader.sampler.set_epoch(now)
+    return Served(samples, np.array([counts[index] for index in range(len(samples))], dtype=np.int64), is_fixed)
+
+
+def _epoch(loader: DataLoader, most: int) -> list[int]:
+    """The indices that an epoch takes, as far as the batch after ``most`` of them."""
+    taken: list[int] = []
     for batch in loader.batch_sampler if loader.batch_sampler is not None else ([index] for index in loader.sampler):
-        counts.update(item.index if isinstance(item, Draw) else int(item) for item in batch)
-        total += len(batch)
-        if total > ENDLESS * len(samples):
+        taken += (item.index if isinstance(item, Draw) else int(item) for item in batch)
+        if len(taken) > most:
             break
-    return Served(samples, np.array([counts[index] for index in range(len(samples))], dtype=np.int64))
+    return taken
 
 
 def without_decoding(loader: dict) -> dict:

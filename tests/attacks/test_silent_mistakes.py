@@ -333,6 +333,30 @@ MISTAKES = [
         options=option("val_dataloader.num_batch_per_epoch", 1),
     ),
     Mistake(
+        "Validation whose only batch is dropped (`drop_last`)",
+        REFUSED,
+        "counts no photo at all",
+        options=("val_dataloader.drop_last=True", "val_dataloader.batch_size=11"),
+    ),
+    Mistake(
+        "More batches than the list has (`num_batch_per_epoch`)",
+        REFUSED,
+        "asks for sample 16 of a dataset of 10",
+        options=option("val_dataloader.num_batch_per_epoch", 2),
+    ),
+    Mistake(
+        "The test side of a training config on a part of the list",
+        WARNED,
+        "test_dataloader: counts 7 of the 10 photos of val.txt",
+        options=option("test_dataloader.dataset.indices", 7),
+    ),
+    Mistake(
+        "Training that always drops the same photos (`drop_last` without shuffling)",
+        WARNED,
+        "trains on 36 of the 40 photos of train.txt",
+        config="train_dataloader = dict(batch_size=9, drop_last=True, sampler=dict(shuffle=False))",
+    ),
+    Mistake(
         "Training on a part of the list",
         WARNED,
         "trains on 12 of the 40 photos of train.txt",
@@ -409,7 +433,7 @@ MISTAKES = [
     Mistake(
         "A val photo moved to another class since the preparation",
         WARNED,
-        "no longer listed",
+        "1 photo of val.txt changed class since the preparation",
         make=lambda: (
             shutil.move(sorted((VAL / "tulip").iterdir())[0], VAL / "rose" / "moved.jpg"),
             relist("val"),
@@ -426,6 +450,18 @@ MISTAKES = [
         WARNED,
         "1 photo of val changed since the preparation",
         make=lambda: replace_photo("val"),
+    ),
+    Mistake(
+        "Photos of train and val exchanged by hand, under new names",
+        WARNED,
+        "val.txt lists 1 photo that the preparation didn't put there",
+        make=lambda: move_val_into_train("x.jpg"),
+    ),
+    Mistake(
+        "A photo moved to another class since the preparation",
+        WARNED,
+        "1 photo of train.txt changed class since the preparation",
+        make=lambda: (shutil.move(sorted((TRAIN / "rose").iterdir())[0], TRAIN / "tulip" / "0.jpg"), relist("train")),
     ),
     Mistake(
         "A class without a photo in val",
