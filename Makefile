@@ -37,11 +37,13 @@ test: $(VENV)/.made
 test-slow: $(VENV)/.made
 	$(BIN)/python -m pytest -m slow
 
-# Mutated images, archives, configs, lists and checkpoints, and kills of the preparation; FUZZ="--seed 7" draws others.
+# Mutated images, archives, configs, lists and checkpoints, edits that change which photos are counted, and kills of the
+# preparation; FUZZ="--seed 7" draws others.
 fuzz: $(VENV)/.made
 	$(BIN)/python tests/fuzz.py $(FUZZ)
 
-# 50 kills and 20 stops of a small training, each resumed; a full disk, a failing one: about 20 minutes.
+# 50 kills and 20 stops of a small training, 8 kills of --freeze-to and --probe, each resumed; 10 resumptions of
+# train_torch.py on an edited dataset; a full disk, a failing one: about 25 minutes.
 soak: $(VENV)/.made
 	$(BIN)/python tests/soak.py
 	$(BIN)/python -m pytest tests/engine/test_guards.py -k disk

@@ -1,4 +1,5 @@
-"""Harm on purpose: mutated images, archives, configs, lists and checkpoints, and kills of the preparation.
+"""Harm on purpose: mutated images, archives, configs, lists and checkpoints, edits that change which photos are counted,
+and kills of the preparation.
 
 Every input ends in a verdict or an InputError in one line each: no traceback, nothing over 5 seconds of work, no
 process over 1 GB, nothing of the surroundings changed. `make fuzz` runs all of it; `tests/test_fuzz.py` a small slice.
@@ -8,7 +9,7 @@ them. That a config written to do harm does none isn't promised, nor that one wi
 
 examples:
   python tests/fuzz.py
-  python tests/fuzz.py --seed 7 --images 20000 --archives 0 --configs 0 --lists 0 --checkpoints 0 --kills 0
+  python tests/fuzz.py --seed 7 --images 20000 --archives 0 --configs 0 --lists 0 --checkpoints 0 --counts 0 --kills 0
 """
 
 from __future__ import annotations
@@ -45,7 +46,15 @@ from mmflowers.commands import Parser
 from mmflowers.errors import InputError
 
 ROOT = Path(__file__).parent.parent
-NUMBERS = {"images": 2000, "archives": 400, "configs": 300, "lists": 400, "checkpoints": 600, "kills": 200}
+NUMBERS = {
+    "images": 2000,
+    "archives": 400,
+    "configs": 300,
+    "lists": 400,
+    "checkpoints": 600,
+    "counts": 300,
+    "kills": 200,
+}
 MOST_SECONDS, MOST_MB = 5.0, 1000  # of the processor; of one process
 HANG_SECONDS = 60  # of the clock, for one input
 BATCH = 20  # images of one dataset: a batch within 5 seconds has no image over them
@@ -766,10 +775,22 @@ def kills(number: int, rng: random.Random, place: Path) -> Iterator[Case]:
         yield Case(act, check)
 
 
+# ---------------------------------------------------------------------------------------------------------- counts
+
+
+def counts(number: int, rng: random.Random, place: Path) -> Iterator[Case]:
+    """Edits of a dataset folder and of its loaders, against an oracle that knows which photos are counted."""
+    from counting import draws
+
+    yield from draws(number, rng, place)
+
+
 # ------------------------------------------------------------------------------------------------------------ runs
 
 Kind = Callable[[int, random.Random, Path], Iterator[Case]]
-KINDS: dict[str, Kind] = {kind.__name__: kind for kind in (images, archives, configs, lists, checkpoints, kills)}
+KINDS: dict[str, Kind] = {
+    kind.__name__: kind for kind in (images, archives, configs, lists, checkpoints, counts, kills)
+}
 
 
 def run(kind: Kind, number: int, seed: int) -> Row:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
 import subprocess
 import sys
 import tempfile
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mmflowers.checks.findings import Finding
 from mmflowers.errors import InputError
 
 pytest.importorskip("resource", reason="measures memory as POSIX does")
@@ -20,7 +23,7 @@ import fuzz
 
 
 def test_whatever_comes_in_ends_in_a_verdict_or_an_input_error() -> None:
-    kinds = {"images": 20, "archives": 40, "configs": 0, "lists": 40, "checkpoints": 40, "kills": 0}
+    kinds = {"images": 20, "archives": 40, "configs": 0, "lists": 40, "checkpoints": 40, "counts": 10, "kills": 0}
     numbers = [word for kind, number in kinds.items() for word in (f"--{kind}", str(number))]
     # A process of its own: the memory it may take is measured, and that of the tests would count as its.
     command = [sys.executable, fuzz.__file__, "--seed", "1", *numbers]
@@ -65,6 +68,31 @@ def test_a_broken_promise_is_noticed_and_its_input_kept(
         fuzz.run(kind, 1, seed=0)
     (kept,) = tmp_path.iterdir()
     assert str(kept) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("falsehoods", "peculiar", "level", "said"),
+    [
+        ([("error", "counts twice")], True, None, "not refused"),
+        ([("error", "counts twice")], True, "warning", "not refused"),
+        ([("warning", "leaves out")], True, None, "not a word"),
+        ([], False, "warning", "a false alarm"),
+        ([("error", "counts twice")], True, "error", None),
+        ([("warning", "leaves out")], True, "warning", None),
+        ([], True, "warning", None),
+        ([], False, None, None),
+    ],
+)
+def test_findings_that_are_not_the_truth_about_the_photos_are_noticed(
+    falsehoods: list, peculiar: bool, level: str | None, said: str | None
+) -> None:
+    import counting
+
+    draw = types.SimpleNamespace(edits=[], config=str)
+    found = [Finding(level, "val_dataloader", "counts 1 of 2", "…")] if level else []
+    truth = counting.Truth(falsehoods, peculiar, {}, {})
+    with pytest.raises(AssertionError, match=said) if said else contextlib.nullcontext():
+        counting.judge(draw, truth, found, None)
 
 
 def test_every_change_of_a_folder_is_seen(tmp_path: Path) -> None:
