@@ -1,5 +1,4 @@
-"""Harm on purpose: mutated images, archives, configs, lists and checkpoints, edits that change which photos are counted,
-and kills of the preparation.
+"""Harm on purpose: mutated images, archives, configs, lists and checkpoints, edits of what is counted, and kills.
 
 Every input ends in a verdict or an InputError in one line each: no traceback, nothing over 5 seconds of work, no
 process over 1 GB, nothing of the surroundings changed. `make fuzz` runs all of it; `tests/test_fuzz.py` a small slice.
@@ -896,6 +895,8 @@ def main() -> int:
     print(table(rows))
     if "kills" in {row.kind for row in rows}:
         print("kills: refused = the old dataset was there, accepted = the new one")
+    if "counts" in {row.kind for row in rows}:
+        print("counts: accepted = warned or clean; of these some were trained or tested")
     return int(failed)
 
 
