@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.dist import barrier, is_main_process
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -47,6 +46,9 @@ def cached_array(
     Raises:
         InputError: As ``rows`` does.
     """
+    # Here, as tools/train_torch.py needs this module's cache_folder and works without OpenMMLab's packages.
+    from mmengine.dist import barrier, is_main_process
+
     folder = cache_folder()
     prefix = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     digest = hashlib.sha256(json.dumps([FORMAT, state, shape]).encode("utf-8", "backslashreplace")).hexdigest()[:32]
