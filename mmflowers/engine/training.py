@@ -17,6 +17,7 @@ from mmengine.dist import get_world_size
 
 from mmflowers.commands import close_bars
 from mmflowers.datasets.folder import read_dataset_folder
+from mmflowers.datasets.served import Coverage
 from mmflowers.engine import configuration
 from mmflowers.engine.hooks import TOP1, BestAndLastHook
 from mmflowers.engine.loading import load_checkpoint_file
@@ -45,6 +46,7 @@ class Outcome(NamedTuple):
         best_epoch: Its epoch, from 1.
         name: What the score is called: "val top-1" if it is that of the whole split.
         part: Of which part of the split it is, " on 286 of 572 photos of val"; empty for all of it.
+        coverage: How much of val the last validation was of; None on all but the main process.
     """
 
     work_dir: Path
@@ -52,6 +54,7 @@ class Outcome(NamedTuple):
     best_epoch: int | None
     name: str = ""
     part: str = ""
+    coverage: Coverage | None = None
 
     def __str__(self) -> str:
         if self.best_score is None:
@@ -203,7 +206,8 @@ def train(config: configuration.Config, *, oom: Literal["stop", "retry"] = "stop
     best_score, best_epoch, names = (
         runner.message_hub.get_info(key, default=None) for key in ("best_score", "best_epoch", "best_of")
     )
-    return Outcome(Path(config.work_dir), best_score, best_epoch, *(names or ()))
+    covered = runner.validated.coverage if runner.validated else None
+    return Outcome(Path(config.work_dir), best_score, best_epoch, *(names or ("", "")), covered)
 
 
 def _take_less(config: configuration.Config, error: OutOfMemory) -> None:
