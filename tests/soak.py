@@ -112,9 +112,7 @@ def inside_a_write(folder: Path, process: subprocess.Popen, rng: random.Random, 
     """Wait until a checkpoint is being written, one of the next few."""
     passed_over, seen = rng.randrange(4), None
     while process.poll() is None:
-        partial = next(
-            iter([path for path in (folder / ".last.pth.partial", folder / ".best.pth.partial") if path.exists()]), None
-        )
+        partial = next(folder.glob(".*.pth.partial"), None)
         if partial is None:
             seen = None
         elif seen != partial:
