@@ -56,7 +56,8 @@ def main() -> None:
     other = read_tested(against, against.parent) if against else None
 
     def check(config, problems) -> None:
-        report(check_testing(config, problems, split=args.split, options=args.cfg_options), config.work_dir)
+        found = check_testing(config, problems, split=args.split, tta=args.tta, options=args.cfg_options)
+        report(found, config.work_dir)
 
     folder = args.work_dir or Path(args.checkpoint or "work_dirs").parent
     with explained(folder, elsewhere="choose another --work-dir", only=REFUSALS):

@@ -14,6 +14,7 @@ from mmflowers.datasets.wrappers import innermost
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
 
+SCALED = 0.1  # values of the network for a grey level: below it, pixels aren't 0..255 any more
 IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])  # mean and std of 0..255 pixels, RGB
 FREE_RATE = "param_scheduler = dict(_delete_=True, type='ConstantLR', factor=1.0) says that the rate is constant"
 
@@ -130,8 +131,9 @@ def normalisation(case: Case) -> Iterator[Finding]:
     """Mean and std on the scale of the pixels, and those that the weights were trained with."""
     preprocessor = get(case.config, "model.data_preprocessor") or case.config.get("data_preprocessor") or {}
     mean, std = (as_list(preprocessor.get(key)) for key in ("mean", "std"))
-    steps = _types(_dataset(case, "test" if case.testing else "train").get("pipeline"))
-    scaled = any(kind.rpartition("/")[2] in ("ToTensor", "Normalize", "ConvertImageDtype") for kind in steps)
+    view = case.views.get("test" if case.testing else "train")
+    # What the pipeline itself does to 0..255, by whatever transforms: 0..1 is a gain of 1/255, normalised pixels 1/58.
+    scaled = view is not None and min(abs(draw.gain) for draw in view.draws) < SCALED
     numbers = all(type(value) in (int, float) for value in mean + std)
     if not numbers or len(mean) != len(std) or len(mean) not in (0, 1, 3):
         yield error(
@@ -145,8 +147,12 @@ def normalisation(case: Case) -> Iterator[Finding]:
         )
         return
     if mean and scaled and max(mean) > 1:
-        what = f"the pipeline scales pixels to 0..1 already ({', '.join(steps)}), mean {mean} is for 0..255"
+        what = f"the pipeline scales pixels already, to {view.white:.3g} for white; mean {mean} is for 0..255"
         yield error("data_preprocessor.mean", what, "do it in one place only")
+        return
+    if view is not None and preprocessor.get("to_rgb") and all(draw.order == (0, 1, 2) for draw in view.draws):
+        what = "the pipeline gives RGB, which to_rgb turns to BGR"
+        yield warning("data_preprocessor.to_rgb", what, "do it in one place only")
         return
     expected = _normalisation_of_weights(case)
     if not expected or scaled or case.testing:

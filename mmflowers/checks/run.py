@@ -44,6 +44,7 @@ class Case:
         checkpoints: It, and the files of weights that the model's config names itself, each with its name.
         testing: Whether it is a test.
         split: The list that a test is on.
+        tta: Whether it is with test-time augmentation.
         resume: Whether the training goes on.
         options: ``--cfg-options``, as typed.
         deep: Whether every photo is decoded.
@@ -60,6 +61,7 @@ class Case:
     checkpoints: list[tuple[str, dict]] = field(default_factory=list)
     testing: bool = False
     split: str = "val"
+    tta: bool = False
     options: Sequence[str] = ()
     deep: bool = False
     loader_problems: dict[str, list[Problem]] = field(default_factory=dict)
@@ -193,10 +195,15 @@ def check_training(
 
 
 def check_testing(
-    config: Any, problems: Iterable[tuple[str, Problem]] = (), *, split: str = "val", options: Sequence[str] = ()
+    config: Any,
+    problems: Iterable[tuple[str, Problem]] = (),
+    *,
+    split: str = "val",
+    tta: bool = False,
+    options: Sequence[str] = (),
 ) -> list[Finding]:
     """Everything that can be known to be wrong with a test, given the config that ``test`` settled."""
-    return _check(Case(config, testing=True, split=split, options=options), problems)
+    return _check(Case(config, testing=True, split=split, tta=tta, options=options), problems)
 
 
 def check_dataset(root: str | Path, *, deep: bool = False) -> list[Finding]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mmflowers.checks.findings import Finding, check, error, warning
 from mmflowers.checks.keys import as_list, get, scope
 from mmflowers.datasets.wrappers import innermost
+from mmflowers.errors import count
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
@@ -45,6 +46,13 @@ def augmented_validation(case: Case) -> Iterator[Finding]:
             )
             what = f"draws {', '.join(view.random_steps)} at random, so its number changes from run to run"
             yield error(f"{side}_dataloader.dataset.pipeline", what, hint)
+    if case.tta and case.config.get("tta_pipeline"):
+        from mmflowers.datasets.views import random_steps
+
+        drawn = random_steps(case.config.tta_pipeline, case.photo_size, scope(case.config), case.unusual)
+        if drawn:
+            what = f"draws {', '.join(drawn)} at random, so the number changes from run to run"
+            yield error("tta_pipeline", what, "views that are fixed: RandomFlip with prob=1.0, crops at fixed places")
     plain = train is not None and not train.random_steps
     if not case.testing and plain and not get(case.config, "data_preprocessor.batch_augments"):
         yield warning(
@@ -156,15 +164,18 @@ def metric_counts_all(case: Case) -> Iterator[Finding]:
 @check(pitfall=27)
 def validation_happens(case: Case) -> Iterator[Finding]:
     """A validation so rare or so late that the best epoch can't be known."""
-    epochs = get(case.config, "train_cfg.max_epochs")
-    interval, begin = (get(case.config, f"train_cfg.{key}") for key in ("val_interval", "val_begin"))
-    if case.testing or type(epochs) is not int or case.config.get("val_dataloader") is None:
+    keys = ("max_epochs", "max_iters", "val_interval", "val_begin")
+    epochs, iters, interval, begin = (get(case.config, f"train_cfg.{key}") for key in keys)
+    last, unit = (epochs, "epoch") if type(epochs) is int else (iters, "iteration")
+    if case.testing or type(last) is not int or case.config.get("val_dataloader") is None:
         return
-    if type(begin) is int and begin > epochs:
-        what = f"{begin} lies beyond the {epochs} epochs: nothing is validated, and there is no best.pth"
+    if type(begin) is int and begin > last:
+        what = f"{begin} lies beyond the {count(last, unit)}: nothing is validated, and there is no best.pth"
         yield error("train_cfg.val_begin", what, "val_begin=1")
-    if type(interval) is int and interval > epochs:
-        what = f"{interval} lies beyond the {epochs} epochs: the last epoch alone is validated, so best.pth is the last"
+    if type(interval) is int and interval > last:
+        what = (
+            f"{interval} lies beyond the {count(last, unit)}: the last one alone is validated, so best.pth is the last"
+        )
         yield warning("train_cfg.val_interval", what, "val_interval=1")
 
 

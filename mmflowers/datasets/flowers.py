@@ -57,8 +57,12 @@ class FlowersDataset(CustomDataset):
         metainfo = kwargs.pop("metainfo", None) or {}
         if list(metainfo.get("classes", self._folder.classes)) != self._folder.classes:
             raise InputError("metainfo.classes aren't those of classes.txt", "leave metainfo out")
-        if kwargs.get("data_prefix"):
-            raise InputError("data_prefix isn't used: lists are relative to the folder", "leave data_prefix out")
+        for key, what in (
+            ("data_prefix", "lists are relative to the folder"),
+            ("filter_cfg", "the list says which photos"),
+        ):
+            if kwargs.get(key):
+                raise InputError(f"FlowersDataset doesn't use {key}: {what}", f"leave {key} out")
         metainfo = {**metainfo, "classes": tuple(self._folder.classes)}
         self.augmentation: Augmentation | None = None
         self._cache, self._cache_size = cache, cache_size

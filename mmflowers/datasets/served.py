@@ -150,6 +150,8 @@ def _drop_pipelines(config: Any) -> None:
     if isinstance(config, dict):
         if "pipeline" in config:
             config["pipeline"] = []
+        if str(config.get("type")).rpartition(".")[2] == "FlowersDataset":
+            config["serialize_data"] = False  # for which MMEngine looks through all of Python's memory for garbage
         for value in config.values():
             _drop_pipelines(value)
     elif isinstance(config, (list, tuple)):

@@ -11,7 +11,7 @@ import copy
 import json
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,6 +110,11 @@ class View:
         return float(np.sqrt(abs(self.scale[0] * self.scale[1])))
 
     @property
+    def white(self) -> float:
+        """Value of the result for white, of one draw."""
+        return self.draws[0].offset + 255 * self.draws[0].gain
+
+    @property
     def is_turned(self) -> bool:
         """Whether every photo is mirrored or upside down."""
         return not self.random_steps and min(self.scale) < 0
@@ -152,13 +157,36 @@ def measure_view(
     """
     shrink = min(1.0, (MAX_PIXELS / (size[0] * size[1])) ** 0.5)
     size = (max(round(size[0] * shrink), 1), max(round(size[1] * shrink), 1))
+    with _laid_out(pipeline, size, scope) as (steps, images):
+        return _measure(steps, images, size, _all_random_steps(steps, [images["noise"], *photos]))
+
+
+def random_steps(
+    pipeline: Sequence[dict], size: tuple[int, int], scope: str = "mmpretrain", photos: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """The steps of a pipeline whose result differs from one call to the next, also of one that makes several views.
+
+    Args:
+        pipeline: See ``measure_view``, as for the rest.
+        size: Of the test image.
+        scope: The registry.
+        photos: Paths.
+
+    Raises:
+        InputError: The pipeline fails.
+    """
+    with _laid_out(pipeline, size, scope) as (steps, images):
+        return _all_random_steps(steps, [images["noise"], *photos])
+
+
+@contextlib.contextmanager
+def _laid_out(pipeline: Sequence[dict], size: tuple[int, int], scope: str) -> Iterator[tuple[list, dict[str, str]]]:
+    """The pipeline's transforms and the paths of the test images; generators are left as they were."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         with tempfile.TemporaryDirectory() as folder, DefaultScope.overwrite_default_scope(scope):
             images = {name: _save(Path(folder), name, pixels) for name, pixels in _test_images(size).items()}
-            steps = Compose(copy.deepcopy(list(pipeline))).transforms
-            found = [_random_steps(steps, path) for path in (images["noise"], *photos)]
-            return _measure(steps, images, size, tuple(dict.fromkeys(name for names in found for name in names)))
+            yield Compose(copy.deepcopy(list(pipeline))).transforms, images
     except InputError:
         raise
     except Exception as error:  # a transform fails in any way
@@ -196,6 +224,10 @@ def _generators() -> tuple[bytes, ...]:
         state[1].tobytes() + bytes([state[2] % 256]),
         torch.get_rng_state().numpy().tobytes(),
     )
+
+
+def _all_random_steps(steps: Sequence, paths: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for path in paths for name in _random_steps(steps, path)))
 
 
 def _random_steps(steps: Sequence, path: str) -> tuple[str, ...]:
@@ -236,8 +268,8 @@ def _random_steps(steps: Sequence, path: str) -> tuple[str, ...]:
 
 def _pixels(sample: Any) -> bytes:
     image = sample.get("inputs", sample.get("img")) if isinstance(sample, dict) else None
-    image = image.numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
-    return image.tobytes()
+    views = image if isinstance(image, (list, tuple)) else [image]  # several of a test-time augmentation
+    return b"".join(np.asarray(view).tobytes() for view in views)
 
 
 def _measure(steps: Sequence, images: dict[str, str], size: tuple[int, int], random_steps: tuple[str, ...]) -> View:

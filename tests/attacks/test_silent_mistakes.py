@@ -43,6 +43,14 @@ class Wobble(BaseTransform):
 
 
 @TRANSFORMS.register_module()
+class Divide(BaseTransform):
+    """Pixels of 0..1."""
+
+    def transform(self, results: dict) -> dict:
+        return {**results, "img": results["img"].astype(np.float32) / 255}
+
+
+@TRANSFORMS.register_module()
 class NeedsClass(BaseTransform):
     """Looks at the file's folder, which no test image has."""
 
@@ -175,6 +183,13 @@ def dataset(ann_file: str, pipeline: str = "test", kind: str = "FlowersDataset",
 
 def wrapped(kind: str, inner: str, more: str = "") -> str:
     return f"dict(_delete_=True, type='{kind}', dataset={inner.replace('_delete_=True, ', '')}{more})"
+
+
+def both_pipelines(step: str) -> str:
+    crop = "dict(type='RandomResizedCrop', scale=48)"
+    inner = f"[dict(type='LoadImageFromFile'), {crop}, {step}, dict(type='PackInputs')]"
+    train = f"train_dataloader = dict(dataset=dict(pipeline={inner}))"
+    return f"{val_pipeline(step)}\n{train}\ntest_dataloader = val_dataloader"
 
 
 class Mistake(NamedTuple):
@@ -760,6 +775,24 @@ MISTAKES = [
         mode="test squashed",
     ),
     Mistake(
+        "Pixels scaled by a transform of one's own, and normalised as if they weren't",
+        REFUSED,
+        "the pipeline scales pixels already",
+        config=both_pipelines("dict(type='Divide')"),
+    ),
+    Mistake(
+        "Channels turned by the pipeline and again by `to_rgb`",
+        WARNED,
+        "the pipeline gives RGB, which to_rgb turns to BGR",
+        config=both_pipelines("dict(type='TurnChannels')"),
+    ),
+    Mistake(
+        "Test-time augmentation that draws at random",
+        REFUSED,
+        "tta_pipeline: draws RandomResizedCrop",
+        mode="test tta",
+    ),
+    Mistake(
         "A mean for pixels of 0..1 on pixels of 0..255",
         REFUSED,
         "is for pixels of 0..1",
@@ -880,7 +913,12 @@ def findings_of(mistake: Mistake, tiny_config: Path) -> list[Finding]:
         if split == "turned":
             steps = config.test_dataloader.dataset.pipeline
             config.test_dataloader.dataset.pipeline = [*steps[:1], dict(type="TurnChannels"), *steps[1:]]
-        found.extend(check_testing(config, problems, split="test" if split == "test" else "val"))
+        if split == "tta":
+            crop = dict(type="RandomResizedCrop", scale=48)
+            pack = dict(type="PackInputs")
+            config.tta_pipeline = [config.test_dataloader.dataset.pipeline[0], crop, pack]
+        named = "test" if split == "test" else "val"
+        found.extend(check_testing(config, problems, split=named, tta=split == "tta"))
         raise InputError("enough")
 
     with pytest.raises(InputError, match="enough"):
