@@ -95,13 +95,13 @@ def test_the_same_photo_in_both_splits_is_a_leak_but_the_same_name_alone_is_not(
             file.write(f"{split}/daisy/IMG_1.jpg 0\n")
     read_dataset_folder(folder)
     (folder / "val" / "daisy" / "IMG_1.jpg").write_bytes(b"the same")
-    assert "1 photos are in two splits (daisy/IMG_1.jpg in train and val)" in problems(folder)[0]
+    assert "1 photo is in two splits (daisy/IMG_1.jpg in train and val)" in problems(folder)[0]
 
 
 def test_a_list_that_reaches_into_the_other_split_is_a_leak(folder: Path) -> None:
     with (folder / "val.txt").open("a", encoding="utf-8") as file:
         file.write("train/daisy/train 0.jpg 0\n")
-    assert "are in two splits" in problems(folder)[0]
+    assert "is in two splits" in problems(folder)[0]
 
 
 @pytest.mark.parametrize("missing", ["classes.txt", "train.txt", "val.txt"])
