@@ -118,7 +118,10 @@ def set_data_root(config: Config, data_root: str | Path) -> None:
 @_of_a_known_form
 def test_on(config: Config, split: str) -> None:
     """Point the test side at the list of ``split``."""
-    for dataset in all_innermost(config.test_dataloader):
+    datasets = list(all_innermost(config.test_dataloader))
+    if not datasets:
+        raise ValueError("test_dataloader has no dataset")
+    for dataset in datasets:
         dataset["ann_file"] = f"{split}.txt"
 
 

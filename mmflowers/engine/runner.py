@@ -242,7 +242,7 @@ class FlowersRunner(Runner):
         self.save_checkpoint(self.work_dir, LAST, meta=meta)
         if is_main_process():
             # MMEngine's pointer file; relative, so that the work dir can be moved.
-            write_text(Path(self.work_dir) / "last_checkpoint", LAST)
+            write_text(Path(self.work_dir) / "last_checkpoint", LAST, sync=False)
 
     @master_only
     def save_checkpoint(self, out_dir: str, filename: str, *args, save_optimizer: bool = True, **kwargs) -> None:

@@ -38,7 +38,7 @@ def run(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("last.pth", "predictions_*"))
     (path,) = folder.glob("*.py")
     config = path.read_text(encoding="utf-8")
-    resize = re.compile(r"dict\(scale=\(\s*48,\s*48,\s*\), type='Resize'\)")
+    resize = re.compile(r"dict\(edge='short', scale=48, type='ResizeEdge'\),\s*dict\(crop_size=48, type='CenterCrop'\)")
     assert resize.search(config)
     path.write_text(resize.sub(PIPELINE, config), encoding="utf-8")
     return folder

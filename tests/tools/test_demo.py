@@ -67,7 +67,8 @@ def served(trained: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactor
     images, labels = zip(*read_dataset_folder(data).samples["val"], strict=True)
     scores = np.tile(np.array([0.6, 0.1, 0.1, 0.1, 0.1], np.float32), (len(labels), 1))
     write_predictions(Predictions(list(images), np.array(labels), scores, classes), run / "predictions_val.csv")
-    write_record(run / "predictions_val.csv", run / "best.pth", split="val", counted=len(labels), listed=len(labels))
+    of = {"split": "val", "counted": len(labels), "listed": len(labels), "photos": ""}
+    write_record(run / "predictions_val.csv", run / "best.pth", **of)
     process = start(run, "--data", data, temporary=temporary)
     try:
         said = process.stdout.readline()

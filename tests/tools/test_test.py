@@ -127,6 +127,7 @@ def test_against_other_predictions_it_counts_what_each_has_right(trained: Path, 
     lines = path.read_text().splitlines(keepends=True)
     lines[1] = lines[1].replace("val/", "val/another_")
     path.write_text("".join(lines))
+    path.with_suffix(".json").unlink()  # by which the edit would be refused
     other = run_tool("test.py", trained / "best.pth", "--work-dir", "b", "--against", path, cwd=tmp_path)
     assert other.returncode == 2
     assert "error: 2 photos in only one of the two sets of predictions: val/another_" in other.stderr
