@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -106,6 +107,10 @@ def test(
     collect_predictions = dict(type="CollectPredictions", data_root=configuration.data_root(config))
     config.test_evaluator = [*_as_list(config.test_evaluator), collect_predictions]
     join_process_group(launcher)
+    if (
+        launcher == "none"
+    ):  # MMEngine keeps loggers and visualizers by this name, by default one that differs by the second
+        config.experiment_name = f"{out.name}_test_{time.monotonic_ns()}"
     runner = FlowersRunner.from_cfg(config)
     runner.test()
     (collect,) = (metric for metric in runner.test_evaluator.metrics if isinstance(metric, CollectPredictions))

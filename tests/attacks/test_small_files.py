@@ -75,12 +75,12 @@ GREY = [(256, 64), (257, 64), (258, 8), (262, 1), (277, 1)]  # 64 × 64 pixels o
 def test_a_webp_of_a_few_bytes_is_dropped_by_its_header(width, height):
     data = webp_of_34_bytes(width, height)
     assert len(data) <= 34
-    start = time.process_time()
+    start = time.thread_time()
     found, _ = examine(data, ".webp")
     assert found.verdict == "dropped"
     assert found.reason.split(" (")[0] in ("absurdly large", "damaged")
     assert decode(data) == (None, found.reason)
-    assert time.process_time() - start < 0.5
+    assert time.thread_time() - start < SECONDS
 
 
 def test_a_file_too_small_for_its_pixels_is_dropped_and_says_so():
@@ -199,9 +199,9 @@ def many_directories() -> bytes:
 def test_a_header_without_end_costs_no_time_without_end(make, verdict):
     data = make()
     assert len(data) < 3_000_000
-    start = time.process_time()
+    start = time.thread_time()
     found, _ = examine(data, ".jpg")
-    assert time.process_time() - start < SECONDS
+    assert time.thread_time() - start < SECONDS
     assert found.verdict == verdict, found
 
 
@@ -244,10 +244,10 @@ KINDS = {
 def test_an_archive_of_many_empty_members_is_refused(kind, make, tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "FREE_MEMBERS", 500)
     path = make(tmp_path / "many", KINDS[kind](4000))
-    start = time.process_time()
+    start = time.thread_time()
     with pytest.raises(InputError) as caught:
         archives.unpack(path, tmp_path / "staging", sha256="0" * 64)
-    assert time.process_time() - start < SECONDS
+    assert time.thread_time() - start < SECONDS
     said = str(caught.value)
     assert "\n" not in said
     assert len(said) < 400
@@ -258,10 +258,10 @@ def test_an_archive_of_many_empty_members_is_refused(kind, make, tmp_path, monke
 def test_a_zip_of_60000_empty_members_is_refused_before_one_is_written(tmp_path, monkeypatch):
     path = make_zip(tmp_path / "many.zip", [f"daisy/{index}.jpg" for index in range(60_000)])
     monkeypatch.setattr(archives, "_write", lambda *_: pytest.fail("it was written"))
-    start = time.process_time()
+    start = time.thread_time()
     with pytest.raises(InputError, match=r"more than the [\d,]+ files and folders"):
         archives.unpack(path, tmp_path / "staging", sha256="0" * 64)
-    assert time.process_time() - start < SECONDS
+    assert time.thread_time() - start < SECONDS
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
