@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_tool
 from PIL import Image
+from pyarrow import parquet
 
 from mmflowers.deploy.classifier import Prediction
 from mmflowers.deploy.inputs import Input
@@ -28,7 +31,7 @@ from mmflowers.files import AtomicFile, creating, explained, replacing, write_by
 from mmflowers.preparation.prepare import prepare
 from mmflowers.visualization.report import write_report
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits, mounts and modes are POSIX's")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no mounts, limits and modes")
 
 FOUND = Prediction("a.jpg", 0, "rose", 0.75, (("rose", 0.75),))
 
@@ -38,49 +41,61 @@ def partials(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def mounted(folder: Path, *options: str) -> Iterator[Path]:
-    """A tmpfs on ``folder``; skips where the machine lets none be mounted."""
+def mounted(folder: Path, *options: str) -> Iterator[bool]:
+    """A tmpfs on ``folder``, and whether there is one: only root can mount, and not in every container."""
     folder.mkdir(exist_ok=True)
-    if subprocess.run(["mount", "-t", "tmpfs", "none", folder, *options], capture_output=True, check=False).returncode:
-        pytest.skip("no file system can be mounted here")
+    command = ["mount", "-t", "tmpfs", "none", folder, *options]
+    is_mounted = not subprocess.run(command, capture_output=True, check=False).returncode
     try:
-        yield folder
+        yield is_mounted
     finally:
-        subprocess.run(["umount", "-l", folder], check=True)
+        if is_mounted:
+            subprocess.run(["umount", "-l", folder], check=True)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """No file of this process can become larger, in bytes: what a full disk does, for everybody to have."""
+    import resource
+
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Path]:
     """A folder on a disk that is full, where one can be mounted; else one in which no file can grow."""
-    if os.geteuid() == 0:
-        with mounted(tmp_path / "full", "-o", "size=64k") as folder:
-            with (folder / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
-                while True:
-                    file.write(bytes(4096))
-            yield folder
-        return
-    import resource
-
-    (tmp_path / "full").mkdir()
-    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    yield tmp_path / "full"
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, ignored)
+    folder = tmp_path / "full"
+    with mounted(folder, "-o", "size=64k") as is_mounted:
+        if not is_mounted:
+            with files_of_at_most(0):
+                yield folder
+            return
+        with (folder / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+            while True:
+                file.write(bytes(4096))
+        yield folder
 
 
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Path]:
     """A folder that nothing can be written to, not even by root."""
-    if os.geteuid() == 0:
-        with mounted(tmp_path / "ro") as folder:
+    folder = tmp_path / "ro"
+    with mounted(folder) as is_mounted:
+        if is_mounted:
             subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-            yield folder
-        return
-    (tmp_path / "ro").mkdir()
-    (tmp_path / "ro").chmod(0o555)
-    yield tmp_path / "ro"
-    (tmp_path / "ro").chmod(0o755)
+        elif os.geteuid() == 0:
+            pytest.skip("root can write to every folder, and this container lets root mount no read-only one")
+        else:
+            folder.chmod(0o555)
+        yield folder
+        if not is_mounted:
+            folder.chmod(0o755)
 
 
 @pytest.fixture(params=["full", "read_only"])
@@ -109,8 +124,10 @@ def tested(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here
 
 
-def photos(folder: Path) -> Path:
-    """Six class-labelled photos."""
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Six photos in two class folders. To be named before a bad disk: where none can be mounted, no file can grow."""
+    folder = tmp_path / "photos"
     rng = np.random.default_rng(0)
     for name in ("daisy", "rose"):
         (folder / name).mkdir(parents=True)
@@ -147,8 +164,8 @@ def test_a_report_on_a_bad_disk_is_refused_in_a_line(bad_disk: Path, tested: Pat
 
 
 @pytest.mark.parametrize("rendered", [True, False])
-def test_a_preparation_on_a_bad_disk_is_refused_in_a_line(rendered: bool, bad_disk: Path, tmp_path: Path) -> None:
-    arguments = {"rendered": 1} if rendered else {"source": photos(tmp_path / "photos"), "link": "hardlink"}
+def test_a_preparation_on_a_bad_disk_is_refused_in_a_line(rendered: bool, source: Path, bad_disk: Path) -> None:
+    arguments = {"rendered": 1} if rendered else {"source": source, "link": "hardlink"}
     with pytest.raises(InputError, match=rf"{REFUSED}|MB free"):
         prepare(bad_disk / "data", workers=1, **arguments)
     assert not partials(bad_disk) and not (bad_disk / "data").exists()
@@ -156,15 +173,18 @@ def test_a_preparation_on_a_bad_disk_is_refused_in_a_line(rendered: bool, bad_di
 
 @pytest.mark.parametrize("rendered", [True, False])
 def test_a_disk_that_fills_up_during_a_preparation_leaves_nothing(
-    rendered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rendered: bool, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = photos(tmp_path / "photos")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40))
-    if os.geteuid():
-        pytest.skip("needs a small disk, which root alone can mount")
-    with mounted(tmp_path / "small", "-o", "size=48k") as small:
-        arguments = {"rendered": 2} if rendered else {"source": source}
-        with pytest.raises(InputError, match=r"can't write .*: No space left on device · hint: free disk space, or"):
+    small = tmp_path / "small"
+    arguments = {"rendered": 2} if rendered else {"source": source}
+    with mounted(small, "-o", "size=48k") as is_mounted, contextlib.ExitStack() as limits:
+        if not is_mounted:
+            limits.enter_context(files_of_at_most(2048))
+        told = (
+            r"can't write .*: (No space left on device · hint: free disk space|File too large · hint: raise the limit)"
+        )
+        with pytest.raises(InputError, match=told):
             prepare(small / "data", workers=1, **arguments)
         assert not list(small.iterdir())
 
@@ -209,12 +229,17 @@ def test_commands_on_a_read_only_disk_end_in_a_line(
         assert " · hint: check who may write there, or " in last and "Traceback" not in result.stderr
 
 
+def no_file_grows() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
 def test_check_says_its_findings_where_stdout_is_full(dataset: Path, tmp_path: Path) -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("/dev/full is Linux's")
     command = [sys.executable, str(ROOT / "tools" / "check.py"), "--data", str(dataset), "--json"]
-    with Path("/dev/full").open("wb") as sink:
-        result = subprocess.run(command, stdout=sink, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
+    with (tmp_path / "out").open("wb") as sink:
+        how = {"stdout": sink, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path, "check": False}
+        result = subprocess.run(command, preexec_fn=no_file_grows, **how)
     assert result.returncode != 0  # what a script reads is not there, and the exit code says so
 
 
@@ -329,13 +354,28 @@ def test_a_link_is_followed_and_modes_are_kept(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")
-def test_a_write_protected_file_is_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / "x").write_text("old")
-    (tmp_path / "x").chmod(0o444)
-    with pytest.raises(InputError, match="Permission denied"):
-        write_text(tmp_path / "x", "new")
-    assert (tmp_path / "x").read_text() == "old"
+def test_a_write_protected_file_is_not_replaced() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
+        Path(folder).chmod(0o777)
+        path = Path(folder, "x")
+        with not_as_root():
+            path.write_text("old")
+            path.chmod(0o444)
+            with pytest.raises(InputError, match="Permission denied"):
+                write_text(path, "new")
+            assert path.read_text() == "old"
+
+
+@contextmanager
+def not_as_root() -> Iterator[None]:
+    """As a user whom modes of files bind."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)  # nobody
+    try:
+        yield
+    finally:
+        os.seteuid(before)
 
 
 def test_a_fifo_is_written_to_and_stays_one(tmp_path: Path) -> None:
@@ -388,7 +428,6 @@ def test_a_new_file_is_never_made_over_another_nor_left_in_half(tmp_path: Path) 
 
 
 def test_a_parquet_file_is_kept_and_replaced_as_the_others_are(tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
     out = tmp_path / "rows.parquet"
     out.write_text("old")
     with pytest.raises(KeyboardInterrupt), open_output(out, 1) as write:
