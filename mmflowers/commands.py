@@ -182,6 +182,13 @@ def close_bars() -> None:
         bar.close()
 
 
+def processors() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def existing_folder(text: str) -> Path:
     """An argparse type: a folder that must be there."""
     path = Path(text).expanduser()

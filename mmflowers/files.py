@@ -229,6 +229,13 @@ def creating(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def file_sha256(path: str | Path) -> str:
+    """The sha256 of a file's content, as 64 lower-case hex digits."""
+    import pooch
+
+    return pooch.file_hash(str(path), alg="sha256")
+
+
 def sync_folder(folder: Path) -> None:
     """Bring the names in a folder to the disk, where system and file system can."""
     if os.name == "posix":

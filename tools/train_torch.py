@@ -37,7 +37,6 @@ from pathlib import Path
 from mmflowers.checks.findings import report
 from mmflowers.checks.run import check_dataset
 from mmflowers.commands import Parser, progress, run
-from mmflowers.datasets.card import prepared_photos
 from mmflowers.datasets.folder import DatasetFolder, read_dataset_folder
 from mmflowers.errors import InputError, Problem
 
@@ -123,7 +122,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import models
 from torchvision import transforms as T
 
-from mmflowers.datasets.identity import PhotoSet, from_state, joined, near_copies, read_photos, same_content
+from mmflowers.datasets.identity import PhotoSet, copies, from_state, joined, match_prepared, read_photos
 
 # ---------------------------------------------------------------------------------------------------- transforms
 
@@ -322,17 +321,17 @@ def read_and_decode(data: Path) -> DatasetFolder:
 
 
 def trained_before(weights: str | None) -> PhotoSet | None:
-    """Return the photos that weights of an earlier run of ours were trained on: its last.pth lies beside them."""
+    """Return the photos that an earlier run's weights were trained on; last.pth in the same folder has them."""
     beside = Path(weights or WEIGHTS).expanduser().with_name("last.pth")
     return from_state(load(beside).get("trained_on")) if weights not in (None, "none") and beside.is_file() else None
 
 
 def check_split(folder: DatasetFolder, val: PhotoSet, weights: str | None) -> None:
-    """Refuse weights that were trained on photos that are in val now, under whatever names and in whatever format."""
+    """Refuse weights that were trained on photos that are in val now, under any name and in any format."""
     trained_on = trained_before(weights)
     if trained_on is None:
         return
-    found = same_content(val, trained_on) | near_copies(val, trained_on)
+    found = copies(val, trained_on)
     if seen := [name for (name, _), is_seen in zip(folder.samples["val"], found, strict=True) if is_seen]:
         what = f"{weights} was trained on {len(seen)} of the {len(val)} photos of val ({', '.join(seen[:3])} …)"
         raise InputError(what, "keep the split it was trained with, or start from weights that saw none of them")
@@ -425,10 +424,10 @@ def main(args: argparse.Namespace) -> None:
     val_set = Flowers(args.data, folder.samples["val"], VAL_TRANSFORMS)
     train_loader = DataLoader(train_set, shuffle=True, **loading)  # new workers each epoch: they take the epoch's seed
     val_loader = DataLoader(val_set, persistent_workers=args.workers > 0, **loading)
-    prepared = prepared_photos(args.data, "val").keys()  # none of a folder that was made by hand
-    there = prepared & {name for name, _ in folder.samples["val"]}
-    whole = not prepared or len(there) == len(prepared) == len(val_set)
-    measured = "val top-1" if whole else f"accuracy on {len(there)} of {len(prepared)} prepared photos of val"
+    names = [name for name, _ in folder.samples["val"]]
+    match = match_prepared(args.data, "val", names, otherwise=names)  # otherwise: a folder that was made by hand
+    there = f"{len(names) - len(match.added)} of {len(match.prepared)} prepared photos of val"
+    measured = f"accuracy on {there}" if match.missing or match.added else "val top-1"
     counts = f"{len(train_set)} photos to train, {len(val_set)} to validate, {len(folder.classes)} classes"
     print(f"{counts} · {device} · weights: {'last.pth' if state else args.weights or WEIGHTS}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""Checks of which photos are learned from and counted: what each loader gives, by content, held against the lists."""
+"""Checks of the photos that are trained on and counted: those that each loader gives, compared with the lists."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmflowers.checks.findings import Finding, check, error, from_problems, warning
-from mmflowers.errors import count, some
+from mmflowers.errors import InputError, count, some
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
@@ -29,10 +29,10 @@ def are(things: list) -> str:
 
 @check()
 def loaders_can_be_built(case: Case) -> Iterator[Finding]:
-    """Loaders that fail before they give anything; what is wrong with the dataset folder itself is said already."""
-    if case.loaders is not None and case.folder is not None:
-        for side, problems in case.loader_problems.items():
-            yield from from_problems(f"{side}_dataloader", problems)
+    """Loaders that can't be built. Problems of the dataset folder itself are reported elsewhere."""
+    for side, loader in case.built.items() if case.folder else ():
+        if isinstance(loader, InputError):
+            yield from from_problems(f"{side}_dataloader", loader.problems)
 
 
 @check(pitfall=19)
@@ -254,7 +254,7 @@ def _files(folder: Path) -> list[str]:
 
 @check(of="dataset")
 def photos_decode(case: Case) -> Iterator[Finding]:
-    """With ``--deep``: every photo decodes whole, by the judgement of the preparation."""
+    """With ``--deep``: photos that the preparation would drop as damaged."""
     if not case.deep or case.folder is None:
         return
     from mmflowers.datasets.identity import map_in_threads

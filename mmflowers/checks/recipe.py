@@ -183,7 +183,7 @@ def _normalisation_of_weights(case: Case) -> tuple[list[float], list[float]] | N
     if found is not None:
         preprocessor = found.get("data_preprocessor") or {}
         return (preprocessor["mean"], preprocessor["std"]) if preprocessor.get("mean") else None
-    own_run = isinstance((case.checkpoint or {}).get("meta"), dict)
+    own_run = bool(case.meta)
     return IMAGENET if backbone.get("type") == "ResNet" and not own_run else None
 
 

@@ -16,10 +16,11 @@ import mmflowers.checks.data
 import mmflowers.checks.photos
 import mmflowers.checks.recipe
 import mmflowers.checks.views
-import mmflowers.checks.weights
+import mmflowers.checks.weights  # noqa: F401  each registers its checks
 from mmflowers.checks import keys
 from mmflowers.checks.findings import CHECKS, Finding, from_problems, run_checks
 from mmflowers.datasets.folder import DatasetFolder, read_dataset_folder
+from mmflowers.datasets.wrappers import innermost
 from mmflowers.errors import InputError, Problem
 
 if TYPE_CHECKING:
@@ -41,15 +42,13 @@ class Case:
         model: The network that the config builds, without the numbers in it where that can be; None if it can't be.
         checkpoint: What the training starts from or the test tests; None where there is none yet.
         source: Its name.
-        checkpoints: It, and the files of weights that the model's config names itself, each with its name.
+        checkpoints: ``(name, checkpoint)`` of it and of each file of weights that the model's config names itself.
         testing: Whether it is a test.
         split: The list that a test is on.
         tta: Whether it is with test-time augmentation.
         resume: Whether the training goes on.
         options: ``--cfg-options``, as typed.
         deep: Whether every photo is decoded.
-        loader_problems: Why a loader can't be built; filled by ``loaders``.
-        unmeasured: Why a pipeline can't be measured; filled by ``views``.
     """
 
     config: Any = field(default_factory=dict)
@@ -64,8 +63,6 @@ class Case:
     tta: bool = False
     options: Sequence[str] = ()
     deep: bool = False
-    loader_problems: dict[str, list[Problem]] = field(default_factory=dict)
-    unmeasured: dict[str, str] = field(default_factory=dict)
 
     @property
     def resume(self) -> bool:
@@ -116,42 +113,85 @@ class Case:
         own = self.lists.get(self.split if self.testing else "val", ())
         return unusual_photos([self.root / name for name, _ in own]) if self.root else []
 
-    @cached_property
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The sides of the config that this run uses."""
+        return ("test",) if self.testing else ("train", "val", "test")
+
+    @property
+    def reported_sides(self) -> tuple[str, ...]:
+        """Those of them whose numbers are reported."""
+        return tuple(side for side in self.sides if side != "train")
+
+    @property
     def views(self) -> dict[str, View]:
-        """What the pipeline of each loader makes of such a photo, where that can be measured."""
-        return mmflowers.checks.views.views_of(self)
+        """The view of each side's pipeline, where it can be measured."""
+        return {side: view for side, view in self.measured.items() if not isinstance(view, InputError)}
+
+    @cached_property
+    def measured(self) -> dict[str, View | InputError]:
+        """The view of each side's pipeline, or why it can't be measured."""
+        from mmflowers.datasets.views import measure_view
+
+        found: dict[str, View | InputError] = {}
+        pipelines: dict[str, list] = {}
+        for side in self.sides:
+            dataset = innermost(self.config.get(f"{side}_dataloader")) or {}
+            steps = [step for step in keys.as_list(dataset.get("pipeline")) if isinstance(step, dict)]
+            same = next((other for other, its_steps in pipelines.items() if its_steps == steps), None)
+            if not steps:
+                continue
+            pipelines[side] = steps
+            try:
+                photos = self.unusual if side != "train" else ()
+                found[side] = (
+                    found[same] if same else measure_view(steps, self.photo_size, keys.scope(self.config), photos)
+                )
+            except InputError as error:
+                found[side] = error
+        return found
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """What the checkpoint says about itself."""
+        from mmflowers.engine.loading import meta_of
+
+        return meta_of(self.checkpoint)
 
     @cached_property
     def trained_view(self) -> View | None:
-        """What the validation of the tested run made of a photo, where its checkpoint has that."""
+        """The view of the tested run's validation, if its checkpoint has one."""
         from mmflowers.datasets.views import View
         from mmflowers.engine.record import VIEW
 
-        meta = (self.checkpoint or {}).get("meta")
-        kept = meta.get(VIEW) if isinstance(meta, dict) else None
-        return View.from_dict(kept)
+        return View.from_dict(self.meta.get(VIEW))
+
+    @property
+    def loaders(self) -> dict[str, Served]:
+        """The photos that each loader gives, of those that can be built."""
+        return {side: loader for side, loader in self.built.items() if not isinstance(loader, InputError)}
 
     @cached_property
-    def loaders(self) -> dict[str, Served]:
-        """What each loader of the config gives; why one can't be built is in ``loader_problems``."""
+    def built(self) -> dict[str, Served | InputError]:
+        """The photos that each loader gives, or why it can't be built."""
         from mmengine.registry import DefaultScope
 
         from mmflowers.datasets.served import served, without_decoding
         from mmflowers.engine.runner import FlowersRunner
 
-        found = {}
-        for side in ("test",) if self.testing else ("train", "val", "test"):
+        found: dict[str, Served | InputError] = {}
+        for side in self.sides:
             config = self.config.get(f"{side}_dataloader")
             if not isinstance(config, dict):
                 continue
             try:
                 with DefaultScope.overwrite_default_scope(keys.scope(self.config)):
                     found[side] = served(FlowersRunner.build_dataloader(without_decoding(config), seed=0))
-            except InputError as problem:
-                self.loader_problems[side] = problem.problems
+            except InputError as error:
+                found[side] = error
             except Exception as error:  # constructors check their arguments in every way there is
                 what = f"can't be built: {type(error).__name__}: {error}"
-                self.loader_problems[side] = [Problem(what, "compare it with the dataloaders in configs/")]
+                found[side] = InputError(what, "compare it with the dataloaders in configs/")
         return found
 
 
@@ -274,11 +314,11 @@ def _build_model(config: Any) -> Any:
 
 
 def _with_record(checkpoint: dict, path: Path) -> dict:
-    """A checkpoint with the record of its photos, which for weights of ``tools/train_torch.py`` lies beside them."""
+    """A checkpoint with the record of its photos: weights of ``tools/train_torch.py`` have it in their last.pth."""
     from mmflowers.datasets.identity import TRAINED_ON
-    from mmflowers.engine.loading import load_checkpoint_file
+    from mmflowers.engine.loading import load_checkpoint_file, meta_of
 
-    if isinstance(checkpoint.get("meta"), dict) or not path.with_name("last.pth").is_file():
+    if meta_of(checkpoint) or not path.with_name("last.pth").is_file():
         return checkpoint
     try:
         beside = load_checkpoint_file(path.with_name("last.pth"))
@@ -295,13 +335,14 @@ def _load(case: Case) -> list[Finding]:
 
     problems = []
     named = [source for source in sources_in_model(case.config.get("model")) if not needs_download(source)]
-    for source in dict.fromkeys([case.source, *named]) if case.source else dict.fromkeys(named):
+    for source in dict.fromkeys(filter(None, [case.source, *named])):
         try:
-            checkpoint = load_checkpoint_file(fetch_weights(source))
+            path = fetch_weights(source)
+            checkpoint = load_checkpoint_file(path)
         except InputError as problem:
             problems += from_problems("weights", problem.problems)
             continue
-        case.checkpoints.append((source, _with_record(checkpoint, fetch_weights(source))))
+        case.checkpoints.append((source, _with_record(checkpoint, path)))
         if source == case.source:
             case.checkpoint = checkpoint
     return problems

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from mmflowers.checks.findings import Finding, check, error, warning
 from mmflowers.checks.keys import as_list, get, scope
-from mmflowers.datasets.wrappers import innermost
-from mmflowers.errors import count
+from mmflowers.errors import InputError, count
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
@@ -24,18 +23,18 @@ SAME_STEPS = "load, scale and normalise photos in the same way everywhere; only 
 
 @check()
 def pipelines_can_be_measured(case: Case) -> Iterator[Finding]:
-    """Pipelines about which the checks below can say nothing."""
-    if case.views is not None:
-        for side, reason in case.unmeasured.items():
-            what = f"what it makes of photos can't be compared: {reason}"
-            yield warning(f"{side}_dataloader.dataset.pipeline", what, "look at photos by tools/browse.py")
+    """Pipelines that can't be measured, so that the checks below don't apply."""
+    for side, view in case.measured.items():
+        if isinstance(view, InputError):
+            what = f"what it makes of photos can't be compared: {view.problems[0].what}"
+            yield warning(f"{side}_dataloader.dataset.pipeline", what, "look at photos with tools/browse.py")
 
 
 @check(pitfall=5)
 def augmented_validation(case: Case) -> Iterator[Finding]:
-    """Chance in what is measured, told by measuring it twice; and none in what is learned from."""
+    """Random transforms in validation and test, found by running them repeatedly; a training without augmentation."""
     train = case.views.get("train")
-    for side in ("test",) if case.testing else ("val", "test"):
+    for side in case.reported_sides:
         view = case.views.get(side)
         if view is not None and view.random_steps:
             swapped = not case.testing and train is not None and not train.random_steps
@@ -64,7 +63,7 @@ def augmented_validation(case: Case) -> Iterator[Finding]:
 def same_values_and_channels(case: Case) -> Iterator[Finding]:
     """Colours, their order and their scale, in validation and test against the training's, or the run's own."""
     reference, whose = _reference(case)
-    for side in ("test",) if case.testing else ("val", "test"):
+    for side in case.reported_sides:
         view, where = case.views.get(side), f"{side}_dataloader.dataset.pipeline"
         if view is None or reference is None:
             continue
@@ -107,7 +106,7 @@ def _names(values: Values) -> str:
 def same_geometry(case: Case) -> Iterator[Finding]:
     """A validation that squashes photos or sees another scale than the training does."""
     train, whose = _reference(case)
-    for side in ("test",) if case.testing else ("val", "test"):
+    for side in case.reported_sides:
         view, where = case.views.get(side), f"{side}_dataloader.dataset.pipeline"
         if view is None:
             continue
@@ -131,8 +130,7 @@ def normalised_as_in_training(case: Case) -> Iterator[Finding]:
     """A test with another mean, std or channel order than the run that it tests."""
     from mmflowers.engine.record import RECIPE, recipe
 
-    meta = (case.checkpoint or {}).get("meta")
-    kept = meta.get(RECIPE) if isinstance(meta, dict) else None
+    kept = case.meta.get(RECIPE)
     if not case.testing or not isinstance(kept, dict):
         return
     prefix = "data_preprocessor."
@@ -177,26 +175,3 @@ def validation_happens(case: Case) -> Iterator[Finding]:
             f"{interval} lies beyond the {count(last, unit)}: the last one alone is validated, so best.pth is the last"
         )
         yield warning("train_cfg.val_interval", what, "val_interval=1")
-
-
-def views_of(case: Case) -> dict[str, View]:
-    """What the pipeline of each loader makes of a photo of the usual size.
-
-    Why one can't be measured is in ``case.unmeasured``.
-    """
-    from mmflowers.datasets.views import measure_view
-    from mmflowers.errors import InputError
-
-    found = {}
-    for side in ("test",) if case.testing else ("train", "val", "test"):
-        dataset = innermost(case.config.get(f"{side}_dataloader")) or {}
-        steps = [step for step in as_list(dataset.get("pipeline")) if isinstance(step, dict)]
-        same = next((view for view, other in found.values() if other == steps), None)
-        if not steps:
-            continue
-        try:
-            photos = case.unusual if side != "train" else ()
-            found[side] = (same or measure_view(steps, case.photo_size, scope(case.config), photos), steps)
-        except InputError as problem:
-            case.unmeasured[side] = problem.problems[0].what
-    return {side: view for side, (view, _) in found.items()}

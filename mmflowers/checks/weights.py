@@ -32,16 +32,16 @@ def weights_fit(case: Case) -> Iterator[Finding]:
 
 @check(pitfall=3)
 def trained_on_what_is_validated(case: Case) -> Iterator[Finding]:
-    """Photos that the weights were trained on, in another split now: under any name and in any format."""
+    """Photos that the weights were trained on and that are in another split now, under any name and in any format."""
     from mmflowers.datasets.identity import TRAINED_ON, from_state, near_copies, same_content
+    from mmflowers.engine.loading import meta_of
 
     split = case.split if case.testing else "val"
     if split == "train" or split not in case.photos:
         return
     photos, names = case.photos[split], [name for name, _ in case.lists[split]]
     for source, checkpoint in case.checkpoints:
-        meta = checkpoint.get("meta")
-        trained_on = from_state(meta.get(TRAINED_ON)) if isinstance(meta, dict) else None
+        trained_on = from_state(meta_of(checkpoint).get(TRAINED_ON))
         if trained_on is None:
             continue
         same = same_content(photos, trained_on)
@@ -57,15 +57,14 @@ def trained_on_what_is_validated(case: Case) -> Iterator[Finding]:
 @check(pitfall=3)
 def chosen_on_what_is_tested(case: Case) -> Iterator[Finding]:
     """A test split with photos of the run's validation, by which its best epoch was chosen."""
-    from mmflowers.datasets.identity import PHOTOS, from_state, near_copies, same_content
+    from mmflowers.datasets.identity import PHOTOS, copies, from_state
 
-    meta = (case.checkpoint or {}).get("meta")
-    kept = meta.get(PHOTOS) if isinstance(meta, dict) else None
+    kept = case.meta.get(PHOTOS)
     validated_on = from_state(kept.get("val")) if isinstance(kept, dict) else None
     if not case.testing or case.split != "test" or validated_on is None or "test" not in case.photos:
         return
     photos, names = case.photos["test"], [name for name, _ in case.lists["test"]]
-    found = same_content(photos, validated_on) | near_copies(photos, validated_on)
+    found = copies(photos, validated_on)
     if found.any():
         seen = [names[index] for index in found.nonzero()[0]]
         what = f"the epoch of {case.source} was chosen on {len(seen)} of the {count(len(names))} of test ({some(seen)})"
@@ -77,8 +76,8 @@ def resumed_on_the_same_photos(case: Case) -> Iterator[Finding]:
     """A run that goes on with other photos than it began with, whatever their names are."""
     from mmflowers.engine.record import changed_photos
 
-    if case.resume and case.checkpoint is not None:
-        for what in changed_photos(case.checkpoint.get("meta"), case.given_photos):
+    if case.resume:
+        for what in changed_photos(case.meta, case.given_photos):
             yield error("resume", f"{case.source} is of a run on other photos: {what}", NEW_RUN)
 
 

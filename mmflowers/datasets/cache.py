@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from mmflowers.commands import processors
 from mmflowers.errors import InputError, Problem
 
 FORMAT = 1  # of what is stored: another number makes the caches of before stale
@@ -95,7 +96,7 @@ def in_threads(make: Callable[[int], np.ndarray], count: int) -> Iterator[np.nda
         InputError: With the problems of all that failed.
     """
     problems: list[Problem] = []
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = processors()
     ahead = 8 * threads
     with ThreadPoolExecutor(threads) as pool:
         under_way = []

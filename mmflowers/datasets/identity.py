@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmflowers.commands import processors
 from mmflowers.datasets.card import prepared_photos
 from mmflowers.files import replacing
 from mmflowers.preparation.duplicates import near_groups
@@ -85,7 +86,7 @@ def content_digests(paths: Sequence[str | Path]) -> np.ndarray:
 
 
 class Match(NamedTuple):
-    """The photos of a split beside those that it was prepared with.
+    """The photos of a split, matched with those that it was prepared with.
 
     Attributes:
         prepared: Path in the dataset folder → digest, of all that were prepared (``card.prepared_photos``).
@@ -101,7 +102,7 @@ class Match(NamedTuple):
 
 
 def match_prepared(root: Path, split: str, names: Sequence[str], otherwise: Iterable[str] = ()) -> Match:
-    """Hold photos against those that a split was prepared with: by name, and by content where the name is another.
+    """Match photos with those that a split was prepared with: by name, then by content.
 
     Args:
         root: The dataset folder.
@@ -120,7 +121,7 @@ def match_prepared(root: Path, split: str, names: Sequence[str], otherwise: Iter
 
 
 def photos_digest(paths: Sequence[str | Path], labels: Sequence[int]) -> str:
-    """A sha256, in hex, of the contents and labels of some photos, whatever their names and their order."""
+    """The sha256, in hex, of the contents and labels of photos; names and order don't change it."""
     pairs = sorted(zip(content_digests(paths).tolist(), labels, strict=True))
     return hashlib.sha256(repr(pairs).encode()).hexdigest()
 
@@ -146,6 +147,11 @@ def same_content(photos: PhotoSet, among: PhotoSet) -> np.ndarray:
     return np.isin(photos.content, among.content) & (photos.content >= 0)
 
 
+def copies(photos: PhotoSet, among: PhotoSet) -> np.ndarray:
+    """Which of ``photos`` are a photo in ``among``, by content or by look: bool of shape (n,)."""
+    return same_content(photos, among) | near_copies(photos, among)
+
+
 def near_copies(photos: PhotoSet, among: PhotoSet) -> np.ndarray:
     """Which of ``photos`` look like a photo in ``among``, by the rule of the preparation: bool of shape (n,).
 
@@ -165,8 +171,7 @@ def map_in_threads(task: Callable[[Any], Any], items: Sequence[Any]) -> list[Any
 
     For work that releases Python's lock: reading, hashing, and Pillow's decoding do.
     """
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPool(threads) as pool:
+    with ThreadPool(processors()) as pool:
         return pool.map(task, items, chunksize=8)
 
 

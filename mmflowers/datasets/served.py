@@ -1,4 +1,4 @@
-"""Which photos a data loader gives in one epoch, read off the loader itself: dataset wrappers and samplers included."""
+"""The photos that a data loader gives in one epoch, dataset wrappers and samplers included."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.datasets.identity import match_prepared
 from mmflowers.datasets.seeded import Draw, SeededSampler
-from mmflowers.errors import InputError, count
+from mmflowers.errors import InputError, count, some
 
 ENDLESS = 3  # epochs' worth of samples after which a sampler is taken for one that never ends
 
@@ -31,7 +31,7 @@ class Served(NamedTuple):
 
     samples: list[tuple[str, int]]
     counts: np.ndarray
-    is_fixed: bool = False
+    is_fixed: bool
 
 
 class Coverage(NamedTuple):
@@ -56,13 +56,27 @@ class Coverage(NamedTuple):
         """Whether each photo of the split was counted once, with its label, and nothing else."""
         return self.counted == self.listed and not (self.repeated or self.foreign or self.relabelled)
 
+    def require_sound(self, split: str) -> None:
+        """Refuse a number that counts photos twice or by wrong labels.
+
+        The checks find what loaders do before a run; this finds what transforms, collate functions and loops did.
+
+        Raises:
+            InputError: Naming some of them.
+        """
+        wrong = {"more than once": self.repeated, f"with another label than {split}.txt gives": self.relabelled}
+        for how, photos in wrong.items():
+            if photos:
+                what = f"{count(len(photos))} of {split} counted {how} ({some(photos)})"
+                raise InputError(what, "check the dataloader, its transforms and its collate_fn")
+
     def __str__(self) -> str:
         text = f"{self.counted} of {count(self.listed)}"
         return f"{text} and {len(self.foreign)} others" if self.foreign else text
 
 
 def coverage(counted: Iterable[tuple[str | Path, int | None]], root: Path, split: str) -> Coverage:
-    """Hold the photos that were counted against a split of a dataset folder.
+    """Compare the photos that were counted with a split of a dataset folder.
 
     Args:
         counted: Path and label of each photo, once for each time that it was counted; None for a label that isn't one
@@ -151,7 +165,7 @@ def _drop_pipelines(config: Any) -> None:
         if "pipeline" in config:
             config["pipeline"] = []
         if str(config.get("type")).rpartition(".")[2] == "FlowersDataset":
-            config["serialize_data"] = False  # for which MMEngine looks through all of Python's memory for garbage
+            config["serialize_data"] = False  # MMEngine collects garbage for it, which takes long
         for value in config.values():
             _drop_pipelines(value)
     elif isinstance(config, (list, tuple)):

@@ -169,7 +169,7 @@ def read_confusion(work_dir: Path, classes: tuple[str, ...]) -> np.ndarray:
     hint = f"python tools/test.py {work_dir / 'best.pth'}"
     if not path.is_file():
         raise InputError("the run hasn't been tested on its val split", hint)
-    predictions, notes, _ = read_tested(path, work_dir)
+    predictions, notes, *_ = read_tested(path, work_dir)
     if notes:
         raise InputError(f"{path.name} is {notes[0]}", hint)
     if tuple(predictions.classes) != classes:

@@ -27,8 +27,7 @@ from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.engine.testing import kept_config
 from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.facts import find_dataset, tested_on
-from mmflowers.files import explained, sync_folder, write_bytes
-from mmflowers.preparation.download import file_sha256
+from mmflowers.files import explained, file_sha256, sync_folder, write_bytes
 
 FILES = {
     "onnx": "model.onnx",

@@ -1,4 +1,4 @@
-"""Who may ask the demo page for what: a gate in front of gradio, shut to all that the page itself doesn't do.
+"""The access control of the demo page: a filter in front of gradio that passes only the requests of the page itself.
 
 Gradio offers some fifty routes, and takes from whoever calls them the paths and addresses of files that it then opens,
 copies or downloads. Nothing of that gets through the gate:
@@ -39,7 +39,7 @@ MAX_MESSAGE = 256 << 10  # bytes of the request that starts an answer
 AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE)
 ASSET = re.compile(r"/(?:theme\.css|favicon\.ico|(?:assets|static)(?:/(?!\.)[\w.@-]+)+)", re.ASCII)
 PHOTO = re.compile(r"/gradio_api/file=([\w-]+)", re.ASCII)
-# Of a request's headers gradio gets these; with others it would change addresses in its page, or be told of a proxy.
+# The request headers that gradio gets. By others, such as X-Forwarded-Host, it would change addresses in its page.
 PASSED = (b"host", b"accept", b"accept-encoding", b"accept-language", b"if-none-match", b"if-modified-since")
 HEADERS = {
     # Whatever gradio or a browser's extension of it would fetch from elsewhere, the browser refuses.

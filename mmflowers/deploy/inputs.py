@@ -179,8 +179,8 @@ def _walk(folder: str, passed: Passed, left_out: set[str]) -> Iterator[Input]:
 
 
 def _unpacked(path: str, staging: Path, passed: Passed) -> Iterator[Input]:
+    from mmflowers.files import file_sha256
     from mmflowers.preparation.archives import unpack
-    from mmflowers.preparation.download import file_sha256
 
     try:
         folder = str(unpack(Path(path), staging, sha256=file_sha256(path)))

@@ -19,8 +19,7 @@ from mmflowers.deploy.inputs import Input
 from mmflowers.deploy.photos import PhotoDataset, read_batches
 from mmflowers.engine.hooks import BEST
 from mmflowers.errors import InputError
-from mmflowers.files import replacing
-from mmflowers.preparation.download import file_sha256
+from mmflowers.files import file_sha256, replacing
 
 CACHE = "train_features.npz"  # in the work dir
 BATCH = 32

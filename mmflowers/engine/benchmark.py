@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from mmflowers.commands import progress
+from mmflowers.commands import processors, progress
 from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.history import History, read_history
 
@@ -227,7 +227,7 @@ def describe_machine() -> dict:
     gpu = torch.cuda.is_available()
     return {
         "cpu": facts.get("model name") or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": processors(),
         "cpu_flags": flags or [torch.backends.cpu.get_cpu_capability().lower()],
         "memory_gb": _psutil().virtual_memory().total / 2**30,
         "gpu": torch.cuda.get_device_name() if gpu else None,

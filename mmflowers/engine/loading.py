@@ -14,11 +14,10 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
-from mmflowers.errors import InputError
+from mmflowers.errors import InputError, count, some
 
-NAMED = 3  # tensors that an error lists
 MAX_PICKLE = 64 << 20  # bytes at the head of a file of torch's older format that are looked at for its pickles
-ANEW = "get the file again"
+GET_AGAIN = "get the file again"
 PLAIN = "a checkpoint holds dense tensors of real numbers; save it as a plain state_dict where it was made"
 _GLOBAL = re.compile(rb"ctorch\._utils\n(\w+)\n")
 # What torch.load builds besides dense tensors of the bytes in the file, by the functions that do; some of them compute.
@@ -57,15 +56,21 @@ def load_checkpoint_file(path: str | Path, map_location: Any = "cpu") -> dict[st
         raise
     except Exception as error:  # whatever a reader makes of damaged bytes: IndexError, TypeError, MemoryError …
         reason = getattr(error, "strerror", None) or "it is damaged, or no checkpoint"
-        raise InputError(f"{path} can't be read as a checkpoint: {reason}", ANEW) from error
+        raise InputError(f"{path} can't be read as a checkpoint: {reason}", GET_AGAIN) from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint", "save a state_dict")
     _check_tensors(checkpoint, path, size)
     return checkpoint
 
 
+def meta_of(checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a checkpoint says about itself (MMEngine's ``meta``); {} where it says nothing."""
+    meta = (checkpoint or {}).get("meta")
+    return meta if isinstance(meta, dict) else {}
+
+
 def require_finite(state_dict: Mapping[str, Tensor], source: str | Path) -> None:
-    """Refuse weights, buffers of BatchNorm among them, that hold NaN or infinity: whatever they give is no result.
+    """Refuse weights, buffers of BatchNorm among them, that hold NaN or infinity: their predictions mean nothing.
 
     Args:
         state_dict: Tensors by name; those of integers pass.
@@ -76,9 +81,7 @@ def require_finite(state_dict: Mapping[str, Tensor], source: str | Path) -> None
     """
     spoilt = [name for name, tensor in state_dict.items() if not _is_finite(tensor)]
     if spoilt:
-        count = "1 tensor" if len(spoilt) == 1 else f"{len(spoilt)} tensors"
-        names = ", ".join(spoilt[:NAMED]) + (", …" if len(spoilt) > NAMED else "")
-        what = f"{source} holds NaN or infinite weights in {count}: {names}"
+        what = f"{source} holds NaN or infinite weights in {count(len(spoilt), 'tensor')}: {some(spoilt)}"
         raise InputError(what, "take an earlier checkpoint, or train again with a lower learning rate")
 
 
@@ -95,7 +98,7 @@ def _load_safetensors(path: Path) -> Any:
     try:
         return load_file(path)  # holds the sizes in the header against the file's by itself
     except SafetensorError as error:
-        raise InputError(f"{path} can't be read as safetensors: {' '.join(str(error).split())}", ANEW) from error
+        raise InputError(f"{path} can't be read as safetensors: {' '.join(str(error).split())}", GET_AGAIN) from error
 
 
 def _load_pickled(path: Path, map_location: Any) -> Any:
@@ -110,11 +113,11 @@ def _load_pickled(path: Path, map_location: Any) -> Any:
         with torch.serialization.safe_globals(_ADMITTED):
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        strangers = _strangers(path, error)
-        if not strangers:
+        types = _unadmitted_types(path, error)
+        if not types:
             raise
         raise InputError(
-            f"{path} is refused: to load it would run {', '.join(strangers)}",
+            f"{path} is refused: to load it would run {', '.join(types)}",
             "a checkpoint holds data, not code; convert one that you trust to a plain state_dict where it was made",
         ) from error
 
@@ -150,7 +153,7 @@ def _check_tensors(checkpoint: dict, path: Path, size: int) -> None:
         elif isinstance(value, (list, tuple, set)):
             waiting += [(name, item) for item in value]
         elif isinstance(value, Tensor):
-            if wrong := _wrong(value):
+            if wrong := _unusable(value):
                 problems.setdefault(wrong, []).append(name)
             else:
                 storage = value.untyped_storage()
@@ -159,15 +162,14 @@ def _check_tensors(checkpoint: dict, path: Path, size: int) -> None:
             problems.setdefault("larger than the file", []).append(name)
     if problems:
         wrong, names = next(iter(problems.items()))
-        named = ", ".join(sorted(names)[:NAMED]) + (", …" if len(names) > NAMED else "")
-        raise InputError(f"{path} is refused: it holds tensors that are {wrong} ({named})", PLAIN)
+        raise InputError(f"{path} is refused: it holds tensors that are {wrong} ({some(sorted(names))})", PLAIN)
     if sum(storages.values()) > size:
         what = f"{path} is refused: its tensors claim {sum(storages.values()):,} bytes, the file has {size:,}"
-        raise InputError(what, ANEW)
+        raise InputError(what, GET_AGAIN)
 
 
-def _wrong(tensor: Tensor) -> str:
-    """What a tensor is that the tensor of a checkpoint isn't; empty where it is in order."""
+def _unusable(tensor: Tensor) -> str:
+    """Why a tensor can't be one of a checkpoint; empty if it can."""
     if tensor.layout != torch.strided or tensor.is_nested:
         return "sparse"
     if tensor.is_meta or tensor.is_quantized or tensor.is_complex():
@@ -177,7 +179,7 @@ def _wrong(tensor: Tensor) -> str:
     return ""
 
 
-def _strangers(path: Path, error: Exception) -> list[str]:
+def _unadmitted_types(path: Path, error: Exception) -> list[str]:
     """Which types of the file aren't admitted, as far as torch can tell; none where it is damaged."""
     try:
         admitted = {

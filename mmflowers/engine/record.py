@@ -19,7 +19,7 @@ from mmflowers.datasets.identity import PHOTOS, TRAINED_ON, PhotoSet, from_state
 from mmflowers.datasets.served import samples_of
 from mmflowers.datasets.views import measure_view, usual_size
 from mmflowers.datasets.wrappers import innermost
-from mmflowers.engine.loading import load_checkpoint_file
+from mmflowers.engine.loading import load_checkpoint_file, meta_of
 from mmflowers.engine.weights import fetch_weights, sources_in_model
 from mmflowers.errors import InputError
 
@@ -97,8 +97,8 @@ def check_recipe(checkpoint: Path, meta: dict, config: Config, cfg_options: Sequ
         )
 
 
-def changed_photos(meta: Any, now: dict[str, PhotoSet]) -> list[str]:
-    """What has changed of a run's photos since its checkpoint was written, a sentence for each split; [] if nothing.
+def changed_photos(meta: dict, now: dict[str, PhotoSet]) -> list[str]:
+    """The changes of a run's photos since its checkpoint was written, a sentence for each split; [] if there are none.
 
     Names don't count. Contents and labels do, and the order of the training photos, which decides what an epoch draws.
 
@@ -106,7 +106,7 @@ def changed_photos(meta: Any, now: dict[str, PhotoSet]) -> list[str]:
         meta: The checkpoint's.
         now: The photos of today's train and val split.
     """
-    kept = meta.get(PHOTOS) if isinstance(meta, dict) else None
+    kept = meta.get(PHOTOS)
     before = {split: from_state(kept.get(split)) if isinstance(kept, dict) else None for split in now}
     changes = []
     for split, photos in now.items():
@@ -144,8 +144,7 @@ def _sorted(photos: PhotoSet) -> PhotoSet:
 
 @HOOKS.register_module()
 class RecordHook(Hook):
-    """Write which photos a run trains on and validates on, and how, into its checkpoints; the checks' warnings go into
-    its log.
+    """Store the photos and the recipe of a run in its checkpoints, and the checks' warnings in its log.
 
     With the photos in the checkpoint, a later run on another split of them is recognised, under any names
     (``datasets.identity``), and a resumption on other photos is refused; with the recipe, a resumption by another one
@@ -187,7 +186,7 @@ class RecordHook(Hook):
                     handler.handle(runner.logger.makeRecord(runner.logger.name, logging.WARNING, "", 0, text, (), None))
 
     def _view(self, runner: Runner) -> dict | None:
-        """What the validation makes of a photo: a later test has to see the same kind of picture."""
+        """The view of the validation pipeline, with which a later test is compared."""
         steps = (innermost(runner.cfg.get("val_dataloader")) or {}).get("pipeline")
         paths = [path for path, _ in samples_of(runner.train_dataloader.dataset)]
         if not steps:
@@ -206,7 +205,6 @@ class RecordHook(Hook):
 def _meta(source: str) -> dict:
     """The ``meta`` of weights that a model's config names; {} of those that have none."""
     try:
-        meta = load_checkpoint_file(fetch_weights(source)).get("meta")
+        return meta_of(load_checkpoint_file(fetch_weights(source)))
     except InputError:  # where that matters, building the model has said so
         return {}
-    return meta if isinstance(meta, dict) else {}

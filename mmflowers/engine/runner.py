@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,12 +25,12 @@ from torch.utils.data import DataLoader
 from mmflowers.datasets.served import Coverage, coverage
 from mmflowers.engine import configuration
 from mmflowers.engine.checkpoints import CheckpointWriter, write_checkpoint
-from mmflowers.engine.loading import load_checkpoint_file, require_finite
+from mmflowers.engine.loading import load_checkpoint_file, meta_of, require_finite
 from mmflowers.engine.loops import ExactTrainLoop
 from mmflowers.engine.progress import ProgressHook, make_room, wants_bar
 from mmflowers.engine.record import RecordHook
 from mmflowers.engine.weights import convert_state_dict, fetch_weights
-from mmflowers.errors import InputError, some
+from mmflowers.errors import InputError
 from mmflowers.evaluation.metrics import CountPhotos
 from mmflowers.files import DISK_ERRORS, write_text
 
@@ -67,8 +68,8 @@ class FlowersRunner(Runner):
 
     _writer: CheckpointWriter | None = None
     validated: Validation | None = None  # the last validation, on the main process
-    resumed_meta: dict = {}  # noqa: RUF012  of the checkpoint that is resumed, replaced whole
-    loaded_meta: dict = {}  # noqa: RUF012  of the weights that were loaded
+    resumed_meta: Mapping = MappingProxyType({})  # ``meta`` of the checkpoint that is resumed
+    loaded_meta: Mapping = MappingProxyType({})  # ``meta`` of the weights that were loaded
 
     def train(self) -> torch.nn.Module:
         """Train as MMEngine does.
@@ -173,8 +174,7 @@ class FlowersRunner(Runner):
         checkpoint = load_checkpoint_file(path, map_location)
         if "state_dict" not in checkpoint:
             checkpoint = {"state_dict": checkpoint.get("model", checkpoint)}
-        meta = checkpoint.get("meta")
-        self.loaded_meta = meta if isinstance(meta, dict) else {}
+        self.loaded_meta = meta_of(checkpoint)
         if self._resume:
             _check_resumable(checkpoint, path)
             self.resumed_meta = checkpoint["meta"]
@@ -282,9 +282,9 @@ class FlowersRunner(Runner):
             self._writer.finish()
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
-        """Call the hooks; hold a validation against its list before, and take a checkpoint as plain data after."""
+        """Call the hooks; check the validation before ``after_val_epoch``, take a checkpoint after it was prepared."""
         if fn_name == "after_val_epoch" and is_main_process():
-            self._hold_validation()
+            self._check_validation()
         super().call_hook(fn_name, **kwargs)
         if fn_name == "before_save_checkpoint":
             checkpoint = kwargs["checkpoint"]
@@ -297,27 +297,18 @@ class FlowersRunner(Runner):
                     checkpoint["gradients"] = {name: p.grad.cpu() for name, p in named if p.grad is not None}
             raise _Prepared(checkpoint)
 
-    def _hold_validation(self) -> None:
-        """See which photos of val the validation counted, and that it counted each once and by its label.
+    def _check_validation(self) -> None:
+        """Compare the photos that the validation counted with val.
 
         Raises:
-            InputError: It didn't.
+            InputError: A photo was counted twice, or with another label than the list gives.
         """
         self.validated = None
         try:
             found = coverage(self._counter.counted, Path(configuration.data_root(self.cfg)), "val")
         except InputError:  # another dataset than a folder of ours
             return
-        wrong = {
-            "counted photos more than once": found.repeated,
-            "gave photos other labels than val.txt": found.relabelled,
-        }
-        for what, photos in wrong.items():
-            if photos:
-                raise InputError(
-                    f"the validation {what}: {len(photos)} ({some(Path(photo).name for photo in photos)})",
-                    "look at what val_dataloader, its transforms and its collate_fn do to them",
-                )
+        found.require_sound("val")
         self.validated = Validation(found, self._counter.top1)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:

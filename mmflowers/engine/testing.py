@@ -18,7 +18,7 @@ from mmflowers.engine.hooks import BEST
 from mmflowers.engine.runner import FlowersRunner
 from mmflowers.engine.tracking import drop_trackers
 from mmflowers.engine.training import check_classes, join_process_group
-from mmflowers.errors import InputError, Problem, count, some
+from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.metrics import CollectPredictions
 from mmflowers.evaluation.predictions import Predictions, write_predictions
 from mmflowers.evaluation.tested import write_record
@@ -107,9 +107,8 @@ def test(
     collect_predictions = dict(type="CollectPredictions", data_root=configuration.data_root(config))
     config.test_evaluator = [*_as_list(config.test_evaluator), collect_predictions]
     join_process_group(launcher)
-    if (
-        launcher == "none"
-    ):  # MMEngine keeps loggers and visualizers by this name, by default one that differs by the second
+    # MMEngine keeps loggers and visualizers by this name, by default one that differs by the second.
+    if launcher == "none":
         config.experiment_name = f"{out.name}_test_{time.monotonic_ns()}"
     runner = FlowersRunner.from_cfg(config)
     runner.test()
@@ -121,17 +120,12 @@ def test(
     predictions = collect.predictions
     paths = [root / image for image in predictions.images]
     found = coverage(zip(paths, predictions.labels.tolist(), strict=True), root, split)
-    # The checks say these before the test; this holds without them too, and for what transforms and loops do.
-    wrong = {"counted more than once": found.repeated, "with other labels than the list's": found.relabelled}
-    for what, photos in wrong.items():
-        if photos:
-            told = f"the test isn't one of {split}: {count(len(photos))} {what} ({some(Path(p).name for p in photos)})"
-            raise InputError(told, "look at what test_dataloader, its transforms and its collate_fn do to them")
+    found.require_sound(split)
     kind = f"{'_tta' if tta else ''}{'_amp' if amp else ''}{'' if found.is_whole else '_partial'}"
     path = out / f"predictions_{split}{kind}.csv"
     write_predictions(predictions, path)
-    photos = photos_digest(paths, predictions.labels.tolist())
-    write_record(path, checkpoint, split=split, counted=found.counted, listed=found.listed, photos=photos)
+    digest = photos_digest(paths, predictions.labels.tolist())
+    write_record(path, checkpoint, split=split, counted=found.counted, listed=found.listed, photos=digest)
     return Tested(predictions, path, found)
 
 

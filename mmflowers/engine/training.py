@@ -20,7 +20,7 @@ from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.datasets.served import Coverage
 from mmflowers.engine import configuration
 from mmflowers.engine.hooks import TOP1, BestAndLastHook
-from mmflowers.engine.loading import load_checkpoint_file
+from mmflowers.engine.loading import load_checkpoint_file, meta_of
 from mmflowers.engine.loops import OutOfMemory
 from mmflowers.engine.record import RecordHook, check_recipe
 from mmflowers.engine.runner import LAST, FlowersRunner, explained_disk
@@ -290,8 +290,7 @@ def _resume_from(config: configuration.Config, checkpoint: Path) -> dict:
         What the checkpoint says about itself.
     """
     config.resume, config.load_from = True, str(checkpoint)
-    meta = load_checkpoint_file(checkpoint).get("meta")
-    meta = meta if isinstance(meta, dict) else {}
+    meta = meta_of(load_checkpoint_file(checkpoint))
     if isinstance(meta.get("seed"), int):
         config.randomness = {**config.get("randomness", {}), "seed": meta["seed"]}
     return meta
@@ -303,8 +302,7 @@ def check_classes(checkpoint: Path, classes: list[str], data_root: str) -> None:
     Raises:
         InputError: Others, or the same in another order: every number would be about something else.
     """
-    meta = load_checkpoint_file(checkpoint).get("meta")
-    known = meta.get("dataset_meta") if isinstance(meta, dict) else None
+    known = meta_of(load_checkpoint_file(checkpoint)).get("dataset_meta")
     trained_on = list(known["classes"]) if isinstance(known, dict) and known.get("classes") else None
     if trained_on is not None and trained_on != classes:
         raise InputError(

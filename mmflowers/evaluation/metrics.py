@@ -48,10 +48,10 @@ class CollectPredictions(BaseMetric):
 
 @METRICS.register_module()
 class CountPhotos(BaseMetric):
-    """Keep which photos a validation really counted, by which labels, and how many are right; gives no number itself.
+    """Record the photos and labels that a validation counted, and the share of right predictions; adds no metric.
 
-    ``FlowersRunner`` adds it to every validation: what a transform, a collate function or a loop of one's own leaves
-    out, repeats or relabels shows here and nowhere else.
+    ``FlowersRunner`` adds it to every validation. It finds photos that a custom transform, collate function or loop
+    left out, repeated or relabelled, which can't be known before they are loaded.
 
     Attributes:
         counted: (path, label) of each prediction, on the main process; None for a label that isn't one class.

@@ -1,8 +1,7 @@
-"""What a test was of: which checkpoint, which photos; kept beside its predictions and held against them later."""
+"""The record of a test: which checkpoint and which photos its predictions are of. It is checked when they are read."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import NamedTuple
 
 from mmflowers.errors import InputError
 from mmflowers.evaluation.predictions import Predictions, read_predictions
-from mmflowers.files import write_text
+from mmflowers.files import file_sha256, write_text
 
 
 @dataclass(frozen=True)
@@ -36,19 +35,10 @@ class TestRecord:
     photos_sha256: str
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def write_record(predictions: Path, checkpoint: Path, *, split: str, counted: int, listed: int, photos: str) -> None:
     """Write the record of a test beside its predictions, as ``predictions_<split>.json``."""
     record = TestRecord(
-        checkpoint.name, sha256_of(checkpoint), sha256_of(predictions), split, counted, listed, photos_sha256=photos
+        checkpoint.name, file_sha256(checkpoint), file_sha256(predictions), split, counted, listed, photos_sha256=photos
     )
     text = json.dumps({"format": "mmflowers test record", "format_version": 1, **asdict(record)}, indent=1) + "\n"
     write_text(predictions.with_suffix(".json"), text)
@@ -69,7 +59,7 @@ def read_record(predictions: Path) -> TestRecord | None:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{path} can't be read: {error!r}", again) from error
-    if sha256_of(predictions) != record.predictions_sha256:
+    if file_sha256(predictions) != record.predictions_sha256:
         raise InputError(f"{predictions} isn't what the test wrote: it has changed since", again)
     return record
 
@@ -81,21 +71,23 @@ _KINDS = {
 
 
 class TestedPredictions(NamedTuple):
-    """The predictions of a run, held against the record of their test.
+    """The predictions of a run, checked against the record of their test.
 
     Attributes:
-        predictions: They themselves.
-        notes: What a reader must know of them: that they are of a part of the split, or not of best.pth.
+        predictions: The predictions.
+        notes: What a reader must know: that they are of a part of the split, or not of best.pth.
+        is_partial: Whether photos of the split are missing.
         photos_sha256: Of the photos they are of; "" where that isn't known.
     """
 
     predictions: Predictions
     notes: list[str]
+    is_partial: bool
     photos_sha256: str
 
 
 def read_tested(path: Path, work_dir: Path) -> TestedPredictions:
-    """Read the predictions of a run and hold them against the record of their test.
+    """Read the predictions of a run and check them against the record of their test.
 
     Args:
         path: Of the predictions.
@@ -105,8 +97,11 @@ def read_tested(path: Path, work_dir: Path) -> TestedPredictions:
         InputError: They can't be read, have changed since the test, or the run's checkpoint is another one by now.
     """
     record = read_record(path)
-    notes = _check(record, work_dir) if record else ["of a checkpoint that isn't known: test the run again"]
-    return TestedPredictions(read_predictions(path), notes, record.photos_sha256 if record else "")
+    predictions = read_predictions(path)
+    if record is None:
+        return TestedPredictions(predictions, ["of an unknown checkpoint: test the run again"], False, "")
+    notes = _notes(record, work_dir)
+    return TestedPredictions(predictions, notes, record.counted < record.listed, record.photos_sha256)
 
 
 def require_same_photos(path: Path, one: str, other: str) -> None:
@@ -114,21 +109,21 @@ def require_same_photos(path: Path, one: str, other: str) -> None:
 
     Args:
         path: Of the other predictions.
-        one, other: ``photos_sha256`` of both; "" isn't held against anything.
+        one, other: ``photos_sha256`` of both; "" matches any.
 
     Raises:
         InputError: They differ.
     """
     if one and other and one != other:
-        what = f"{path} is of photos with other contents, whatever their names"
+        what = f"{path} is of photos with other contents, even if the names are the same"
         raise InputError(what, "test both runs on the same dataset folder")
 
 
-def _check(record: TestRecord, work_dir: Path) -> list[str]:
+def _notes(record: TestRecord, work_dir: Path) -> list[str]:
     checkpoint = work_dir / record.checkpoint
     if not checkpoint.is_file():
         return [f"of {record.checkpoint}, which isn't there any more"]
-    if sha256_of(checkpoint) != record.checkpoint_sha256:
+    if file_sha256(checkpoint) != record.checkpoint_sha256:
         what = f"{checkpoint} isn't the checkpoint that the predictions of {record.split} were made with"
         raise InputError(what, f"test again: python tools/test.py {checkpoint}")
     notes = []

@@ -17,6 +17,7 @@ from typing import BinaryIO
 from urllib.parse import quote, unquote, urlsplit
 
 from mmflowers.errors import InputError
+from mmflowers.files import file_sha256
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 30.0
@@ -128,13 +129,6 @@ def fetch_photo(url: str, *, limit: int = MAX_PHOTO_BYTES, seconds: float = PHOT
 def file_name(url: str) -> str:
     """Return the last part of an address, safe as the name of a file."""
     return re.sub(r"[^\w.+-]", "_", unquote(urlsplit(url).path).rpartition("/")[2]).lstrip(".")[-100:] or "download"
-
-
-def file_sha256(path: str | Path) -> str:
-    """Return the sha256 of a file's bytes as 64 lower-case hex digits."""
-    import pooch
-
-    return pooch.file_hash(str(path), alg="sha256")
 
 
 def looks_like_html(head: bytes) -> bool:

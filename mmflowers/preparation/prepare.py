@@ -17,7 +17,7 @@ from typing import Literal
 import PIL
 
 import mmflowers
-from mmflowers.commands import progress
+from mmflowers.commands import processors, progress
 from mmflowers.errors import InputError, Problem
 from mmflowers.files import DISK_ERRORS, explained
 from mmflowers.preparation.duplicates import Duplicates, resolve
@@ -199,7 +199,7 @@ def prepare(
         workers=workers,
     )
     start = time.perf_counter()
-    workers = workers or _cores()
+    workers = workers or processors()
     target = Target(Path(out))
     target.check(force=force)
     _refuse_nesting(source, target)
@@ -543,9 +543,3 @@ def _card_metadata(summary: Summary, description: dict, name: str, photos: int) 
         "configs": [{"config_name": "default", "drop_labels": False, "data_files": splits}],
     }
     return yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -121,8 +121,9 @@ def _on_disk(source: str | Path | None, staging: Path, sha256: str | None, cache
             raise InputError(f"--sha256 belongs to an archive, and {text} is a folder", "leave --sha256 away")
         return path.resolve(), _description("folder", path.resolve().name)
 
+    from mmflowers.files import file_sha256
     from mmflowers.preparation.archives import unpack  # late: a folder needs no HTTP, TLS and decompressors
-    from mmflowers.preparation.download import file_name, file_sha256
+    from mmflowers.preparation.download import file_name
 
     if path is None:
         if sha256 not in (None, FLOWER_PHOTOS.sha256):

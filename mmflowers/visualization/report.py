@@ -22,7 +22,7 @@ from mmflowers.evaluation.facts import RunFacts, find_dataset, read_facts, teste
 from mmflowers.evaluation.history import History, read_history
 from mmflowers.evaluation.predictions import Predictions, per_class_table
 from mmflowers.evaluation.statistics import SIGNIFICANT, compare, wilson_interval
-from mmflowers.evaluation.tested import read_tested, require_same_photos
+from mmflowers.evaluation.tested import TestedPredictions, read_tested, require_same_photos
 from mmflowers.files import explained, write_csv, write_text
 from mmflowers.visualization.pages import environment
 from mmflowers.visualization.thumbnails import as_uri, photo_uri
@@ -43,11 +43,13 @@ class Run:
 
     name: str
     work_dir: Path
-    predictions: Predictions
+    tested: TestedPredictions
     facts: RunFacts
     history: History | None
-    notes: list[str]  # what a reader must know of the predictions
-    photos: str  # their ``photos_sha256``
+
+    @property
+    def predictions(self) -> Predictions:
+        return self.tested.predictions
 
 
 def write_report(
@@ -80,10 +82,11 @@ def write_report(
     runs = _read_runs(work_dirs, split)
     first = runs[0]
     root = find_dataset(first.work_dir, tested_on(first.work_dir), data)
-    _hold_against_list(first, root, split)
+    _check_against_list(first, root, split)
     paths = [root / image for image in first.predictions.images]
-    if first.photos and photos_digest(paths, first.predictions.labels.tolist()) != first.photos:
-        first.notes.append("of photos that aren't those in the dataset folder now: some have changed since the test")
+    known = first.tested.photos_sha256
+    if known and photos_digest(paths, first.predictions.labels.tolist()) != known:
+        first.tested.notes.append("of other photos than the dataset folder holds now: some have changed since the test")
     out = out or first.work_dir / "report" / "report.html"
     with explained(out.parent, elsewhere=ELSEWHERE):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -127,10 +130,10 @@ def _read_runs(work_dirs: Sequence[Path], split: str) -> list[Run]:
         try:
             name = str(folder) if folder.resolve().name in twice else folder.resolve().name
             history = read_history(folder) if any(folder.glob("*/vis_data/scalars.json")) else None
-            predictions, notes, photos = read_tested(path, folder)
+            tested = read_tested(path, folder)
             if runs:
-                require_same_photos(path, runs[0].photos, photos)
-            runs.append(Run(name, folder, predictions, read_facts(folder), history, notes, photos))
+                require_same_photos(path, runs[0].tested.photos_sha256, tested.photos_sha256)
+            runs.append(Run(name, folder, tested, read_facts(folder), history))
         except InputError as error:
             problems.extend(error.problems)
     if problems:
@@ -138,7 +141,7 @@ def _read_runs(work_dirs: Sequence[Path], split: str) -> list[Run]:
     return runs
 
 
-def _hold_against_list(run: Run, root: Path, split: str) -> None:
+def _check_against_list(run: Run, root: Path, split: str) -> None:
     """Refuse predictions of other photos, or by other labels, than the dataset folder's list has."""
     folder = read_dataset_folder(root, (split,), files_may_be_gone=True)
     listed = {name: folder.classes[label] for name, label in folder.samples[split]}
@@ -151,10 +154,7 @@ def _hold_against_list(run: Run, root: Path, split: str) -> None:
         f"not in {split}.txt": len(set(predictions.images) - listed.keys()),
         "more than once": len(predictions.images) - len(set(predictions.images)),
         "with another label": len(relabelled),
-        # Of a test of a part, which says so itself, some are missing.
-        "missing": 0
-        if any("photos of" in note for note in run.notes)
-        else len(listed.keys() - set(predictions.images)),
+        "missing": 0 if run.tested.is_partial else len(listed.keys() - set(predictions.images)),
     }
     wrong = ", ".join(f"{number} {what}" for what, number in counts.items() if number)
     if wrong:

@@ -4,9 +4,11 @@ import io
 import random
 import re
 import zlib
+from functools import partial
 
-import numpy as np
 import pytest
+from pictures import encode
+from pictures import photo as picture
 from PIL import Image
 
 from mmflowers.preparation.damage import MAX_SCANS
@@ -14,20 +16,7 @@ from mmflowers.preparation.inspection import decode, examine
 
 EOI = b"\xff\xd9"
 TRIES = 8  # of a kind, each at a place and in a photo of its own
-
-
-def photo(seed: int = 0, size: tuple[int, int] = (320, 240)) -> Image.Image:
-    """A picture with structure at all scales, as photos have it."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    fine = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
-    return Image.blend(coarse, fine, 0.15)
-
-
-def encode(image: Image.Image, format_: str = "JPEG", **options) -> bytes:
-    out = io.BytesIO()
-    image.save(out, format_, **options)
-    return out.getvalue()
+photo = partial(picture, size=(320, 240), grain=0.15)
 
 
 def segment(data: bytes, *markers: int) -> int:
@@ -238,7 +227,7 @@ def shortened_webp(data: bytes) -> bytes:
     ],
 )
 def test_other_formats_with_a_missing_end_are_dropped(format_, options, change):
-    good = encode(photo(3, (301, 203)), format_, **options)
+    good = encode(photo(3, size=(301, 203)), format_, **options)
     assert reason(good) == ""
     assert reason(change(good))
 
@@ -253,7 +242,7 @@ GOOD = {
     "progressive with restarts": dict(progressive=True, restart_marker_rows=1),
     "a profile": dict(icc_profile=random.Random(0).randbytes(100_000)),
     "a comment": dict(comment=b"\xff\xd9\xff\xda" * 1000),
-    "a thumbnail": dict(exif=b"Exif\0\0" + encode(photo(4, (160, 120)), quality=50)),
+    "a thumbnail": dict(exif=b"Exif\0\0" + encode(photo(4, size=(160, 120)), quality=50)),
     "corrupt EXIF": dict(exif=b"Exif\0\0II*\0\xff\xff\xff\xff broken"),
 }
 ADDED = {
@@ -285,7 +274,7 @@ def test_a_good_jpeg_is_kept_whatever_its_encoding_and_what_a_camera_adds(encodi
 def test_flat_parts_of_a_good_photo_are_no_damage(colour, optimize, progressive):
     """Flat blocks are the shortest codes, which may be zeros, and their mid-grey is the decoder's for missing data."""
     canvas = Image.new("RGB", (700, 500), colour)
-    canvas.paste(photo(2, (300, 200)), (250, 150))
+    canvas.paste(photo(2, size=(300, 200)), (250, 150))
     options = dict(optimize=optimize, progressive=progressive)
     assert reason(encode(canvas, **options)) == ""
     assert reason(encode(canvas.convert("L"), **options)) == ""

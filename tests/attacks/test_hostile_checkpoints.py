@@ -170,7 +170,7 @@ def test_weights_that_are_not_finite_are_named(value: float, name: str, kind: to
 
 
 def test_of_many_spoilt_tensors_the_first_are_named() -> None:
-    with pytest.raises(InputError, match=r"in 9 tensors: w0, w1, w2, … · hint"):
+    with pytest.raises(InputError, match=r"in 9 tensors: w0, w1, w2 and 6 more · hint"):
         require_finite({f"w{number}": torch.tensor(float("nan")) for number in range(9)}, "x.pth")
 
 

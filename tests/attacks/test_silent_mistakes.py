@@ -5,7 +5,6 @@ Each is made on a copy of a rendered dataset folder, ``flower_dataset`` in the c
 
 from __future__ import annotations
 
-import io
 import re
 import shutil
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import torch
 from conftest import ROOT
 from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
+from pictures import encode
 from PIL import Image
 
 from mmflowers.checks.findings import Finding
@@ -96,12 +96,7 @@ def copy_into(target: str, label: int = 2, convert: Callable[[Image.Image], byte
 
 
 def encoded(format_: str, **options) -> Callable[[Image.Image], bytes]:
-    def convert(image: Image.Image) -> bytes:
-        out = io.BytesIO()
-        image.save(out, format_, **options)
-        return out.getvalue()
-
-    return convert
+    return lambda image: encode(image, format_, **options)
 
 
 def smaller(image: Image.Image) -> bytes:
@@ -504,7 +499,7 @@ MISTAKES = [
         make=lambda: copy_into("train/rose/x.png", convert=encoded("PNG")),
     ),
     Mistake(
-        "A val photo in train compressed anew",
+        "A val photo in train, re-encoded at a lower JPEG quality",
         REFUSED,
         "re-encoded or resized",
         make=lambda: copy_into("train/rose/x.jpg", convert=encoded("JPEG", quality=60)),

@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from pictures import encode
 from PIL import Image
 
 from mmflowers.errors import InputError
@@ -20,12 +21,6 @@ from mmflowers.preparation.damage import MAX_PIXELS_PER_BYTE
 from mmflowers.preparation.inspection import MAX_COMMENTS, decode, examine
 
 SECONDS = 5  # of the processor
-
-
-def encode(image: Image.Image, format_: str, **options) -> bytes:
-    out = io.BytesIO()
-    image.save(out, format_, **options)
-    return out.getvalue()
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:

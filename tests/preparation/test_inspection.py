@@ -12,25 +12,12 @@ from pathlib import Path
 import imagehash
 import numpy as np
 import pytest
+from pictures import encode, photo
 from PIL import Image
 
 from mmflowers.preparation import inspection, workers
 from mmflowers.preparation.inspection import Journal, decode, examine, inspect, inspect_file, perceptual_hash
 from mmflowers.preparation.records import Record, Source, SourceFile
-
-
-def photo(seed: int = 0, size: tuple[int, int] = (64, 48)) -> Image.Image:
-    """A picture with structure at all scales, as photos have it."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    fine = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
-    return Image.blend(coarse, fine, 0.1)
-
-
-def encode(image: Image.Image, format_: str = "JPEG", **options) -> bytes:
-    out = io.BytesIO()
-    image.save(out, format_, **options)
-    return out.getvalue()
 
 
 def walk(root: Path) -> Source:
