@@ -106,6 +106,7 @@ def run(main: Callable[[], object]) -> NoReturn:
     try:
         try:
             main()
+            _leave_process_group()
         finally:
             close_bars()
     except InputError as error:
@@ -219,6 +220,20 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return number
+
+
+def _leave_process_group() -> None:
+    """Wait for the other processes of a distributed run, then close the connections to them.
+
+    A process that ends with them open can abort on its way out (SIGABRT from Gloo's threads), and torchrun then stops
+    the main process, which still writes the predictions.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return
+    with contextlib.suppress(RuntimeError):  # another process has ended, with an error that it prints itself
+        distributed.barrier()
+    distributed.destroy_process_group()
 
 
 def _say(problem: Problem) -> None:

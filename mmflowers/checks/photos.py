@@ -50,24 +50,18 @@ def loaders_read_their_lists(case: Case) -> Iterator[Finding]:
             foreign = [path for path in given if split != own and path in listed]
             if not foreign:
                 continue
-            what, hint = f"reads {count(len(foreign))} of {split}.txt ({some(_short(case, foreign))})", ""
-            if side == "train":
-                hint = "they would be trained on; train_dataloader.dataset.ann_file='train.txt'"
-            elif split == "train" and not trained & set(foreign) and not case.testing:
-                hint = "they aren't trained on, so the number is true, but it isn't the top-1 of val.txt"
-                yield warning(where, what, hint)
-                continue
-            elif split == "train":
-                hint = (
-                    f"they are trained on: its number would say nothing; {side}_dataloader.dataset.ann_file='{own}.txt'"
+            what = f"reads {count(len(foreign))} of {split}.txt ({some(_short(case, foreign))})"
+            if split == "train" and not trained & set(foreign) and not case.testing:
+                yield warning(
+                    where, what, f"the run doesn't train on them, but the number isn't the top-1 of {own}.txt"
                 )
             else:
-                hint = f"{split}.txt is for another purpose; {side}_dataloader.dataset.ann_file='{own}.txt'"
-            yield error(where, what, hint)
+                why = "the run trains on them; " if split == "train" else ""
+                yield error(where, what, f"{why}set {where}.ann_file='{own}.txt'")
         unknown = [path for path in given if not any(path in listed for listed in lists.values())]
         if unknown:
             what = f"reads {count(len(unknown))} that no list of {case.root} has ({some(_short(case, unknown))})"
-            yield error(where, what, f"{side}_dataloader.dataset.ann_file='{own}.txt'")
+            yield error(where, what, f"set {where}.ann_file='{own}.txt'")
         wrong = [path for path, label in given.items() if lists.get(own, {}).get(path, label) != label]
         if wrong:
             what = f"gives {count(len(wrong))} another label than {own}.txt does ({some(_short(case, wrong))})"

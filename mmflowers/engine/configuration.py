@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from mmengine.config import Config, DictAction
 
 from mmflowers.datasets.wrappers import all_innermost
-from mmflowers.errors import InputError
+from mmflowers.errors import InputError, Problem
 
 T = TypeVar("T")
 
@@ -69,6 +69,27 @@ def _of_a_known_form(step: Callable[..., T]) -> Callable[..., T]:
             raise InputError(what, "compare it with the shipped ones in configs/") from error
 
     return tried
+
+
+def attempt(found: list[tuple[str, Problem]], where: str, step: Callable[..., T], *arguments: Any) -> T | None:
+    """Run a step of the configuration, so that all problems are reported together.
+
+    Args:
+        found: Takes the problems, each with its place.
+        where: The place.
+        step: Called with ``arguments``.
+
+    Returns:
+        What the step returns; None if it fails.
+    """
+    try:
+        return step(*arguments)
+    except InputError as error:
+        found.extend((where, problem) for problem in error.problems)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # not of the form that configs have
+        what = f"can't be settled: {type(error).__name__}: {error}"
+        found.append((where, Problem(what, "compare the config with configs/")))
+    return None
 
 
 def merge_options(config: Config, options: Sequence[str]) -> None:

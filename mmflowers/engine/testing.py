@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,18 +84,12 @@ def test(
     out = Path(work_dir or checkpoint.parent)
     config.work_dir = str(out / "test")  # apart: MMEngine leaves the config that it runs in its work dir
     config.launcher = launcher
+    config.resume, config.load_from = False, str(checkpoint)
     problems: list[tuple[str, Problem]] = []
-    for where, step in (
-        ("config", lambda: _settle(config, data, split, cfg_options)),
-        ("dataset", lambda: _fit(config, checkpoint, split)),
-    ):
-        try:
-            step()
-        except InputError as error:
-            problems.extend((where, problem) for problem in error.problems)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # not of the form that configs have
-            problem = Problem(f"can't be settled: {type(error).__name__}: {error}", "compare the config with configs/")
-            problems.append((where, problem))
+    attempt = partial(configuration.attempt, problems)
+    attempt("config", _settle, config, data, split, cfg_options)
+    if classes := attempt("dataset", _fit, config, split):
+        attempt("weights", check_classes, checkpoint, classes, configuration.data_root(config))
     if before is not None:
         before(config, problems)
     elif problems:
@@ -163,12 +158,10 @@ def augment_test(config: configuration.Config) -> None:
     config.model = dict(**config.get("tta_model", dict(type="AverageClsScoreTTA")), module=config.model)
 
 
-def _fit(config: configuration.Config, checkpoint: Path, split: str) -> None:
-    config.resume, config.load_from = False, str(checkpoint)
-    root = configuration.data_root(config)
-    classes = read_dataset_folder(root, splits=(split,)).classes
+def _fit(config: configuration.Config, split: str) -> list[str]:
+    classes = read_dataset_folder(configuration.data_root(config), splits=(split,)).classes
     configuration.set_classes(config, len(classes))
-    check_classes(checkpoint, classes, root)
+    return classes
 
 
 def last_run(runs: Path, otherwise: str = "name CONFIG and CHECKPOINT") -> Path:

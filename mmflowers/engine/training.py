@@ -6,9 +6,10 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import urlparse
 
 import torch
@@ -111,16 +112,7 @@ def configure(
     """
     found: list[tuple[str, Problem]] = []
 
-    def attempt(where: str, step: Callable, *arguments: Any) -> Any:
-        try:
-            return step(*arguments)
-        except InputError as error:
-            found.extend((where, problem) for problem in error.problems)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # not of the form that configs have
-            problem = Problem(f"can't be settled: {type(error).__name__}: {error}", "compare the config with configs/")
-            found.append((where, problem))
-        return None
-
+    attempt = partial(configuration.attempt, found)
     config = configuration.load_config(config_path)
     config.work_dir = str(work_dir or config.get("work_dir") or Path("work_dirs") / Path(config_path).stem)
     config.launcher = launcher
