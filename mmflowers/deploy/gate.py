@@ -230,7 +230,15 @@ class _Forward:
             if not failed:
                 await send(message)
 
-        await self.app({**scope, **rebuilt}, receive_rebuilt, send_unless_failed)
+        try:
+            await self.app({**scope, **rebuilt}, receive_rebuilt, send_unless_failed)
+        except RuntimeError as error:
+            if not isinstance(error.__cause__, HTTPException):
+                raise
+            # Asked for answers that nobody waits for, gradio begins a stream and refuses then, which Starlette makes a
+            # RuntimeError of: a page of traceback in the log. The browser has been told within the stream.
+            if not failed:
+                await send({"type": "http.response.body"})
         if failed:
             texts = {404: NOTHING, 503: BUSY}
             await _refusal(scope, failed, texts.get(failed, "The server can't answer this."))(scope, receive, send)

@@ -388,6 +388,12 @@ def test_no_folder_and_no_error_of_a_library_leaves_the_server(page, browser: Br
         assert not [word for word in TELLING if word in text]
 
 
+def test_a_stream_that_nobody_waits_for_ends_without_a_traceback_in_the_log(page) -> None:
+    browser = Browser(TestClient(page.gate, base_url=HERE))  # this client raises what a server would log
+    response = browser.ask("GET", "/gradio_api/queue/data?session_hash=never")
+    assert response.status_code == 200 and '"session_not_found":true' in response.text
+
+
 def test_the_gate_keeps_what_gradio_says_of_errors(browser: Browser, page, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fails(scope, receive, send) -> None:
         await send({"type": "http.response.start", "status": 422, "headers": [(b"x-path", b"/a/folder")]})
