@@ -68,13 +68,13 @@ lint: $(VENV)/.made
 PHOTOS ?= $(DATA)/train
 DATA ?= flower_dataset
 bench: $(VENV)/.made
-	$(BIN)/python tools/benchmark.py prepare --source $(PHOTOS)
-	$(BIN)/python tools/benchmark.py train configs/resnet50_flowers.py $(wildcard configs/resnet50_flowers_fast.py) \
+	$(BIN)/python benchmarks/benchmark.py prepare --source $(PHOTOS)
+	$(BIN)/python benchmarks/benchmark.py train configs/resnet50_flowers.py $(wildcard configs/resnet50_flowers_fast.py) \
 	    --data $(DATA) $(BENCH)
 
 # What each piece of --fast gains alone, half an hour on two cores.
 bench-pieces: $(VENV)/.made
-	$(BIN)/python tools/benchmark.py train configs/efficientnet_lite0_flowers.py $(wildcard benchmarks/pieces/*.py) \
+	$(BIN)/python benchmarks/benchmark.py train configs/efficientnet_lite0_flowers.py $(wildcard benchmarks/pieces/*.py) \
 	    "configs/efficientnet_lite0_flowers.py --fast" --data $(DATA) $(BENCH)
 
 # Time to accuracy against six other tools, hours on a processor (docs/peers.md). PEERS="--rounds 5" changes what is run.

@@ -5,7 +5,7 @@
 #   bash benchmarks/gpu.sh accuracy DATASET WEIGHTS      start to the mean final accuracy of the stock recipe, 5 seeds
 #   bash benchmarks/gpu.sh peers    DATASET WEIGHTS      the same against six other tools
 #
-# What follows WEIGHTS goes to tools/benchmark.py (benchmarks/peers/run.py): --repeats 2, say. Tables and JSON lie in
+# What follows WEIGHTS goes to benchmarks/benchmark.py (benchmarks/peers/run.py): --repeats 2, say. Tables and JSON lie in
 # work_dirs/gpu, or in $OUT. Weights are a .pth of ResNet-50 in OpenMMLab's, torchvision's or timm's names; photos may be
 # smaller than the originals (tools/prepare_flowers.py --resize 256), which leaves a loader less to decode.
 set -euo pipefail
@@ -16,7 +16,7 @@ python=${PYTHON:-.venv/bin/python}
 out=${OUT:-work_dirs/gpu}
 stock=configs/resnet50_flowers.py fast=configs/resnet50_flowers_fast.py
 mkdir -p "$out"
-bench() { "$python" tools/benchmark.py train "${@:2}" --data "$data" --weights "$weights" --json "$out/$1.json" | tee "$out/$1.md"; }
+bench() { "$python" benchmarks/benchmark.py train "${@:2}" --data "$data" --weights "$weights" --json "$out/$1.json" | tee "$out/$1.md"; }
 
 case $part in
 rates)

@@ -30,6 +30,7 @@ hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
 ROOT = Path(__file__).parent.parent
+BENCHMARK = "../benchmarks/benchmark.py"  # as run_tool takes it
 # A network a sixteenth the size, for tests that train many times and ask nothing of weights from elsewhere.
 NARROW = ("model.backbone.base_channels=16", "model.backbone.stem_channels=16", "model.head.in_channels=128")
 PHOTOS = 10  # a class: 8 to train on, 2 to validate

@@ -77,15 +77,18 @@ def test_what_commands_load_before_they_start_is_free_of_torch(module: str) -> N
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("tool", sorted(path.name for path in (PACKAGE.parent / "tools").glob("*.py")))
+@pytest.mark.parametrize(
+    "tool",
+    [f"tools/{path.name}" for path in sorted((PACKAGE.parent / "tools").glob("*.py"))] + ["benchmarks/benchmark.py"],
+)
 def test_help_of_every_command_has_examples_and_loads_nothing_heavy(tool: str) -> None:
     code = (
         "import runpy, sys, atexit\n"
         "atexit.register(lambda: print('HEAVY', sorted({'torch', 'numpy', 'PIL', 'mmengine'} & set(sys.modules))))\n"
         f"sys.argv = [{tool!r}, '--help']\n"
-        f"runpy.run_path({str(PACKAGE.parent / 'tools' / tool)!r}, run_name='__main__')\n"
+        f"runpy.run_path({str(PACKAGE.parent / tool)!r}, run_name='__main__')\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "HEAVY []" in result.stdout
-    assert f"examples:\n  python tools/{tool}" in result.stdout
+    assert f"examples:\n  python {tool}" in result.stdout

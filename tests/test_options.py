@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import BENCHMARK, ROOT
 
 from mmflowers.commands import Parser
 
-TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
+TOOLS = [*sorted(path.name for path in (ROOT / "tools").glob("*.py")), BENCHMARK]
 # One name for two things each, kept as their users know them.
 TWOFOLD = {"--cam", "--json", "--link", "--memory", "--out", "--resume", "--source", "--split"}
 
@@ -59,7 +59,7 @@ def test_options_that_are_named_alike_take_alike_and_all_say_what_they_do(monkey
         ("tools/train.py --lap", "--laptop "),
         ("tools/train.py --track ml", "mlflow "),
         ("tools/browse.py configs/resnet1", "configs/resnet18_flowers.py "),
-        ("tools/benchmark.py predict --rep", "--repeats "),
+        ("benchmarks/benchmark.py predict --rep", "--repeats "),
     ],
 )
 def test_bash_completes_a_command(typed: str, completed: str) -> None:

@@ -18,7 +18,7 @@ from mmflowers.commands import Parser, importing, natural, run
 
 
 def arguments() -> Parser:
-    """What a training takes, here and in ``tools/benchmark.py train``."""
+    """What a training takes, here and in ``benchmarks/benchmark.py train``."""
     parser = Parser(description=__doc__)
     parser.add_argument("config", help="a file of configs/")
     parser.add_argument("--data", metavar="DIR", help="dataset folder (default: the config's, flower_dataset)")

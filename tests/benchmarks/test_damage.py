@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from pathlib import Path
 
+import damage
 import numpy as np
 import pytest
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # scripts, no package
-
-import damage
 
 UNSEEN = {"WebP, 512 B of zeros"}  # nothing in a WebP tells
 

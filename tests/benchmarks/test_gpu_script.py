@@ -40,7 +40,7 @@ def calls(tmp_path: Path, part: str) -> list[list[str]]:
 
 
 def parsed(call: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
-    """The arguments as tools/benchmark.py takes them."""
+    """The arguments as benchmarks/benchmark.py takes them."""
     taken: list[argparse.Namespace] = []
     main = runpy.run_path(str(ROOT / call[0]))["main"]
     monkeypatch.setitem(main.__globals__, "_train", taken.append)

@@ -9,18 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import common
 import pytest
+import run as driver
+import summary
 import timm
 import torch
 from PIL import Image
 from torchvision import transforms
 
 PEERS = Path(__file__).parents[2] / "benchmarks" / "peers"
-sys.path.insert(0, str(PEERS))  # its files are scripts beside each other, no package
-
-import common  # noqa: E402
-import run as driver  # noqa: E402
-import summary  # noqa: E402
 
 SMALL = ("--network", "resnet18", "--size", 48, "--val-resize", 72, "--val-size", 64, "--batch-size", 16)
 

@@ -15,6 +15,7 @@ from conftest import NARROW, ROOT, run_tool
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
+from ours.rates import measure_rates
 from replay import Replay
 
 import mmflowers.engine  # noqa: F401  registers
@@ -22,7 +23,6 @@ from mmflowers.datasets.augmentation import Augmentation
 from mmflowers.datasets.flowers import STILL
 from mmflowers.engine import CUDAGraphHook, OutOfPlaceHook, configuration
 from mmflowers.engine.optim import has_fast_bfloat16
-from mmflowers.engine.rates import measure_rates
 from mmflowers.engine.training import configure, train
 from mmflowers.errors import InputError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from mmpretrain.models.losses import LabelSmoothLoss
+from ours.rates import counted_syncs
 
-from mmflowers.engine.rates import counted_syncs
 from mmflowers.models.losses import FlowersLabelSmoothLoss
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_tool
+from conftest import BENCHMARK, ROOT, run_tool
 from PIL import Image
 
 from mmflowers.deploy.classifier import Prediction
@@ -279,7 +279,7 @@ def test_a_name_that_is_no_utf8_comes_back_byte_for_byte(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_the_benchmark_times_the_commands_on_the_same_photos(trained: Path, dataset: Path, tmp_path: Path) -> None:
     result = run_tool(
-        *("benchmark.py", "predict", "--run", trained, "--source", dataset),
+        *(BENCHMARK, "predict", "--run", trained, "--source", dataset),
         *("--workers", 0, "--repeats", 1, "--json"),
         cwd=tmp_path,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_tool
+from conftest import BENCHMARK, ROOT, run_tool
 from PIL import Image
 
 TOOL = "prepare_flowers.py"
@@ -168,10 +168,10 @@ def test_a_stop_is_quiet_and_the_next_run_goes_on(tmp_path, signum, code):
 
 
 def test_the_benchmark_gives_a_ratio_and_a_peak(photos, tmp_path):
-    speed = run_tool("benchmark.py", "prepare", "--source", photos, "--repeats", 1, "--json", cwd=tmp_path)
+    speed = run_tool(BENCHMARK, "prepare", "--source", photos, "--repeats", 1, "--json", cwd=tmp_path)
     got = json.loads(speed.stdout)
     assert got["files"] == 20
     assert got["ratio"] == pytest.approx(got["bare_seconds"][0] / got["command_seconds"][0])
     if sys.platform == "linux":
-        memory = json.loads(run_tool("benchmark.py", "prepare", "--memory", 40, "--json", cwd=tmp_path).stdout)
+        memory = json.loads(run_tool(BENCHMARK, "prepare", "--memory", 40, "--json", cwd=tmp_path).stdout)
         assert 10 < memory["peak_pss_mb"] <= memory["peak_rss_mb"] < 500

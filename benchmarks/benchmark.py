@@ -2,11 +2,11 @@
 """Measure what the documents claim.
 
 examples:
-  python tools/benchmark.py prepare --source photos        # rate against a bare loop that reads, hashes and decodes
-  python tools/benchmark.py prepare --memory 100000        # peak memory with that many small photos
-  python tools/benchmark.py predict --run work_dirs/mine --source my_dataset   # tools/predict.py against tools/test.py
-  python tools/benchmark.py train configs/resnet50_flowers.py "configs/resnet50_flowers.py --amp"   # rates, in turn
-  python tools/benchmark.py train configs/efficientnet_lite0_flowers.py --to-accuracy 95 --repeats 5
+  python benchmarks/benchmark.py prepare --source photos     # rate against a bare loop that reads, hashes and decodes
+  python benchmarks/benchmark.py prepare --memory 100000     # peak memory with that many small photos
+  python benchmarks/benchmark.py predict --run work_dirs/mine --source my_dataset     # predict.py against test.py
+  python benchmarks/benchmark.py train configs/resnet50_flowers.py "configs/resnet50_flowers.py --amp"     # rates
+  python benchmarks/benchmark.py train configs/efficientnet_lite0_flowers.py --to-accuracy 95 --repeats 5
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ TRAINING = """\
 Compare trainings in rounds, each round of each a fresh process, every other round in backward order.
 
 examples:
-  python tools/benchmark.py train configs/resnet50_flowers.py configs/resnet18_flowers.py --json rates.json
-  python tools/benchmark.py train configs/resnet50_flowers.py "configs/resnet50_flowers.py --amp" --iterations 10
-  python tools/benchmark.py train configs/efficientnet_lite0_flowers.py --to-accuracy 95 --repeats 5
+  python benchmarks/benchmark.py train configs/resnet50_flowers.py configs/resnet18_flowers.py --json rates.json
+  python benchmarks/benchmark.py train configs/resnet50_flowers.py "configs/resnet50_flowers.py --amp" --iterations 10
+  python benchmarks/benchmark.py train configs/efficientnet_lite0_flowers.py --to-accuracy 95 --repeats 5
 """
-PREPARE = (sys.executable, str(Path(__file__).with_name("prepare_flowers.py")))
-TRAIN = (sys.executable, str(Path(__file__).with_name("train.py")))
+TOOLS = Path(__file__).parents[1] / "tools"
+PREPARE = (sys.executable, str(TOOLS / "prepare_flowers.py"))
+TRAIN = (sys.executable, str(TOOLS / "train.py"))
 MEASURE = (sys.executable, __file__, "measure")
 
 
@@ -96,7 +97,7 @@ def _new_file(text: str) -> Path:
 
 
 def _prepare(args) -> None:
-    from mmflowers.preparation.benchmark import measure_memory, measure_speed
+    from ours.preparing import measure_memory, measure_speed
 
     if args.memory is not None:
         got = measure_memory(PREPARE, args.memory, workers=args.workers)
@@ -116,7 +117,7 @@ def _prepare(args) -> None:
 
 
 def _predict(args) -> None:
-    from mmflowers.deploy.benchmark import measure_prediction
+    from ours.predicting import measure_prediction
 
     got = measure_prediction(args.run, args.source, workers=args.workers, repeats=args.repeats)
     lines = [f"{got['photos']:,} photos, {got['workers']} workers, {got['cores']} cores, n = {got['repeats']} rounds"]
@@ -127,7 +128,8 @@ def _predict(args) -> None:
 
 
 def _train(args) -> None:
-    from mmflowers.engine import benchmark
+    from ours import rounds
+
     from mmflowers.errors import InputError
     from mmflowers.files import write_text
 
@@ -139,21 +141,21 @@ def _train(args) -> None:
     options += ["--weights", weights] if weights else []
     asked = dict(options=options, repeats=args.repeats, threads=args.threads)
     if args.to_accuracy is not None:
-        got = benchmark.compare_times(TRAIN, args.trainings, args.to_accuracy, **asked)
+        got = rounds.compare_times(TRAIN, args.trainings, args.to_accuracy, **asked)
     else:
         rates = dict(warmup=args.warmup, iterations=args.iterations)
-        got = benchmark.compare_rates(MEASURE, args.trainings, **asked, **rates)
+        got = rounds.compare_rates(MEASURE, args.trainings, **asked, **rates)
     if args.json:
         write_text(args.json, json.dumps(got, indent=2) + "\n", elsewhere="choose another --json")
-    print(benchmark.table(got))
-    if failed := benchmark.failures(got):
+    print(rounds.table(got))
+    if failed := rounds.failures(got):
         raise InputError(problems=failed)
 
 
 def _measure(args) -> None:
-    import train  # tools/train.py, beside this file: its options, settled as it does
-
-    from mmflowers.engine.rates import measure_rates
+    sys.path.append(str(TOOLS))
+    import train  # tools/train.py: its options, and the config that it makes of them
+    from ours.rates import measure_rates
 
     task = json.loads(args.task)
     parser = train.arguments()

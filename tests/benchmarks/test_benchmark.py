@@ -1,4 +1,4 @@
-"""tools/benchmark.py train: real trainings as processes, and what its rounds make of what they measure."""
+"""benchmarks/benchmark.py train: real trainings as processes, and what its rounds make of what they measure."""
 
 from __future__ import annotations
 
@@ -8,16 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NARROW, run_tool
-
-from mmflowers.engine.benchmark import compare_rates, compare_times, failures, table
+from conftest import BENCHMARK, NARROW, run_tool
+from ours.rounds import compare_rates, compare_times, failures, table
 
 
 def test_rates_of_two_trainings_and_the_error_of_a_third(dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
     longer = ("--cfg-options", "train_cfg.max_epochs=3", *NARROW)
     with_worker = f"{tiny_config} --seed 1 --cfg-options train_dataloader.num_workers=1"
     result = run_tool(
-        *("benchmark.py", "train", tiny_config, f"{tiny_config} --faster", with_worker, "--data", dataset),
+        *(
+            BENCHMARK,
+            "train",
+            tiny_config,
+            f"{tiny_config} --faster",
+            with_worker,
+            "--data",
+            dataset,
+        ),
         *("--repeats", 1, "--warmup", 1, "--iterations", 6, "--threads", 1, "--json", "rates.json", *longer),
         cwd=tmp_path,
     )
@@ -51,7 +58,17 @@ def test_rates_of_two_trainings_and_the_error_of_a_third(dataset: Path, tiny_con
 
 def test_a_training_is_timed_to_an_accuracy_and_to_its_end(dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
     result = run_tool(
-        *("benchmark.py", "train", tiny_config, "--to-accuracy", 0, "--weights", "none", "--data", dataset),
+        *(
+            BENCHMARK,
+            "train",
+            tiny_config,
+            "--to-accuracy",
+            0,
+            "--weights",
+            "none",
+            "--data",
+            dataset,
+        ),
         *("--repeats", 1, "--json", "times.json", "--cfg-options", *NARROW),
         cwd=tmp_path,
     )
@@ -66,7 +83,7 @@ def test_a_training_is_timed_to_an_accuracy_and_to_its_end(dataset: Path, tiny_c
 @pytest.mark.slow
 def test_a_training_too_short_says_what_to_do(dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
     options = ("--data", dataset, "--repeats", 2, "--cfg-options", *NARROW)
-    result = run_tool("benchmark.py", "train", tiny_config, *options, cwd=tmp_path)
+    result = run_tool(BENCHMARK, "train", tiny_config, *options, cwd=tmp_path)
     assert result.returncode == 2
     assert "the training ends after 10 iterations, 28 are needed" in result.stderr
     assert "fewer --iterations" in result.stderr

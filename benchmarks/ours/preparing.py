@@ -1,6 +1,6 @@
 """How fast the preparation is against the least it could do, and how much memory it takes.
 
-``python -m mmflowers.preparation.benchmark FOLDER WORKERS`` is the bare loop, in a process of its own.
+``python benchmarks/ours/preparing.py FOLDER WORKERS`` is the bare loop, in a process of its own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def measure_speed(command: Sequence[str], source: Path, *, workers: int, repeats
     count = len(_photos(source))
     if not count:
         raise InputError(f"{source} has no files in class folders", "give a folder such as flowers/daisy/x.jpg")
-    bare_loop = [sys.executable, "-m", "mmflowers.preparation.benchmark", str(source), str(workers)]
+    bare_loop = [sys.executable, __file__, str(source), str(workers)]
     seconds: dict[str, list[float]] = {"bare": [], "command": []}
     with tempfile.TemporaryDirectory(prefix="mmflowers-") as folder:
         # Also where PYTHONDONTWRITEBYTECODE is set, which would have every start compile the modules anew.
