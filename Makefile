@@ -62,6 +62,7 @@ test-onedl: .venv-onedl/.made-onedl
 lint: $(VENV)/.made
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 # Of the preparation, PHOTOS=my_photos measures on a folder of your own; of the training, DATA=my_dataset. The training
 # takes half an hour on two cores; BENCH="--repeats 1 --iterations 5" is quicker.

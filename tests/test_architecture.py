@@ -1,8 +1,7 @@
-"""The doors of the house (docs/architecture.md): which room may import which."""
+"""What commands load before they start. Which package imports which is held by import-linter, in `make lint`."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -11,17 +10,6 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mmflowers"
 
-# Beside errors, commands and files, which every room may use.
-DOORS = {
-    "preparation": set(),
-    "datasets": {"preparation"},
-    "models": set(),
-    "evaluation": set(),
-    "visualization": {"evaluation", "datasets", "preparation"},
-    "checks": {"engine", "datasets", "preparation"},
-    "deploy": {"engine", "datasets", "models", "preparation", "evaluation", "visualization"},
-    "engine": {"datasets", "models", "evaluation", "visualization"},
-}
 LIGHT = (
     "errors",
     "commands",
@@ -37,38 +25,6 @@ LIGHT = (
     "visualization.curves",
     "visualization.report",
 )
-
-
-def rooms() -> set[str]:
-    return {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-
-
-def imports(path: Path) -> set[str]:
-    """Modules that a file imports, at its top or inside functions."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import"
-            found.add(node.module)
-    return found
-
-
-def test_every_room_has_its_doors() -> None:
-    assert rooms() == set(DOORS)
-
-
-@pytest.mark.parametrize("room", DOORS)
-def test_a_room_uses_its_own_doors_only(room: str) -> None:
-    for path in (PACKAGE / room).rglob("*.py"):
-        others = {name.split(".")[1] for name in imports(path) if name.startswith("mmflowers.")}
-        assert others <= {room, "errors", "commands", "files"} | DOORS[room], path
-        assert not {name.split(".")[0] for name in imports(path)} & {"tools", "benchmarks"}, path
-
-
-def test_no_two_rooms_import_each_other() -> None:
-    assert not [(one, other) for one in DOORS for other in DOORS[one] if one in DOORS[other]]
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -20,11 +20,11 @@ from mmengine.config import Config
 from mmpretrain.models import ClsDataPreprocessor
 from torch import Tensor, nn
 
-import mmflowers
 from mmflowers.datasets.identity import TRAINED_ON
 from mmflowers.datasets.wrappers import innermost
 from mmflowers.deploy.classifier import FlowerClassifier
 from mmflowers.errors import InputError
+from mmflowers.version import __version__
 
 OPSET = 17  # the first with LayerNormalization as one node; onnxruntime reads it since 1.12
 INPUT, OUTPUT = "images", "scores"
@@ -115,7 +115,7 @@ def facts(classifier: FlowerClassifier, network: Network, checkpoint: Path, sha2
         "std": std,
         "source": {"checkpoint": checkpoint.name, "sha256": sha256},
         "versions": {
-            "mmflowers": mmflowers.__version__,
+            "mmflowers": __version__,
             "mmpretrain": mmpretrain.__version__,
             "mmengine": mmengine.__version__,
             "torch": torch.__version__,

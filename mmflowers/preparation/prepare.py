@@ -16,7 +16,6 @@ from typing import Literal
 
 import PIL
 
-import mmflowers
 from mmflowers.commands import processors, progress
 from mmflowers.errors import InputError, Problem
 from mmflowers.files import DISK_ERRORS, explained
@@ -38,6 +37,7 @@ from mmflowers.preparation.writing import (
     write_tables,
     write_text,
 )
+from mmflowers.version import __version__
 
 VAL_RATIO, TEST_RATIO = "0.2", "0"
 HUB_SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")  # by digits, from 3 to 7
@@ -372,7 +372,7 @@ def _layout_digest(source: Source) -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {"mmflowers": mmflowers.__version__, "pillow": PIL.__version__}
+    return {"mmflowers": __version__, "pillow": PIL.__version__}
 
 
 def _rendered_description(count: int, seed: int) -> dict:
@@ -509,7 +509,7 @@ def _card(summary: Summary, records: list[Record], source: Source, options: Opti
         photos=photos,
         rights=rights if public else "The rights of the photos are those of their source; nothing is added here.",
         classes=len(summary.counts["train"]),
-        version=mmflowers.__version__,
+        version=__version__,
         source=f"{shown(str(description.get('name', 'a folder')))} ({description.get('kind', 'folder')})",
         table=counts_table(summary.counts, summary.dropped),
         split=how,

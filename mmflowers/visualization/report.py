@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import mmflowers
 from mmflowers.datasets.card import DataCard, read_card
 from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.datasets.identity import photos_digest
@@ -24,6 +23,7 @@ from mmflowers.evaluation.predictions import Predictions, per_class_table
 from mmflowers.evaluation.statistics import SIGNIFICANT, compare, wilson_interval
 from mmflowers.evaluation.tested import TestedPredictions, read_tested, require_same_photos
 from mmflowers.files import explained, write_csv, write_text
+from mmflowers.version import __version__
 from mmflowers.visualization.pages import environment
 from mmflowers.visualization.thumbnails import as_uri, photo_uri
 
@@ -341,6 +341,6 @@ def _explain(classifier: Any, path: Path, label: int) -> Image:
 def _render(**content: Any) -> str:
     from markupsafe import Markup
 
-    content["version"] = mmflowers.__version__
+    content["version"] = __version__
     content["figures"] = {name: Markup(svg) for name, svg in content["figures"].items()}
     return environment("mmflowers.visualization").get_template("report.html.j2").render(content).lstrip()
