@@ -575,7 +575,7 @@ def _peculiar(draw: Draw, listed: dict, labels: dict, photo: dict) -> bool:
 def draws(number: int, rng: random.Random, place: Path) -> Iterator[Case]:
     """Each through the checks of a training or a test; ``place`` is the current folder."""
     from mmflowers.preparation.prepare import prepare
-    from mmflowers.preparation.rendered import render_flowers
+    from mmflowers.rendered.photos import render_flowers
 
     render_flowers(Path("source"), 12, short_side=96, kinds=CLASSES)
     render_flowers(SPARE, 4, short_side=96, kinds=CLASSES, seed=1)

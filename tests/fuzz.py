@@ -197,7 +197,7 @@ def seed_images() -> dict[str, list[bytes]]:
     """Rendered flowers in every supported form, by extension."""
     from PIL import Image
 
-    from mmflowers.preparation.rendered import KINDS, render_flower
+    from mmflowers.rendered.photos import KINDS, render_flower
 
     found: dict[str, list[bytes]] = {}
     for kind in KINDS[:2]:
@@ -246,8 +246,8 @@ def images(number: int, rng: random.Random, place: Path) -> Iterator[Case]:
     """Folders of mutated photos through the whole preparation; the largest that are admitted through the inspection."""
     from mmflowers.preparation.inspection import inspect_file
     from mmflowers.preparation.prepare import prepare
-    from mmflowers.preparation.rendered import KINDS, render_flowers
     from mmflowers.preparation.writing import Target, is_whole
+    from mmflowers.rendered.photos import KINDS, render_flowers
 
     seeds = seed_images()
     everything = [data for several in seeds.values() for data in several]
@@ -709,8 +709,8 @@ def checkpoints(number: int, rng: random.Random, place: Path) -> Iterator[Case]:
 
 def kills(number: int, rng: random.Random, place: Path) -> Iterator[Case]:
     """SIGKILL for tools/prepare_flowers.py at random instants: the old dataset or the new one, whole."""
-    from mmflowers.preparation.rendered import KINDS, render_flowers
     from mmflowers.preparation.writing import Target, is_whole
+    from mmflowers.rendered.photos import KINDS, render_flowers
 
     render_flowers(place / "source", 8, short_side=64, kinds=KINDS[:2])
     for at, (extension, several) in enumerate(seed_images().items()):

@@ -15,7 +15,7 @@ LIGHT = (
     "commands",
     "files",
     "preparation.prepare",
-    "preparation.rendered",
+    "rendered.photos",
     "datasets.folder",
     "checks.run",
     "deploy.inputs",

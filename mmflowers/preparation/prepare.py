@@ -382,7 +382,7 @@ def _rendered_description(count: int, seed: int) -> dict:
 
 
 def _render(count: int, seed: int, staging: Path, workers: int) -> Source:
-    from mmflowers.preparation.rendered import render_flowers
+    from mmflowers.rendered.photos import render_flowers
 
     folder = staging / f"rendered-{count}-{seed}"
     if not folder.is_dir():

@@ -16,7 +16,7 @@ from torchvision.transforms import functional as F
 from mmflowers.datasets import augmentation
 from mmflowers.datasets.augmentation import Augmentation, cut, cut_one_by_one
 from mmflowers.errors import InputError
-from mmflowers.preparation.rendered import render_flower
+from mmflowers.rendered.photos import render_flower
 
 CROP = dict(type="RandomResizedCrop", scale=64)
 DRAWS = 3000

@@ -19,7 +19,7 @@ TOOL = "prepare_flowers.py"
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    from mmflowers.preparation.rendered import render_flowers
+    from mmflowers.rendered.photos import render_flowers
 
     render_flowers(tmp_path / "my flowers", 10, short_side=64, kinds=("daisy", "tulip"))
     return tmp_path / "my flowers"

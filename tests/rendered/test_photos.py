@@ -11,7 +11,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from mmflowers.commands import progress
 from mmflowers.errors import InputError
-from mmflowers.preparation.rendered import KINDS, render_flower, render_flowers
+from mmflowers.rendered.photos import KINDS, render_flower, render_flowers
 
 PER_CLASS, TRAIN_PER_CLASS = 90, 60
 

@@ -1,0 +1,1 @@
+"""Flowers that the project draws: a dataset that needs no download."""
