@@ -105,7 +105,9 @@ class AtomicFile:
                     os.chown(self._partial, before.st_uid, before.st_gid)
                 with contextlib.suppress(OSError):
                     self._partial.chmod(stat.S_IMODE(before.st_mode))
-        how = {"mode": "w", "encoding": "utf-8", "newline": "", "errors": errors} if text else {"mode": "wb"}
+        how: dict[str, Any] = (
+            {"mode": "w", "encoding": "utf-8", "newline": "", "errors": errors} if text else {"mode": "wb"}
+        )
         self.file: IO[Any] = open(stream, **how)  # noqa: PTH123, SIM115
 
     def commit(self) -> None:

@@ -60,7 +60,8 @@ class Network(nn.Module):
         if not isinstance(model.data_preprocessor, ClsDataPreprocessor):
             kind = type(model.data_preprocessor).__name__
             raise InputError(f"the data preprocessor {kind} can't be exported", "ClsDataPreprocessor can")
-        self.model, self.preprocessing = model, preprocessing
+        self.model: Any = model
+        self.preprocessing = preprocessing
 
     def forward(self, images: Tensor) -> Tensor:
         """Probabilities, float32 of shape (n, classes)."""
@@ -222,7 +223,7 @@ def slim_config(config: Config, checkpoint: str) -> str:
 
     Stock MMPretrain reads it where mmflowers isn't installed. No path of this disk is in it.
     """
-    kept = Config({name: copy.deepcopy(config[name]) for name in CONFIG_KEYS if name in config})
+    kept: Any = Config({name: copy.deepcopy(config[name]) for name in CONFIG_KEYS if name in config})
     if "data_preprocessor" in kept:
         kept.model.pop("data_preprocessor", None)  # MMPretrain has put a copy there
         if kept.data_preprocessor.get("type") == "FlowersDataPreprocessor":  # which only augments beyond the stock one

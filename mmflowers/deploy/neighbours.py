@@ -64,7 +64,7 @@ class TrainingPhotos:
             count: How many at most.
         """
         similarities = self._features @ _unit(features)
-        found = []
+        found: list[Neighbour] = []
         for index in np.argsort(-similarities, kind="stable"):
             image, class_name = self._photos[index]
             if len(found) == count:

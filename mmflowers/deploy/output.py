@@ -113,7 +113,8 @@ class _Parquet:
         import pyarrow
         import pyarrow.parquet
 
-        self._top_k, self._held = top_k, []
+        self._top_k = top_k
+        self._held: list[list[Any]] = []
         columns = _columns(top_k)
         types = [pyarrow.float32() if name.startswith("score") else pyarrow.string() for name in columns]
         self._schema = pyarrow.schema(zip(columns, types, strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 
 import gradio
@@ -21,7 +20,7 @@ FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Liberation Mono", "monospace")
 
 
-def build_app(answering: Answering, name: str, *, names: Collection[str], port: int) -> Gate:
+def build_app(answering: Answering, name: str, *, names: frozenset[str], port: int) -> Gate:
     """Build the page as an ASGI application that asks for nothing from elsewhere.
 
     Args:

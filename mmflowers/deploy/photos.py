@@ -9,7 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -132,7 +132,7 @@ def _start(dataset: PhotoDataset, draws: Iterable[list[Input]], workers: int) ->
     return batches
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
@@ -158,8 +158,8 @@ def _load(source: str) -> bytes:
 def _as_array(photo: bytes | np.ndarray | Image.Image) -> tuple[np.ndarray | None, str]:
     """RGB, uint8 of shape (H, W, 3); or None and the reason."""
     if isinstance(photo, bytes):
-        photo, reason = decode(photo)
-        return (None, reason) if photo is None else (np.asarray(photo), "")
+        decoded, reason = decode(photo)
+        return (None, reason) if decoded is None else (np.asarray(decoded), "")
     if isinstance(photo, Image.Image):
         return np.asarray(upright_rgb(photo)), ""
     if isinstance(photo, np.ndarray) and photo.dtype == np.uint8 and photo.ndim == 3 and photo.shape[2] == 3:

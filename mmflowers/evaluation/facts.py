@@ -107,10 +107,13 @@ def find_dataset(work_dir: Path, recorded: str | None, given: Path | None = None
     Raises:
         InputError: It isn't said, or not there.
     """
-    if given is None and recorded is None:
+    if given is not None:
+        places = [given]
+    elif recorded is not None:
+        # A relative path is one from where the training was started: here, or wherever the work dir lies in.
+        places = [Path(recorded), *(base / recorded for base in work_dir.resolve().parents)]
+    else:
         raise InputError(f"{work_dir} has no config that names its photos", "--data names the dataset folder")
-    # A relative path is one from where the training was started: here, or wherever the work dir lies in.
-    places = [Path(recorded), *(base / recorded for base in work_dir.resolve().parents)] if given is None else [given]
     for place in places:
         if place.is_dir():
             return place

@@ -69,8 +69,11 @@ class CountPhotos(BaseMetric):
             label, score, predicted = (sample.get(name) for name in ("gt_label", "pred_score", "pred_label"))
             if score is not None:
                 predicted = score.argmax()
-            one = label is not None and label.numel() == 1 and predicted is not None and predicted.numel() == 1
-            self.results.append((sample.get("img_path", ""), int(label) if one else None, one and int(predicted)))
+            path = sample.get("img_path", "")
+            if label is not None and label.numel() == 1 and predicted is not None and predicted.numel() == 1:
+                self.results.append((path, int(label), int(predicted)))
+            else:
+                self.results.append((path, None, None))
 
     def compute_metrics(self, results: list[tuple]) -> dict[str, float]:
         """Put them together."""

@@ -6,7 +6,7 @@ import itertools
 import re
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg  # libjpeg-turbo with its warnings; Pillow has the same decoder and discards them
@@ -221,10 +221,10 @@ def check_tail(image: Image.Image, format_: str) -> None:
 
 
 def _is_mid_grey(image: Image.Image, row: int) -> bool:
-    first = image.getpixel((0, row))  # a look at one spares that at most rows
+    first: Any = image.getpixel((0, row))  # a look at one spares that at most rows
     if not MID_GREY[0] <= (first[0] if image.mode == "RGB" else first) <= MID_GREY[1]:
         return False
-    extrema = image.crop((0, row, image.width, row + 1)).getextrema()
+    extrema: Any = image.crop((0, row, image.width, row + 1)).getextrema()
     ranges = extrema if image.mode == "RGB" else [extrema]
     return all(MID_GREY[0] <= low and high <= MID_GREY[1] for low, high in ranges)
 
@@ -236,21 +236,22 @@ def decoding_bytes(data: bytes, image: Image.Image, resize: int | None = None) -
     """
     width, height = image.size
     pixels = width * height
-    each = 8  # the image in Pillow's 4 bytes a pixel, and once again, converted or turned
+    each = 8.0  # the image in Pillow's 4 bytes a pixel, and once again, converted or turned
     if image.format in ("JPEG", "MPO"):
         planes, stored = len(image.getbands()), 4 if image.mode != "L" else 1
         coefficients = 0.0
         # Where several scans make the image, those of all of it are held, 2 bytes each. (Few pixels need no count.)
         if pixels > 1 << 24 and any(scan.unsent for scan in itertools.islice(_scans(data), 1)):
-            sizes = [across * down for _, across, down, _ in image.layer]
+            sizes = [across * down for _, across, down, _ in image.layer]  # type: ignore[attr-defined]
             coefficients = 2 * sum(sizes) / max(sizes)
         each = max(each, planes + max(coefficients, stored))
     elif image.format == "WEBP":
         each = 16  # two canvases of the decoder, the frame as bytes, the image
     elif image.format == "TIFF":
-        tile = image.tag_v2.get(322, 0), image.tag_v2.get(323, 0)  # TileWidth, TileLength: a tile may exceed the image
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        tile = tags.get(322, 0), tags.get(323, 0)  # TileWidth, TileLength: a tile may exceed the image
         if all(isinstance(side, int) for side in tile):
             pixels = max(pixels, tile[0] * tile[1])
-    if resize is not None and (scale := resize / min(width, height)) < 1:
-        each = max(each, 4 + 4 * scale + 4 * scale**2)  # one direction after the other
+    if resize is not None and (shrink := resize / min(width, height)) < 1:
+        each = max(each, 4 + 4 * shrink + 4 * shrink**2)  # one direction after the other
     return len(data) + round(pixels * each)

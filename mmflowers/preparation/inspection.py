@@ -211,7 +211,7 @@ def examine(data: bytes, extension: str, *, resize: int | None = None) -> tuple[
     image, refused = _open(data, resize)
     if image is None:
         return refused, None
-    (width, height), format_ = image.size, image.format
+    (width, height), format_ = image.size, image.format or ""
     try:
         # Before getexif(), which loads a PNG, its failure would pass for a corrupt EXIF and a second load() do nothing.
         upright = _decoded(image, data) if format_ == "PNG" else None
@@ -231,7 +231,7 @@ def examine(data: bytes, extension: str, *, resize: int | None = None) -> tuple[
             width, height = upright.size
         phash, thumbnail = perceptual_hash(upright)
         converted = None
-        if shrink:
+        if resize is not None and shrink:
             changes.append("resized")
             scale = resize / min(width, height)
             size = (round(width * scale), round(height * scale))
@@ -334,7 +334,7 @@ def _open(data: bytes, resize: int | None = None) -> tuple[Image.Image | None, I
         if width * height > MAX_PIXELS_PER_BYTE * len(data):
             return None, found._replace(reason=f"damaged ({len(data)} bytes can't be {width} × {height} pixels)")
         # Not n_frames: counting those of a TIFF takes a time that grows with the square of their number.
-        if image.format in ("GIF", "WEBP", "PNG") and image.is_animated:
+        if image.format in ("GIF", "WEBP", "PNG") and getattr(image, "is_animated", False):
             return None, found._replace(reason="animated")
     except MemoryError:
         raise
@@ -358,7 +358,7 @@ def _decoded(image: Image.Image, data: bytes, *, small: bool = False) -> Image.I
     if decoded is None:
         image.load()
         decoded = image
-    check_tail(decoded, image.format)
+    check_tail(decoded, image.format or "")
     return decoded
 
 
@@ -392,7 +392,7 @@ def _recall(path: str, line: bytes, content: Path | None, keep_copies: bool) -> 
     """Take a finding over from the journal if neither the file nor what was written for it has changed since."""
     try:
         _, *fields, thumbnail = json.loads(line)
-        found = Inspection(*fields, thumbnail=base64.b64decode(thumbnail))
+        found = Inspection._make([*fields, base64.b64decode(thumbnail)])
         now = Path(path).stat()
         if (now.st_size, now.st_mtime_ns) != (found.size, found.mtime_ns):
             return None
@@ -455,9 +455,10 @@ def _write(path: Path, data: bytes) -> None:
 
 def _changes(image: Image.Image, data: bytes) -> list[str]:
     """Say why the bytes can't stay: readers would see different pixels, or not be able to read them at all."""
-    changes = []
-    if image.format not in EXTENSIONS:
-        changes.append(f"{image.format}, first of several images" if image.is_animated else image.format)
+    changes, format_ = [], image.format or ""
+    if format_ not in EXTENSIONS:
+        several = getattr(image, "is_animated", False)
+        changes.append(f"{format_}, first of several images" if several else format_)
     if _rotation(image) is not None:
         changes.append("EXIF-rotated")
     deep = image.format == "PNG" and data[24:25] == b"\x10"
@@ -472,7 +473,7 @@ def _changes(image: Image.Image, data: bytes) -> list[str]:
 
 def _rotation(image: Image.Image) -> Image.Transpose | None:
     try:
-        return ROTATIONS.get(image.getexif().get(ORIENTATION))
+        return ROTATIONS.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # corrupt EXIF says nothing about the orientation
         return None
 

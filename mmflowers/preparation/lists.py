@@ -178,13 +178,13 @@ def assign_splits(files: Iterable[SourceFile], lists: Lists, *, against_folders:
     if problems:
         raise InputError(problems=problems)
 
-    for path, file in by_path.items():
-        file.split = given[path][0] if path in given else None
+    for name, file in by_path.items():
+        file.split = given[name][0] if name in given else None
         if file.split is None and file.refusal is None:
             file.refusal = NOT_LISTED
     digest = hashlib.sha256()
-    for path in sorted(given):
-        digest.update(f"{given[path][0]} {path}\n".encode("utf-8", "surrogateescape"))
+    for name in sorted(given):
+        digest.update(f"{given[name][0]} {name}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

@@ -276,7 +276,7 @@ def counts_table(counts: dict[str, dict[str, int]], dropped: Counter | None) -> 
     """Classes × splits with sums, aligned, as plain text that is Markdown too."""
     classes = sorted({name for by_class in counts.values() for name in by_class})
     splits = [name for name in SPLITS if counts.get(name)]
-    lost = Counter()
+    lost: Counter[str] = Counter()
     for (class_name, _), count in (dropped or {}).items():
         lost[class_name] += count
     rows = [("class", *splits, "dropped")]
@@ -472,7 +472,7 @@ def _require_space(source: Source, target: Target, options: Options) -> None:
 
 
 def _by_reason(dropped: Counter) -> Counter:
-    reasons = Counter()
+    reasons: Counter[str] = Counter()
     for (_, reason), count in dropped.items():
         reasons[reason] += count
     return reasons

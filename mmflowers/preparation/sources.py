@@ -114,9 +114,9 @@ _ONE_EACH = "one folder for each class is needed: daisy/x.jpg, tulip/y.jpg …"
 
 def _on_disk(source: str | Path | None, staging: Path, sha256: str | None, cache: Path | None) -> tuple[Path, dict]:
     """Return the folder of the source, downloaded and unpacked where need be, and the beginning of its description."""
-    text = None if source is None else os.fspath(source)
-    path = None if text is None else Path(text).expanduser()
-    if path is not None and path.is_dir():
+    text = "" if source is None else os.fspath(source)
+    path = Path(text).expanduser()
+    if source is not None and path.is_dir():
         if sha256 is not None:
             raise InputError(f"--sha256 belongs to an archive, and {text} is a folder", "leave --sha256 away")
         return path.resolve(), _description("folder", path.resolve().name)
@@ -125,7 +125,7 @@ def _on_disk(source: str | Path | None, staging: Path, sha256: str | None, cache
     from mmflowers.preparation.archives import unpack  # late: a folder needs no HTTP, TLS and decompressors
     from mmflowers.preparation.download import file_name
 
-    if path is None:
+    if source is None:
         if sha256 not in (None, FLOWER_PHOTOS.sha256):
             raise InputError("--sha256 is given without --source", "--source names the archive that it belongs to")
         archive = _fetched(FLOWER_PHOTOS, staging, cache, WAYS_ON)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 CHUNK = 24  # files handed over at once: large enough to make the messages cheap, small enough to balance the load
 CHUNKS_AHEAD = 4  # per worker; bounds the memory, whatever the number of files
@@ -22,7 +22,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 Jobs = list[tuple[int, Job]]
 
-_stop = None  # in a worker: the flag it shares with the parent
+_stop: Any = None  # in a worker: the flag it shares with the parent
 
 
 class Workers(Generic[Job, Result]):
@@ -87,21 +87,22 @@ class Workers(Generic[Job, Result]):
     def _one_by_one(self) -> Iterator[tuple[int, Result]]:
         suspects = sorted(itertools.chain.from_iterable(self._pending.values()), key=lambda job: job[0])
         self._pending.clear()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._pool = None
+        broken = True
         for index, job in suspects:
-            if self._pool is None:
-                self._pool = self._start(1)
-                self._pool.submit(os.getpid).result()  # a pool that can't even start is a bug, not the file's fault
+            if broken:
+                self._restart(1)
             try:
                 yield from self._pool.submit(_work, self._task, [(index, job)]).result()
+                broken = False
             except BrokenProcessPool:
-                self._pool.shutdown(wait=True)
-                self._pool = None
+                broken = True
                 yield index, self._crashed(job)
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
-        self._pool = self._start(self._workers)
+        self._restart(self._workers)
+
+    def _restart(self, workers: int) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = self._start(workers)
+        self._pool.submit(os.getpid).result()  # a pool that can't even start is a bug, not the file's fault
 
 
 def _prepare_worker(stop) -> None:
@@ -116,7 +117,8 @@ def _prepare_worker(stop) -> None:
 
 def _exit_with_parent() -> None:
     """A killed parent leaves no orphans that wait for work forever (their pipe is held open by each other)."""
-    multiprocessing.parent_process().join()
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)
 
 

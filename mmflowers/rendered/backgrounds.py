@@ -12,7 +12,8 @@ from mmflowers.rendered.colours import DAISY, DANDELION, GARDEN, SUNFLOWER, Colo
 
 
 def draw_background(rng: Generator, width: int, height: int, green: Colour) -> Image.Image:
-    paint = rng.choice([_gradient, _sky, _soil, _bokeh, _meadow], p=[0.2, 0.17, 0.13, 0.25, 0.25])
+    paints = (_gradient, _sky, _soil, _bokeh, _meadow)
+    paint = paints[rng.choice(len(paints), p=[0.2, 0.17, 0.13, 0.25, 0.25])]
     return paint(rng, width, height, green)
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmflowers.errors import InputError
 
 OPACITY = 0.5
 
 
-def grad_cam(model: nn.Module, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+def grad_cam(model: Any, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
     """Weigh the backbone's last feature map by how much it speaks for a class.
 
     Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017.
@@ -49,7 +50,7 @@ def grad_cam(model: nn.Module, inputs: Tensor, labels: Tensor | None = None) -> 
     return cam / cam.amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(cam.dtype).tiny)
 
 
-def explain(model: nn.Module, image: Tensor, labels: Sequence[int] | None = None) -> list[np.ndarray]:
+def explain(model: Any, image: Tensor, labels: Sequence[int] | None = None) -> list[np.ndarray]:
     """Lay over a photo where the network saw classes in it.
 
     Args:

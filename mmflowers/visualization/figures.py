@@ -136,7 +136,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     _, start, svg = buffer.getvalue().partition("<svg ")
     attributes, _, body = svg.partition(">")
-    view_box = re.search(r'viewBox="[^"]*"', attributes)[0]
+    (view_box,) = re.findall(r'viewBox="[^"]*"', attributes)
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     # Several figures share a page: their ids must not meet.
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", body).replace("xlink:href", "href")

@@ -118,7 +118,8 @@ def confusion_matrix(predictions: Predictions) -> np.ndarray:
 
 
 def _read_runs(work_dirs: Sequence[Path], split: str) -> list[Run]:
-    problems, runs = [], []
+    problems: list[Problem] = []
+    runs: list[Run] = []
     twice = {name for name, count in Counter(folder.resolve().name for folder in work_dirs).items() if count > 1}
     for folder in work_dirs:
         path = folder / f"predictions_{split}.csv"
@@ -282,8 +283,8 @@ def _photos(predictions: Predictions, root: Path, classifier: Any) -> dict[str, 
     """The galleries, and the confusion matrix with the photos of its cells, mistakes before hits."""
     predicted, confidence = predictions.predicted, predictions.scores.max(axis=1)
     hit = predicted == predictions.labels
-    mistakes = sorted(np.flatnonzero(~hit), key=lambda index: -confidence[index])
-    hits = sorted(np.flatnonzero(hit), key=lambda index: confidence[index])
+    mistakes = sorted(np.flatnonzero(~hit).tolist(), key=lambda index: -confidence[index])
+    hits = sorted(np.flatnonzero(hit).tolist(), key=lambda index: confidence[index])
     everything = [*mistakes, *hits]
 
     def photo(index: int, picture: str | None, overlay: str | None = None) -> dict[str, Any]:
