@@ -63,6 +63,7 @@ lint: $(VENV)/.made
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 
 # Of the preparation, PHOTOS=my_photos measures on a folder of your own; of the training, DATA=my_dataset. The training
 # takes half an hour on two cores; BENCH="--repeats 1 --iterations 5" is quicker.

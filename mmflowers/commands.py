@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
 
-    def parse_args(self, *args, **kwargs) -> argparse.Namespace:
+    def parse_args(self, *args, **kwargs) -> argparse.Namespace:  # type: ignore[override]
         """Parse; or where the shell asks what could come next, answer that and leave."""
         if "_ARGCOMPLETE" in os.environ:
             import argcomplete

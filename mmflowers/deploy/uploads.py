@@ -7,11 +7,11 @@ import secrets
 import threading
 import time
 import unicodedata
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import IO
 
 import anyio
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -87,7 +87,7 @@ class Uploads:
         self._held: dict[str, Upload] = {}  # oldest first
         self._receiving = 0
 
-    async def receive(self, session: str, headers: Headers, body: AsyncIterator[bytes]) -> list[str]:
+    async def receive(self, session: str, headers: Headers, body: AsyncGenerator[bytes, None]) -> list[str]:
         """Receive a ``multipart/form-data`` body and hold its photos.
 
         Args:
@@ -113,11 +113,11 @@ class Uploads:
             raise HTTPException(507, "The server has no room for these photos.") from None
         finally:
             self._receiving -= 1
-        files = [file for _, file in form.multi_items()]
+        files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
         refused = None
         if not files:
             refused = HTTPException(400, "There is no file in the upload.")
-        elif any(file.size > MAX_MEGABYTES * MEGABYTE for file in files):
+        elif any((file.size or 0) > MAX_MEGABYTES * MEGABYTE for file in files):
             refused = HTTPException(413, f"A photo may have {MAX_MEGABYTES} MB.")
         for file in files[0 if refused else MAX_PHOTOS :]:
             file.file.close()
@@ -125,7 +125,7 @@ class Uploads:
             raise refused
         names = [secrets.token_urlsafe(16) for _ in files]
         for name, file in zip(names[:MAX_PHOTOS], files, strict=False):
-            self._held[name] = upload = Upload(session, file.filename, file.file)
+            self._held[name] = upload = Upload(session, file.filename or "", file.file)
             asyncio.get_running_loop().call_later(MAX_AGE, upload.delete)
         mine = [upload for upload in self._held.values() if upload.session == session]
         for upload in mine[:-MAX_OF_SESSION]:
@@ -138,7 +138,7 @@ class Uploads:
         return upload if upload and upload.session == session and not upload.gone else None
 
 
-async def read_body(receive: Receive, limit: int) -> AsyncIterator[bytes]:
+async def read_body(receive: Receive, limit: int) -> AsyncGenerator[bytes, None]:
     """Read a request's body piece by piece, for as long as it keeps to size and pace.
 
     Args:
