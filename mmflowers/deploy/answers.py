@@ -33,7 +33,7 @@ _numbers = itertools.count(1)  # tell the answers of a page apart
 
 
 class Count(NamedTuple):
-    """Photos of the val split that belong to, or were taken for, a class."""
+    """Photos of the val split that belong to a class, or were predicted as it."""
 
     class_name: str
     photos: int

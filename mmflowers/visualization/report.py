@@ -111,7 +111,7 @@ def write_report(
 
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:
-    """Photos of each true class (row) that were taken for each class (column), int64 of shape (classes, classes)."""
+    """Photos of each true class (row) predicted as each class (column), int64 of shape (classes, classes)."""
     matrix = np.zeros((len(predictions.classes),) * 2, dtype=np.int64)
     np.add.at(matrix, (predictions.labels, predictions.predicted), 1)
     return matrix
@@ -323,7 +323,7 @@ def _photos(predictions: Predictions, root: Path, classifier: Any) -> dict[str, 
             size += len(picture or "")
             if size <= MAX_BYTES:
                 cells.setdefault((predictions.labels[index], predicted[index]), []).append(photo(index, picture))
-    return dict(matrix=confusion_matrix(predictions), mistakes=galleries[0], doubtful=galleries[1], cells=cells)
+    return dict(matrix=confusion_matrix(predictions), mistakes=galleries[0], unsure=galleries[1], cells=cells)
 
 
 def _explain(classifier: Any, path: Path, label: int) -> Image:

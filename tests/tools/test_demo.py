@@ -127,7 +127,7 @@ def test_a_photo_is_answered_in_a_browser(served: Served, browser, scheme: str, 
         assert near.first.locator("img").get_attribute("title") == photo.name
 
         counts = answer.locator(".confusion").inner_text()
-        took_all = f"Val photos that it takes for {ODD} are {ODD} 2 dandelion 2 rose 2 sunflower 2"
+        took_all = f"Val photos predicted as {ODD} are {ODD} 2 dandelion 2 rose 2 sunflower 2"
         missed = "It takes no val photo for"
         assert (took_all if names[0] == ODD else missed) in " ".join(counts.split())
 

@@ -138,7 +138,7 @@ def test_every_photo_is_in_the_cell_of_its_label_and_prediction_and_mistakes_com
     assert linked == set(expected)
 
     gallery = re.search(r'<section id="mistakes">(.*?)</section>', page, re.DOTALL)[1]
-    scores = [float(score) for score in re.findall(r'taken for \w+ with ([\d.]+) %"', gallery)]
+    scores = [float(score) for score in re.findall(r'predicted as \w+ with ([\d.]+) %"', gallery)]
     assert len(scores) == sum(row["label"] != row["predicted"] for row in rows(run / "predictions_val.csv"))
     assert scores == sorted(scores, reverse=True)
 
