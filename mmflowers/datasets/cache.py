@@ -10,17 +10,23 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from mmflowers.commands import processors
 from mmflowers.errors import InputError, Problem
 
-FORMAT = 1  # of what is stored: another number makes the caches of before stale
+FORMAT = 1  # of what is stored: with another number the arrays of before aren't used any more
+LIMIT = 20  # GB that the cache may take
+ARRAYS = "[0-9a-f]*-*.npy"  # the folder holds other caches too
 DEVICE_SHARE = 0.4  # of a GPU's free memory that photos may take: the training needs the rest
+
+_opened: set[Path] = set()  # arrays that this process uses
 
 
 def cache_folder() -> Path:
@@ -31,62 +37,172 @@ def cache_folder() -> Path:
 
 
 def cached_array(
-    identity: str, state: object, shape: tuple[int, ...], rows: Callable[[], Iterable[np.ndarray]]
+    identity: str, photos: object, recipe: object, shape: tuple[int, ...], rows: Callable[[], Iterable[np.ndarray]]
 ) -> np.ndarray:
-    """An array of uint8 from the cache, made first where it isn't there or has become stale.
+    """An array of uint8 from the cache, which is made first where it isn't there.
 
-    It appears under its name when it is whole. One with the same identity and another state is stale, and removed.
-    Where the disk has no room, or can't be written, the array is in memory alone.
+    It appears under its name when it is whole. Arrays of the same identity whose photos have changed are removed, and
+    the least recently used ones beyond ``limit``. Where the disk has no room, or can't be written, the array is in
+    memory alone.
 
     Args:
-        identity: What the array is of; at any time the cache holds one array of it.
-        state: JSON-like: all that its content depends on.
+        identity: Which list of photos the array is of.
+        photos: JSON-like: the photos' state; another state makes older arrays of this identity stale.
+        recipe: JSON-like: what is made of the photos; the cache holds arrays of several recipes.
         shape: Of the array.
         rows: Called to make the array's rows in order.
 
     Raises:
-        InputError: As ``rows`` does.
+        InputError: As ``rows`` and ``limit`` do.
     """
+    array = _cached(identity, photos, recipe, shape, int(np.prod(shape)), rows)
+    if array is None:  # what a disk can't hold, or another machine's disk has
+        array = np.empty(shape, np.uint8)
+        for number, row in enumerate(rows()):
+            array[number] = row
+    return array
+
+
+def cached_bytes(
+    identity: str, photos: object, recipe: object, size: int, rows: Callable[[], Iterable[np.ndarray]]
+) -> np.ndarray | None:
+    """All rows, of any lengths, one behind the other from the cache: uint8 of shape (bytes,).
+
+    Args:
+        identity: As of ``cached_array``, as for the rest.
+        photos: JSON-like.
+        recipe: JSON-like.
+        size: How many bytes they will be, about.
+        rows: Called to make them.
+
+    Returns:
+        The array; None where it is larger than ``limit`` or the disk can't hold it.
+
+    Raises:
+        InputError: As ``rows`` and ``limit`` do.
+    """
+    return None if size > limit() else _cached(identity, photos, recipe, None, size, rows)
+
+
+def limit() -> float:
+    """Bytes that the arrays in the cache may take: ``$MMFLOWERS_CACHE_GB``, default 20 GB.
+
+    Raises:
+        InputError: It isn't a number.
+    """
+    value = os.environ.get("MMFLOWERS_CACHE_GB") or LIMIT
+    try:
+        return float(value) * 1e9
+    except ValueError:
+        raise InputError(f"MMFLOWERS_CACHE_GB is {value!r}", "set it to a number of gigabytes, as 20") from None
+
+
+def _cached(
+    identity: str,
+    photos: object,
+    recipe: object,
+    shape: tuple[int, ...] | None,
+    size: int,
+    rows: Callable[[], Iterable[np.ndarray]],
+) -> np.ndarray | None:
     # Here, as tools/train_torch.py needs this module's cache_folder and works without OpenMMLab's packages.
     from mmengine.dist import barrier, is_main_process
 
     folder = cache_folder()
-    prefix = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    digest = hashlib.sha256(json.dumps([FORMAT, state, shape]).encode("utf-8", "backslashreplace")).hexdigest()[:32]
-    path = folder / f"{prefix}-{digest}.npy"
+    prefix, content, kind = _digest(identity), _digest(photos), _digest([FORMAT, recipe, shape])
+    path = folder / f"{prefix}-{content}-{kind}.npy"
     loads_ahead = get_worker_info() is not None  # a loader's worker, which is no process of the distributed training
-    if not path.is_file() and (loads_ahead or is_main_process()):
+    if loads_ahead or is_main_process():
         with contextlib.suppress(OSError):
-            _write(path, prefix, shape, rows)
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(folder)
+            # Of several processes that want the array one makes it, and the others wait for it.
+            with contextlib.nullcontext() if path.is_file() else _locked(_lock_of(folder, prefix)):
+                if not path.is_file():
+                    stale = set(folder.glob(f"{prefix}-*")) - set(folder.glob(f"{prefix}-{content}-*"))
+                    _make_room(folder, size, stale)
+                    _write(path, prefix, shape, rows)
+            os.utime(path)  # when it was used last
     if not loads_ahead:
         barrier()
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
-        if array.shape == shape and array.dtype == np.uint8:
-            return array
     except (OSError, ValueError):
-        pass
-    array = np.empty(shape, np.uint8)  # what a disk can't hold, or another machine's disk has
-    for number, row in enumerate(rows()):
-        array[number] = row
+        return None
+    if array.dtype != np.uint8 or array.shape != (shape or array.shape):
+        return None
+    _opened.add(path)
     return array
 
 
-def _write(path: Path, prefix: str, shape: tuple[int, ...], rows: Callable[[], Iterable[np.ndarray]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f"{prefix}-*.npy"):
-        stale.unlink()
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _lock_of(folder: Path, prefix: str) -> Path:
+    return folder / f".{prefix}.lock"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock, which the system releases when a process is killed; none on file systems that have no locks."""
+    lock = FileLock(path)
+    try:
+        lock.acquire()
+    except NotImplementedError:
+        lock = None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the arrays that killed processes had begun to write; those of living ones are locked."""
+    for partial in folder.glob(".*.partial"):
+        lock = FileLock(_lock_of(folder, partial.name[1:].partition("-")[0]), timeout=0)
+        with contextlib.suppress(OSError, NotImplementedError), lock:
+            partial.unlink(missing_ok=True)
+
+
+def _make_room(folder: Path, size: int, stale: set[Path]) -> None:
+    """Remove ``stale`` arrays, and the least recently used ones until ``size`` bytes fit into the limit.
+
+    Of the valid ones those that this process has opened stay. What is removed stays readable on POSIX for those who
+    have opened it; on Windows it can't be removed until then.
+    """
+    arrays = []
+    for path in folder.glob(ARRAYS):
+        with contextlib.suppress(OSError):  # another process has just removed it
+            arrays.append((path not in stale, path.stat().st_mtime, path.stat().st_size, path))
+    total = sum(array[2] for array in arrays) + size
+    for is_valid, _, its_size, path in sorted(arrays):
+        if is_valid and (total <= limit() or path in _opened):
+            continue
+        with contextlib.suppress(OSError):
+            path.unlink()
+            total -= its_size
+
+
+def _write(path: Path, prefix: str, shape: tuple[int, ...] | None, rows: Callable[[], Iterable[np.ndarray]]) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{prefix}-", suffix=".partial", dir=path.parent)
     os.close(handle)
     try:
         with Path(name).open("wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for row in rows():  # written, not mapped: a full disk is an OSError then, not a SIGBUS
-                file.write(np.ascontiguousarray(row))
+            _write_header(file, shape or (0,))
+            # Written, not mapped: a full disk is an OSError then, not a SIGBUS.
+            written = sum(file.write(np.ascontiguousarray(row)) for row in rows())
+            if shape is None:  # NumPy leaves room in a header for the number that becomes known at the end
+                file.seek(0)
+                _write_header(file, (written,))
         Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
 def in_threads(make: Callable[[int], np.ndarray], count: int) -> Iterator[np.ndarray]:

@@ -132,7 +132,7 @@ class FlowersDataset(CustomDataset):
         self._labels = np.array([info["gt_label"] for info in infos])
         files = [Path(path).stat() for path in self._paths]
         state = [[path, file.st_size, file.st_mtime_ns] for path, file in zip(self._paths, files, strict=True)]
-        root = str(self._folder.root.resolve())
+        name = f"{self._folder.root.resolve()} {self._split}"
         if self.augmentation is None:
             shape = self._pixels(0).shape
 
@@ -143,8 +143,8 @@ class FlowersDataset(CustomDataset):
                     raise InputError(what, "end it with a CenterCrop, or leave the dataset's cache away")
                 return made
 
-            name, content = f"{root} {self._split}", [repr(self._steps), state]
-            array = cached_array(name, content, (len(self), *shape), lambda: in_threads(pixels, len(self)))
+            recipe, shape_of_all = ["pixels", repr(self._steps)], (len(self), *shape)
+            array = cached_array(name, state, recipe, shape_of_all, lambda: in_threads(pixels, len(self)))
         else:
             edge = self._cache_size or 32 * -(-self.augmentation.size * 8 // (7 * 32))
             loader = self.pipeline.transforms[0]
@@ -156,8 +156,8 @@ class FlowersDataset(CustomDataset):
 
             # Behind each square its photo's height and width, which boxes are drawn by.
             shape = (len(self), edge * edge * 3 + 8)
-            name, content = f"{root} {self._split} squares", [repr(self._steps[0]), edge, state]
-            array = cached_array(name, content, shape, lambda: in_threads(square, len(self)))
+            recipe = ["squares", repr(self._steps[0]), edge]
+            array = cached_array(name, state, recipe, shape, lambda: in_threads(square, len(self)))
             self._shapes = np.ascontiguousarray(array[:, -8:]).view("<i4")
             array = array[:, :-8].reshape(len(self), edge, edge, 3)
         # A process that loads ahead keeps away from the GPU, which one process trains on.

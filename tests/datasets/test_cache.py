@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from mmengine.registry import DefaultScope
 
 import mmflowers.engine  # noqa: F401  registers
+from mmflowers.datasets import cache as cache_module
 from mmflowers.datasets.cache import cached_array, in_threads
 from mmflowers.datasets.flowers import FlowersDataset
 from mmflowers.errors import InputError
@@ -97,10 +100,84 @@ def test_a_photo_that_changed_is_decoded_again_and_the_old_cache_goes(folder: Pa
     assert len(set(cache.glob("*.npy"))) == len(files) and set(cache.glob("*.npy")) != files
 
 
-def test_another_size_is_another_cache(folder: Path) -> None:
+def test_recipes_of_several_sizes_keep_their_arrays_side_by_side(folder: Path) -> None:
+    cache = Path(os.environ["MMFLOWERS_CACHE"])
     other = [TEST[0], TEST[1], dict(type="CenterCrop", crop_size=32), TEST[3]]
-    assert cached(folder, "val", TEST).batch(places(0, 0), 0)["inputs"].shape[-1] == 64
-    assert cached(folder, "val", other).batch(places(0, 0), 0)["inputs"].shape[-1] == 32
+
+    def edges() -> list[int]:
+        return [cached(folder, "val", steps).batch(places(0, 0), 0)["inputs"].shape[-1] for steps in (TEST, other)]
+
+    before = set(cache.glob("*.npy"))
+    assert edges() == [64, 32]
+    made = {path: path.stat().st_ino for path in set(cache.glob("*.npy")) - before}
+    assert len(made) == 2
+    assert edges() == [64, 32]
+    assert {path: path.stat().st_ino for path in set(cache.glob("*.npy")) - before} == made
+
+
+def ones(identity: str, recipe: int, size: int = 400) -> None:
+    assert cached_array(identity, 0, recipe, (size,), lambda: [np.ones(size, np.uint8)]).sum() == size
+    cache_module._opened.clear()  # as a process that has ended
+
+
+def test_the_least_recently_used_arrays_go_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMFLOWERS_CACHE", str(tmp_path))
+    monkeypatch.setenv("MMFLOWERS_CACHE_GB", "1.4e-6")  # two arrays of 400 bytes and their headers
+    monkeypatch.setattr(cache_module, "_opened", set())
+    kept: dict[int, Path] = {}
+    for recipe in (1, 2):
+        before = set(tmp_path.glob("*.npy"))
+        ones("flowers", recipe)
+        (kept[recipe],) = set(tmp_path.glob("*.npy")) - before
+        os.utime(kept[recipe], (recipe, recipe))
+    ones("flowers", 1)  # is used again, so 2 is the older one
+    ones("others", 3)
+    assert kept[1].exists() and not kept[2].exists() and len(list(tmp_path.glob("*.npy"))) == 2
+    ones("others", 4, size=10_000)  # is needed, so it is kept though it is larger than the limit
+    assert not kept[1].exists() and len(list(tmp_path.glob("*.npy"))) == 1
+
+
+def test_what_this_process_uses_stays_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMFLOWERS_CACHE", str(tmp_path))
+    monkeypatch.setenv("MMFLOWERS_CACHE_GB", "0")
+    for split in ("train", "val"):
+        cached_array(split, 0, 0, (400,), lambda: [np.ones(400, np.uint8)])
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+
+
+def test_a_limit_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMFLOWERS_CACHE_GB", "much")
+    with pytest.raises(InputError, match="MMFLOWERS_CACHE_GB is 'much'"):
+        cached_array("limited", 0, 0, (4,), lambda: [np.ones(4, np.uint8)])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
+def test_what_a_killed_process_was_writing_is_removed_and_a_living_ones_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMFLOWERS_CACHE", str(tmp_path))
+
+    def write_and_wait(identity: str) -> tuple[int, Path]:
+        before = set(tmp_path.glob(".*.partial"))
+        pid = os.fork()
+        if pid == 0:
+            cached_array(identity, 0, 0, (8,), lambda: [np.ones(4, np.uint8), time.sleep(60)])
+            os._exit(0)
+        while not (made := set(tmp_path.glob(".*.partial")) - before):
+            time.sleep(0.01)
+        return pid, made.pop()
+
+    (killed, dead), (living, growing) = map(write_and_wait, ("killed", "living"))
+    os.kill(killed, signal.SIGKILL)
+    os.waitpid(killed, 0)
+    try:
+        ones("next", 0)
+        assert not dead.exists() and growing.exists()
+    finally:
+        os.kill(living, signal.SIGKILL)
+        os.waitpid(living, 0)
+    ones("next", 0)
+    assert not growing.exists()
 
 
 def test_a_disk_that_takes_nothing_costs_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,14 +189,14 @@ def test_a_disk_that_takes_nothing_costs_nothing(folder: Path, tmp_path: Path, m
 
 def test_every_damaged_photo_is_named_and_nothing_stays_behind(folder: Path) -> None:
     cache = Path(os.environ["MMFLOWERS_CACHE"])
-    before = set(cache.iterdir()) if cache.is_dir() else set()
+    before = {path for path in cache.iterdir() if path.suffix != ".lock"} if cache.is_dir() else set()
     damaged = sorted((folder / "val").rglob("*.jpg"))[1:3]
     for path in damaged:
         path.write_bytes(b"not a photo")
     with pytest.raises(InputError) as raised:
         cached(folder, "val", TEST).batch(places(0, 0), 0)
     assert [any(path.name in problem.what for problem in raised.value.problems) for path in damaged] == [True, True]
-    assert set(cache.iterdir()) == before
+    assert {path for path in cache.iterdir() if path.suffix != ".lock"} == before
 
 
 def test_photos_that_come_out_in_different_sizes_are_refused(folder: Path) -> None:
@@ -132,8 +209,6 @@ def test_photos_that_come_out_in_different_sizes_are_refused(folder: Path) -> No
 
 
 def test_rows_come_in_order_whatever_takes_long() -> None:
-    import time
-
     def make(number: int) -> np.ndarray:
         time.sleep(0.02 if number % 7 == 0 else 0)
         return np.array([number])
@@ -149,9 +224,11 @@ def test_a_stop_in_the_middle_leaves_no_cache() -> None:
 
     cache = Path(os.environ["MMFLOWERS_CACHE"])
     with pytest.raises(KeyboardInterrupt):
-        cached_array("stopped", 0, (2, 4), rows)
-    assert not list(cache.glob(".*")) and not [path for path in cache.glob("*.npy") if path.stat().st_size < 100]
-    assert cached_array("stopped", 0, (2, 4), lambda: [np.ones(4, np.uint8)] * 2).sum() == 8
+        cached_array("stopped", 0, 0, (2, 4), rows)
+    assert not list(cache.glob(".*.partial")) and not [
+        path for path in cache.glob("*.npy") if path.stat().st_size < 100
+    ]
+    assert cached_array("stopped", 0, 0, (2, 4), lambda: [np.ones(4, np.uint8)] * 2).sum() == 8
 
 
 def test_workers_of_a_loader_see_the_same_pixels(folder: Path) -> None:
