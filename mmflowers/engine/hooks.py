@@ -228,7 +228,10 @@ class ProgressiveResizeHook(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         """Set the size of the epoch that begins."""
         begun = [epoch for epoch in self.sizes if epoch <= runner.epoch + 1]
-        self._augmentation.size = self.sizes[max(begun)] if begun else self._full
+        size = self.sizes[max(begun)] if begun else self._full
+        if size != self._augmentation.size:
+            self._augmentation.size = size
+            runner.train_dataloader._iterator = None  # persistent workers have the dataset as it was when they started
 
 
 @HOOKS.register_module()

@@ -150,8 +150,10 @@ class SizesHook(Hook):
         Path(runner.work_dir, "edges.json").write_text(json.dumps(self.edges))
 
 
-def test_epochs_grow_in_size(run: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_epochs_grow_in_size(run: Callable[..., Path], workers: int) -> None:
     def grow(config: Config) -> None:
+        config.train_dataloader.update(num_workers=workers, persistent_workers=workers > 0)
         config.custom_hooks += [dict(type="ProgressiveResizeHook", sizes={1: 32, 2: 48}), dict(type="SizesHook")]
 
     assert json.loads((run("grown", fast=True, change=grow) / "edges.json").read_text()) == [32] * 5 + [48] * 5
