@@ -20,9 +20,14 @@ from torch import Tensor
 
 from mmflowers.errors import InputError
 
-NEUTRAL = ("LoadImageFromFile", "NumpyToPIL", "PILToNumpy", "PackInputs")
+LOAD = "LoadImageFromFile"
+NEUTRAL = (LOAD, "NumpyToPIL", "PILToNumpy", "PackInputs")
+# Transforms that make the same of a photo each time: their result can be kept.
+STILL = (*NEUTRAL, "Resize", "ResizeEdge", "CenterCrop", "EfficientNetCenterCrop", "Pad")
 GREY_BGR = (0.114, 0.587, 0.2989)  # torchvision's weights, for blue, green, red
 LEVELS = np.arange(256.0)
+RESAMPLED = ("bilinear", "bicubic")
+LOAD_OPTIONS = ("imdecode_backend", "backend_args", "file_client_args")  # with any of them it is uint8 in BGR
 
 
 class RandomResizedCrop:
@@ -36,6 +41,7 @@ class RandomResizedCrop:
         area: Least and largest share of the photo.
         aspect: Least and largest width over height.
         attempts: Boxes that are drawn until one lies inside; then the largest allowed in the middle is taken.
+        mode: "bilinear" or "bicubic", both with antialiasing, as Pillow's.
     """
 
     def __init__(
@@ -44,8 +50,9 @@ class RandomResizedCrop:
         area: tuple[float, float] = (0.08, 1.0),
         aspect: tuple[float, float] = (3 / 4, 4 / 3),
         attempts: int = 10,
+        mode: str = "bilinear",
     ) -> None:
-        self.size, self.area, self.aspect, self.attempts = size, area, aspect, attempts
+        self.size, self.area, self.aspect, self.attempts, self.mode = size, area, aspect, attempts, mode
 
     def draw(self, rng: np.random.Generator, shapes: np.ndarray) -> np.ndarray:
         """Boxes as fractions (top, left, bottom, right), float64 of shape (n, 4), for photos of ``shapes`` (n, 2)."""
@@ -72,12 +79,11 @@ class RandomResizedCrop:
 
     def apply(self, images: Tensor, boxes: np.ndarray) -> Tensor:
         """uint8 of shape (n, 3, S, S) → (n, 3, size, size): uint8 on a CPU, float32 on another device."""
-        return (
-            cut_one_by_one(images, boxes, self.size) if images.device.type == "cpu" else cut(images, boxes, self.size)
-        )
+        way = cut_one_by_one if images.device.type == "cpu" else cut
+        return way(images, boxes, self.size, self.mode)
 
 
-def cut_one_by_one(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:
+def cut_one_by_one(images: Tensor, boxes: np.ndarray, size: int, mode: str = "bilinear") -> Tensor:
     """Cut and scale each image by PyTorch's uint8 kernel: 30 times as fast on a CPU as ``cut``."""
     edge = images.shape[-1]
     start = np.clip(np.rint(boxes[:, :2] * edge), 0, edge - 1).astype(int)
@@ -86,30 +92,38 @@ def cut_one_by_one(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:
     result = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
     for number, ((top, left), (bottom, right)) in enumerate(zip(start.tolist(), end.tolist(), strict=True)):
         box = images[number : number + 1, :, top:bottom, left:right]
-        result[number] = F.interpolate(box, (size, size), mode="bilinear", antialias=True)[0]
+        result[number] = F.interpolate(box, (size, size), mode=mode, antialias=True)[0]
     return result
 
 
-def cut(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:
+def cut(images: Tensor, boxes: np.ndarray, size: int, mode: str = "bilinear") -> Tensor:
     """Cut and scale a whole batch: scaling is linear in rows and in columns, so it is two products with matrices."""
     edge = images.shape[-1]
     dtype = torch.float16 if images.is_cuda else torch.float32  # 0…255 is exact in float16
     rows, columns = (
-        _resampling(boxes[:, [side, side + 2]] * edge, size, edge, images.device).to(dtype)[:, None] for side in (0, 1)
+        _resampling(boxes[:, [side, side + 2]] * edge, size, edge, images.device, mode).to(dtype)[:, None]
+        for side in (0, 1)
     )
     return (rows @ images.to(dtype) @ columns.mT).float().round_().clamp_(0, 255)
 
 
-def _resampling(spans: np.ndarray, size: int, edge: int, device: torch.device) -> Tensor:
+def _resampling(spans: np.ndarray, size: int, edge: int, device: torch.device, mode: str) -> Tensor:
     """The matrices (n, size, edge) that scale ``spans`` (n, 2) of a line of ``edge`` pixels to ``size`` pixels.
 
-    Pillow's bilinear filter: a triangle as wide as a pixel of the coarser of the two grids, cut off at the span's ends.
+    Pillow's filters: a triangle, or Keys' cubic with a = -1/2, as wide as a pixel of the coarser of the two grids, cut
+    off at the span's ends.
     """
     start, end = on_device(spans, device).float()[:, :, None].unbind(1)
     scale = (end - start) / size
     centre = start[:, None] + (torch.arange(size, device=device)[:, None] + 0.5) * scale[:, None]
     pixel = torch.arange(edge, device=device) + 0.5
-    weights = (1 - (pixel - centre).abs() / scale[:, None].clamp(min=1)).clamp(min=0)
+    distance = (pixel - centre).abs() / scale[:, None].clamp(min=1)
+    if mode == "bicubic":
+        near = (1.5 * distance - 2.5) * distance.square() + 1
+        far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+        weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+    else:
+        weights = (1 - distance).clamp(min=0)
     inside = (pixel > start.floor()) & (pixel < end.ceil())
     weights = weights * inside[:, None]
     return weights / weights.sum(2, keepdim=True)
@@ -312,26 +326,15 @@ class Augmentation:
         pipeline: The config's, a list of dicts.
 
     Raises:
-        InputError: Naming every transform that isn't known here.
+        InputError: Naming every transform that has no batched form (see ``unbatched``).
     """
 
     def __init__(self, pipeline: Sequence[dict]) -> None:
-        self.transforms, unknown = [], []
-        for step in pipeline:
-            name = str(step.get("type")).rpartition("/")[2]
-            if name in NEUTRAL:
-                continue
-            given = {key: value for key, value in step.items() if key not in ("type", "_scope_")}
-            try:
-                self.transforms.append(_KNOWN[name](given))
-            except (KeyError, TypeError, ValueError) as error:
-                unknown.append(name if name not in _KNOWN else f"{name} ({error})")
-        if not unknown and not (self.transforms and isinstance(self.transforms[0], RandomResizedCrop)):
-            unknown.append("a pipeline that doesn't begin with RandomResizedCrop")
+        self.transforms, unknown = _batched(pipeline)
         if unknown:
             raise InputError(
                 f"can't augment whole batches with {', '.join(unknown)}",
-                f"known are {', '.join(_KNOWN)}; leave the dataset's cache away for others",
+                f"known are {', '.join(_KNOWN)}; a FlowersDataset runs others photo by photo",
             )
 
     @property
@@ -377,6 +380,50 @@ class Drawn:
         return self.augmentation(images, self.drawn)
 
 
+def is_still(pipeline: Sequence[dict]) -> bool:
+    """Whether a pipeline makes the same of a photo each time, in uint8."""
+    return all(
+        _name(step) in STILL and not step.get("to_float32") and not step.get("ignore_empty") for step in pipeline
+    )
+
+
+def unbatched(pipeline: Sequence[dict]) -> list[str]:
+    """The transforms of a pipeline, each by its name and the reason, that have no form for whole batches.
+
+    Empty where ``Augmentation`` takes the pipeline, and where it has nothing that is random.
+    """
+    if is_still(pipeline):
+        return []
+    first = [] if _name(pipeline[0]) == LOAD else [f"a pipeline that doesn't begin with {LOAD}"]
+    return first + _batched(pipeline)[1]
+
+
+def _batched(pipeline: Sequence[dict]) -> tuple[list[Any], list[str]]:
+    """The batched transforms of a pipeline, and those that have no such form."""
+    known, unknown = [], []
+    for step in pipeline:
+        name = _name(step)
+        given = {key: value for key, value in step.items() if key not in ("type", "_scope_")}
+        try:
+            if name == LOAD:
+                plain = dict(to_float32=("false",), ignore_empty=("false",), color_type=("color",))
+                _plain(given, **plain, **dict.fromkeys(LOAD_OPTIONS, Any))
+            elif name not in NEUTRAL:
+                known.append(_KNOWN[name](given))
+        except (KeyError, TypeError, ValueError) as error:
+            unknown.append(f"{name} ({error})" if name in (LOAD, *_KNOWN) else name)
+    if not unknown and not (known and isinstance(known[0], RandomResizedCrop)):
+        unknown.append("a pipeline that doesn't begin with RandomResizedCrop")
+    if sum(isinstance(transform, RandomResizedCrop) for transform in known) > 1:
+        unknown.append("a second RandomResizedCrop")
+    return known, unknown
+
+
+def _name(step: dict) -> str:
+    """A transform's name without its library's (``torchvision/…``)."""
+    return str(step.get("type")).rpartition("/")[2]
+
+
 def _square(size: Any) -> int:
     edges = {size} if isinstance(size, int) else set(size)
     if len(edges) != 1:
@@ -392,14 +439,19 @@ def _plain(given: dict, **accepted: Any) -> None:
 
 
 def _crop(given: dict) -> RandomResizedCrop:
+    is_torchvision = "size" in given
     size = given.pop("scale", None) if "size" not in given else given.pop("size")
     if not isinstance(size, (int, list, tuple)):  # torchvision calls the area scale
         raise ValueError("no size")
     area = given.pop("crop_ratio_range", given.pop("scale", (0.08, 1.0)))
     aspect = given.pop("aspect_ratio_range", given.pop("ratio", (3 / 4, 4 / 3)))
     attempts = given.pop("max_attempts", 10)
-    _plain(given, interpolation=("bilinear",), backend=Any, antialias=Any)
-    return RandomResizedCrop(_square(size), tuple(area), tuple(aspect), attempts)
+    mode = _mode(str(given.pop("interpolation", "bilinear")), RESAMPLED)
+    backend = given.pop("backend", "pillow" if is_torchvision else "cv2")
+    if mode == "bicubic" and backend != "pillow":  # OpenCV's has another kernel and no antialiasing
+        raise ValueError(f"interpolation={mode}, backend={backend}")
+    _plain(given, antialias=Any)
+    return RandomResizedCrop(_square(size), tuple(area), tuple(aspect), attempts, mode)
 
 
 def _flip(given: dict) -> RandomFlip:
@@ -416,7 +468,7 @@ def _jitter(given: dict) -> ColorJitter:
 
     ranges = [limits(given.pop(name, 0), 1.0) for name in ("brightness", "contrast", "saturation")]
     hue = limits(given.pop("hue", 0), 0.0)
-    _plain(given)
+    _plain(given, backend=("pillow", "cv2"))
     return ColorJitter(*ranges, hue)
 
 
@@ -440,8 +492,8 @@ def _affine(given: dict) -> RandomAffine:
     return RandomAffine(degrees, translate, scale, (*shear, 0.0, 0.0)[:4], mode=_mode(mode))
 
 
-def _mode(name: str) -> str:
-    if name not in ("nearest", "bilinear"):
+def _mode(name: str, known: Sequence[str] = ("nearest", "bilinear")) -> str:
+    if name not in known:
         raise ValueError(f"interpolation={name}")
     return name
 

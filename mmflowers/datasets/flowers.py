@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmcv.image import imresize
+from mmcv.transforms import LoadImageFromFile
 from mmengine.device import get_device
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.registry import DATASETS
 from mmpretrain.structures import DataSample
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from mmflowers.datasets.augmentation import Augmentation, Drawn, on_device
-from mmflowers.datasets.cache import cached_array, in_threads, to_device
+from mmflowers.datasets.augmentation import Augmentation, Drawn, is_still, on_device, unbatched
+from mmflowers.datasets.cache import cached_array, cached_bytes, in_threads, to_device
 from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.errors import InputError
 
-STILL = ("LoadImageFromFile", "Resize", "ResizeEdge", "CenterCrop", "Pad", "NumpyToPIL", "PILToNumpy", "PackInputs")
+SOME = 32  # photos whose size is looked at
 
 
 @DATASETS.register_module()
@@ -31,10 +34,15 @@ class FlowersDataset(CustomDataset):
     MMPretrain's ``CustomDataset`` compares the number of classes only and takes missing files and labels out of range;
     here the folder is checked whole when it is read (``read_dataset_folder``).
 
-    With ``cache`` the photos are decoded once, and batches are taken whole (``batch``). Of a pipeline that draws
-    nothing its result is kept, so the network gets the very same pixels. Of one that augments, the photos are kept,
-    each scaled to a square; what the pipeline does to them is done for the whole batch by the data preprocessor
-    (``FlowersDataPreprocessor``), on the device that trains.
+    With ``cache`` the photos are decoded once:
+
+    - Of a pipeline that draws nothing its result is kept, so the network gets the very same pixels. Batches are taken
+      whole (``batch``).
+    - Of one that augments, the photos are kept, each scaled to a square; what the pipeline does to them is done for the
+      whole batch by the data preprocessor (``FlowersDataPreprocessor``), on the device that trains.
+    - Of one with transforms that have no form for whole batches (``unbatched``), the photos are kept as they are
+      decoded, and the pipeline itself runs photo by photo, in the loader's processes. The pixels are those of a
+      dataset without ``cache``. So it is for a pipeline that a hook sets later (MMPretrain's ``SwitchRecipeHook``).
 
     Args:
         data_root: The dataset folder.
@@ -45,7 +53,11 @@ class FlowersDataset(CustomDataset):
             the folder.
 
     Raises:
-        InputError: The folder isn't in order; with ``cache``, the pipeline can't be computed for whole batches.
+        InputError: The folder isn't in order.
+
+    Attributes:
+        augmentation: What the pipeline does to whole batches; None of any other pipeline.
+        unbatched: With ``cache``: the transforms that keep the pipeline from being computed for whole batches.
     """
 
     def __init__(
@@ -67,10 +79,13 @@ class FlowersDataset(CustomDataset):
         self.augmentation: Augmentation | None = None
         self._cache, self._cache_size = cache, cache_size
         self._steps = [dict(step) for step in kwargs.get("pipeline") or ()]
-        if cache and not all(str(step.get("type")).rpartition("/")[2] in STILL for step in self._steps):
+        self.unbatched = unbatched(self._steps) if cache else []
+        if cache and not self.unbatched and not is_still(self._steps):
             self.augmentation = Augmentation(self._steps)
         self._drawn: dict[tuple, list[np.ndarray]] = {}
         self._photos: Tensor | None = None
+        self._decoded: list[np.ndarray] | None = None
+        self._is_open = False  # the decoded photos, if the cache holds them
         super().__init__(data_root=data_root, ann_file=ann_file, metainfo=metainfo, **kwargs)
 
     def load_data_list(self) -> list[dict]:
@@ -83,7 +98,44 @@ class FlowersDataset(CustomDataset):
     @property
     def gives_batches(self) -> bool:
         """Whether ``batch`` can be asked."""
-        return self._cache
+        return self._cache and not self.unbatched
+
+    @property
+    def pipeline(self) -> Any:
+        """The transforms of a single photo. One that is set later has no form for whole batches."""
+        return self._pipeline
+
+    @pipeline.setter
+    def pipeline(self, pipeline: Any) -> None:
+        is_another, self._pipeline = hasattr(self, "_pipeline"), pipeline
+        if is_another and self._cache:
+            self.unbatched, self.augmentation = ["a pipeline that was exchanged"], None
+            self._photos, self._decoded, self._is_open = None, None, False
+
+    def open_cache(self) -> None:
+        """Open the cache, which is made first where it has to be: once, before a loader's processes share it."""
+        if self.unbatched:
+            self._open_decoded()
+        elif self._cache:
+            self._load()
+
+    def __getstate__(self) -> dict:
+        """All but the photos, which another process finds in the cache."""
+        return {**self.__dict__, "_photos": None, "_decoded": None, "_is_open": False}
+
+    def prepare_data(self, idx: int) -> Any:
+        """A photo's sample, as MMEngine makes it; a photo that the cache holds isn't decoded again."""
+        if self.unbatched:
+            self._open_decoded()
+        if self._decoded is None:
+            return super().prepare_data(idx)
+        image = self._decoded[idx].copy()  # transforms may write into it
+        sample = {**self.get_data_info(idx), "img": image, "img_shape": image.shape[:2], "ori_shape": image.shape[:2]}
+        for transform in self.pipeline.transforms[1:]:
+            sample = transform(sample)
+            if sample is None:
+                return None
+        return sample
 
     def batch(self, places: Sequence[tuple[int, int, int]], seed: int) -> dict[str, Any]:
         """What a loader would have collated, in one go.
@@ -127,12 +179,7 @@ class FlowersDataset(CustomDataset):
         """The photos, uint8 of shape (n, H, W, 3)."""
         if self._photos is not None:
             return self._photos
-        infos = [self.get_data_info(index) for index in range(len(self))]
-        self._paths = [info["img_path"] for info in infos]
-        self._labels = np.array([info["gt_label"] for info in infos])
-        files = [Path(path).stat() for path in self._paths]
-        state = [[path, file.st_size, file.st_mtime_ns] for path, file in zip(self._paths, files, strict=True)]
-        name = f"{self._folder.root.resolve()} {self._split}"
+        name, state = self._read_list()
         if self.augmentation is None:
             shape = self._pixels(0).shape
 
@@ -164,6 +211,52 @@ class FlowersDataset(CustomDataset):
         photos = to_device(array, torch.device(get_device())) if get_worker_info() is None else None
         self._photos = torch.from_numpy(array) if photos is None else photos
         return self._photos
+
+    def _open_decoded(self) -> None:
+        """Find the photos as the pipeline's first transform decodes them, where the cache can hold them."""
+        if self._is_open:
+            return
+        self._is_open = True
+        loader = self.pipeline.transforms[0] if self.pipeline.transforms else None
+        if type(loader) is not LoadImageFromFile:
+            return
+        if loader.color_type != "color" or loader.to_float32 or loader.ignore_empty:  # not always three of uint8
+            return
+        name, state = self._read_list()
+
+        def photos() -> Iterator[np.ndarray]:
+            shapes = []
+            for image in in_threads(lambda index: self._image(loader, index), len(self)):
+                shapes.append(image.shape)
+                yield image
+            yield np.array(shapes, "<i8").view(np.uint8)  # last, as they are known then
+
+        array = cached_bytes(name, state, ["photos", repr(loader)], self._decoded_size(), photos)
+        if array is None:
+            return
+        shapes = np.ascontiguousarray(array[-24 * len(self) :]).view("<i8").reshape(-1, 3)
+        ends = shapes.prod(1).cumsum()
+        self._decoded = [
+            array[end - shape.prod() : end].reshape(shape) for shape, end in zip(shapes, ends, strict=True)
+        ]
+
+    def _decoded_size(self) -> int:
+        """Bytes of all photos, by the sizes of some."""
+        some = self._paths[:: -(-len(self) // SOME)]
+        pixels = []
+        for path in some:
+            with contextlib.suppress(Exception), Image.open(path) as image:  # what can't be opened is reported later
+                pixels.append(image.width * image.height)
+        return int(3 * len(self) * np.mean(pixels)) if pixels else 0
+
+    def _read_list(self) -> tuple[str, list]:
+        """Read paths and labels; return what the cache knows the list by, and the state of its files."""
+        infos = [self.get_data_info(index) for index in range(len(self))]
+        self._paths = [info["img_path"] for info in infos]
+        self._labels = np.array([info["gt_label"] for info in infos])
+        files = [Path(path).stat() for path in self._paths]
+        state = [[path, file.st_size, file.st_mtime_ns] for path, file in zip(self._paths, files, strict=True)]
+        return f"{self._folder.root.resolve()} {self._split}", state
 
     def _image(self, loader: Any, index: int) -> np.ndarray:
         path = self._paths[index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -193,13 +194,17 @@ def make_fast(config: Config) -> None:
     """Give any recipe the pieces that ``configs/*_fast.py`` name one by one; what is learned stays as it is.
 
     Photos are decoded once and augmented by whole batches on the device, in the main process: no loader's workers take
-    the processors from the training. The rest saves waiting, and takes bfloat16 where the hardware has it.
+    the processors from the training. A pipeline with transforms that have no form for whole batches stays with its
+    workers. The rest saves waiting, and takes bfloat16 where the hardware has it.
     """
-    for name in LOADERS:
-        if config.get(name):
-            config[name].num_workers = 0
     for dataset in datasets(config):
-        dataset["cache"] = True
+        if _is_ours(dataset):
+            dataset["cache"] = True
+    for name in LOADERS:
+        if config.get(name) and _gives_batches(config, name):
+            config[name].num_workers = 0
+    if not (config.get("data_preprocessor") or config.model.get("data_preprocessor")):
+        config.data_preprocessor = dict(type="FlowersDataPreprocessor")
     for preprocessor in (config.get("data_preprocessor"), config.model.get("data_preprocessor")):
         if preprocessor and preprocessor.get("type", "ClsDataPreprocessor") == "ClsDataPreprocessor":
             preprocessor["type"] = "FlowersDataPreprocessor"
@@ -208,7 +213,10 @@ def make_fast(config: Config) -> None:
         loss["type"] = "FlowersLabelSmoothLoss"
     config.optim_wrapper.type = "BFloat16OptimWrapper"
     config.optim_wrapper.where_fast = True
-    config.optim_wrapper.optimizer.setdefault("fused", True)
+    for key in ("dtype", "loss_scale", "use_fp64"):  # AmpOptimWrapper's
+        config.optim_wrapper.pop(key, None)
+    if _can_be_fused(config.optim_wrapper.optimizer):
+        config.optim_wrapper.optimizer.setdefault("fused", True)
     config.train_cfg.loss_interval = LOOK
     if config.get("val_cfg") is not None:
         config.val_cfg.type = "FastValLoop"
@@ -219,19 +227,63 @@ def make_fast(config: Config) -> None:
     config.custom_hooks = [*kept, *(dict(type=name) for name in FAST_HOOKS if dict(type=name) not in kept)]
 
 
+def _is_ours(dataset: dict) -> bool:
+    return str(dataset.get("type")).rpartition(".")[2] == "FlowersDataset"
+
+
+def _gives_batches(config: Config, loader: str) -> bool:
+    """Whether a loader's dataset gives whole batches all through the training."""
+    from mmflowers.datasets.augmentation import unbatched  # brings torch
+
+    dataset = config[loader].get("dataset") or {}
+    if not _is_ours(dataset) or unbatched(dataset.get("pipeline") or []):
+        return False
+    return loader != "train_dataloader" or not switches(config, "train_pipeline")
+
+
+def switches(config: Config, what: str) -> bool:
+    """Whether an MMPretrain ``SwitchRecipeHook`` of the config exchanges ``what`` in the course of the training."""
+    hooks = [hook for hook in config.get("custom_hooks") or [] if str(hook.get("type")).endswith("SwitchRecipeHook")]
+    return any(what in recipe for hook in hooks for recipe in hook.get("schedule") or [])
+
+
+def _can_be_fused(optimizer: dict) -> bool:
+    """Whether it is one of PyTorch's that has a fused form; those of other packages have none."""
+    import torch
+
+    found = getattr(torch.optim, str(optimizer.get("type")), None)
+    return found is not None and "fused" in inspect.signature(found).parameters
+
+
 @_of_a_known_form
 def freeze(config: Config, freeze_to: str, views: int) -> None:
-    """Train what comes after a layer on feature maps that are computed once (``FrozenTrainLoop``)."""
+    """Train what comes after a layer on feature maps that are computed once (``FrozenTrainLoop``).
+
+    Raises:
+        InputError: The config exchanges its pipeline under way, when the photos have been looked at.
+    """
+    _refuse_switch(config, "--freeze-to")
     config.train_cfg.pop("by_epoch", None)
     config.train_cfg |= dict(type="FrozenTrainLoop", freeze_to=freeze_to, views=views)
 
 
 @_of_a_known_form
 def probe(config: Config) -> None:
-    """Fit the head alone (``LinearProbeLoop``), on images 9/16 as wide: a third of the arithmetic."""
+    """Fit the head alone (``LinearProbeLoop``), on images 9/16 as wide: a third of the arithmetic.
+
+    Raises:
+        InputError: As ``freeze``.
+    """
+    _refuse_switch(config, "--probe")
     _scale_images(config, PROBE_SCALE)
     config.train_cfg = dict(type="LinearProbeLoop", max_epochs=1)
     config.param_scheduler = []  # no step is taken
+
+
+def _refuse_switch(config: Config, flag: str) -> None:
+    if switches(config, "train_pipeline"):
+        what = f"{flag} computes all features before the training, and SwitchRecipeHook changes the pipeline in it"
+        raise InputError(what, f"leave out {flag}, or train_pipeline in the hook's schedule")
 
 
 @_of_a_known_form

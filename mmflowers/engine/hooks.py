@@ -214,14 +214,16 @@ class ProgressiveResizeHook(Hook):
         """See that the dataset can.
 
         Raises:
-            InputError: It has no cache.
+            InputError: It has no cache, or its pipeline has no form for whole batches.
         """
         dataset = runner.train_dataloader.dataset
         self._augmentation = getattr(dataset, "augmentation", None)
         if self._augmentation is None:
+            unbatched = ", ".join(getattr(dataset, "unbatched", ()))
             raise InputError(
-                "ProgressiveResizeHook needs a dataset with a cache",
-                "train_dataloader = dict(dataset=dict(cache=True))",
+                "ProgressiveResizeHook needs a dataset with a cache and a pipeline that is computed for whole batches"
+                + (f"; this one has {unbatched}" if unbatched else ""),
+                "leave those transforms out" if unbatched else "train_dataloader = dict(dataset=dict(cache=True))",
             )
         self._full = self._augmentation.size
 

@@ -30,9 +30,10 @@ from mmflowers.engine.loops import ExactTrainLoop
 from mmflowers.engine.progress import ProgressHook, make_room, wants_bar
 from mmflowers.engine.record import RecordHook
 from mmflowers.engine.weights import convert_state_dict, fetch_weights
-from mmflowers.errors import InputError
+from mmflowers.errors import InputError, count
 from mmflowers.evaluation.metrics import CountPhotos
 from mmflowers.files import DISK_ERRORS, write_text
+from mmflowers.models.preprocessing import FlowersDataPreprocessor
 
 LAST = "last.pth"
 
@@ -107,7 +108,10 @@ class FlowersRunner(Runner):
         collate = cfg.get("collate_fn") or "pseudo_collate"
         collate = dict(collate) if isinstance(collate, dict) else {"type": collate}
         cfg["collate_fn"] = dict(type="collate_samples", collate=collate.pop("type"), **collate)
-        return Runner.build_dataloader(cfg, seed, diff_rank_seed)
+        loader = Runner.build_dataloader(cfg, seed, diff_rank_seed)
+        if loader.num_workers and hasattr(loader.dataset, "open_cache"):
+            loader.dataset.open_cache()
+        return loader
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build the ``ExactTrainLoop`` where MMEngine would take its own for epochs."""
@@ -115,7 +119,28 @@ class FlowersRunner(Runner):
             "EpochBasedTrainLoop"
         ):
             loop = {**{key: value for key, value in loop.items() if key != "by_epoch"}, "type": "ExactTrainLoop"}
-        return super().build_train_loop(loop)
+        built = super().build_train_loop(loop)
+        self._check_augmentation(built.dataloader)
+        return built
+
+    def _check_augmentation(self, loader: DataLoader) -> None:
+        """See that the model's data preprocessor augments the batches that ask for it; say which pipelines don't.
+
+        Raises:
+            InputError: It doesn't: the network would get whole photos, each scaled to a square.
+        """
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        if getattr(loader.dataset, "augmentation", None) is not None and not isinstance(
+            model.data_preprocessor, FlowersDataPreprocessor
+        ):
+            raise InputError(
+                f"{type(model.data_preprocessor).__name__} doesn't augment the batches of a dataset with a cache",
+                "set data_preprocessor.type to FlowersDataPreprocessor, or the dataset's cache to False",
+            )
+        if unbatched := getattr(loader.dataset, "unbatched", ()):
+            steps = ", ".join(type(step).__name__ for step in loader.dataset.pipeline.transforms)
+            where = f"in {count(loader.num_workers, 'loader worker')}" if loader.num_workers else "in the main process"
+            self.logger.info(f"{steps} run photo by photo {where}: no batched form of {', '.join(unbatched)}")
 
     def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build the ``StoppableValLoop`` where the config names none."""

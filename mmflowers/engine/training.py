@@ -95,7 +95,8 @@ def configure(
         amp: bfloat16 autocast and channels-last memory, on a GPU or a CPU.
         seed: In place of the config's.
         laptop: Shrink the recipe: 3 epochs, smaller images.
-        fast: The same recipe on decoded photos, augmented on the device (``configuration.make_fast``).
+        fast: The same recipe on decoded photos, augmented by whole batches where that can be
+            (``configuration.make_fast``).
         freeze_to: Train only what comes after this layer, on feature maps computed once; implies ``fast``.
         views: Augmented views of each photo for ``freeze_to``.
         probe: Fit the head alone, on small images; implies ``fast``, and leaves nothing to ``laptop``.

@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode, RandomAffine
 from torchvision.transforms import functional as F
 
 from mmflowers.datasets import augmentation
-from mmflowers.datasets.augmentation import Augmentation, cut, cut_one_by_one
+from mmflowers.datasets.augmentation import Augmentation, cut, cut_one_by_one, unbatched
 from mmflowers.errors import InputError
 from mmflowers.rendered.photos import render_flower
 
@@ -52,12 +52,13 @@ def assert_almost(got: Tensor, expected: Tensor, *, mean: float, almost_all: flo
 
 
 @pytest.mark.parametrize("box", [(0, 0, 160, 160), (20, 30, 120, 110), (5, 100, 35, 160), (60, 2, 158, 60)])
-def test_a_cut_is_pillows(photo: Image.Image, box: tuple[int, int, int, int]) -> None:
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_a_cut_is_pillows(photo: Image.Image, box: tuple[int, int, int, int], mode: str) -> None:
     top, left, bottom, right = box
-    expected = photo.crop((left, top, right, bottom)).resize((64, 64), Image.Resampling.BILINEAR)
+    expected = photo.crop((left, top, right, bottom)).resize((64, 64), Image.Resampling[mode.upper()])
     expected = torch.from_numpy(np.array(expected)).permute(2, 0, 1).float()
     for way in (cut, cut_one_by_one):
-        got = as_rgb(way(as_batch(photo), np.array([box]) / 160, 64))[0]
+        got = as_rgb(way(as_batch(photo), np.array([box]) / 160, 64, mode))[0]
         assert (got - expected).abs().max() <= 2  # Pillow rounds between rows and columns
         assert (got - expected).abs().mean() < 0.5
 
@@ -192,3 +193,29 @@ def test_every_transform_that_isnt_known_is_named() -> None:
         Augmentation([CROP, dict(type="RandomFlip", prob=0.5, direction="vertical")])
     with pytest.raises(InputError, match="doesn't begin with RandomResizedCrop"):
         Augmentation([dict(type="RandomFlip", prob=0.5)])
+
+
+LOAD, PACK = dict(type="LoadImageFromFile"), dict(type="PackInputs")
+
+
+@pytest.mark.parametrize(
+    ("steps", "reasons"),
+    [
+        ([LOAD, CROP, PACK], []),
+        ([LOAD, dict(CROP, interpolation="bicubic", backend="pillow"), PACK], []),
+        ([LOAD, CROP, dict(type="ColorJitter", brightness=0.4, backend="cv2"), PACK], []),
+        ([LOAD, dict(type="EfficientNetCenterCrop", crop_size=64), PACK], []),  # draws nothing
+        ([LOAD, dict(CROP, interpolation="bicubic"), PACK], ["RandomResizedCrop (interpolation=bicubic, backend=cv2)"]),
+        ([LOAD, dict(type="RandAugment"), CROP, PACK], ["RandAugment"]),
+        ([LOAD, CROP, CROP, PACK], ["a second RandomResizedCrop"]),
+        ([CROP, PACK], ["a pipeline that doesn't begin with LoadImageFromFile"]),
+        ([dict(LOAD, to_float32=True), CROP, PACK], ["LoadImageFromFile (to_float32=True)"]),
+        ([dict(LOAD, color_type="grayscale"), CROP, PACK], ["LoadImageFromFile (color_type=grayscale)"]),
+        (
+            [dict(LOAD, to_float32=True), dict(type="CenterCrop", crop_size=64), PACK],
+            ["LoadImageFromFile (to_float32=True)", "CenterCrop"],
+        ),
+    ],
+)
+def test_what_keeps_a_pipeline_from_being_batched_is_named(steps: list[dict], reasons: list[str]) -> None:
+    assert unbatched(steps) == reasons

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import signal
 import time
@@ -17,6 +18,7 @@ import mmflowers.engine  # noqa: F401  registers
 from mmflowers.datasets import cache as cache_module
 from mmflowers.datasets.cache import cached_array, in_threads
 from mmflowers.datasets.flowers import FlowersDataset
+from mmflowers.datasets.seeded import Draw, SeededDataset
 from mmflowers.errors import InputError
 
 TEST = [
@@ -85,6 +87,33 @@ def test_pixels_are_those_of_single_photos_on_average(folder: Path) -> None:
         torch.testing.assert_close(statistic(ours), statistic(theirs), rtol=0.03, atol=1.5)
     detail = [(x[..., 1:] - x[..., :-1]).abs().mean().item() for x in (ours, theirs)]
     assert abs(detail[0] / detail[1] - 1) < 0.15  # nearly as sharp: small crops come from a photo of 96 px
+
+
+ERASING = [TRAIN[0], dict(type="RandomErasing", erase_prob=1.0), TEST[1], TEST[3]]  # writes into the decoded photo
+
+
+def erased(dataset: FlowersDataset) -> list[torch.Tensor]:
+    """What two passes over a dataset give, photo by photo."""
+    seeded = SeededDataset(dataset, seed=0)
+    return [seeded[Draw(epoch, 0, 0, index)]["inputs"] for epoch in range(2) for index in range(len(dataset))]
+
+
+@pytest.mark.parametrize(("limit", "arrays"), [("1", 1), ("1e-6", 0)])
+def test_photos_that_are_augmented_one_by_one_are_decoded_once_where_they_fit(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, arrays: int
+) -> None:
+    monkeypatch.setenv("MMFLOWERS_CACHE", str(tmp_path / "decoded"))
+    monkeypatch.setenv("MMFLOWERS_CACHE_GB", limit)
+    plain = FlowersDataset(data_root=str(folder), ann_file="val.txt", pipeline=ERASING)
+    dataset = cached(folder, "val", ERASING)
+    assert dataset.unbatched == ["RandomErasing", "ResizeEdge"] and not dataset.gives_batches
+    expected = erased(plain)
+    assert all(map(torch.equal, erased(dataset), expected))
+    assert len(list((tmp_path / "decoded").glob("*.npy"))) == arrays
+    if arrays:  # nothing is decoded any more
+        monkeypatch.setattr(type(dataset.pipeline.transforms[0]), "transform", None)
+        assert all(map(torch.equal, erased(cached(folder, "val", ERASING)), expected))
+        assert len(pickle.dumps(dataset)) < sum(image.nbytes for image in dataset._decoded)
 
 
 def test_a_photo_that_changed_is_decoded_again_and_the_old_cache_goes(folder: Path) -> None:

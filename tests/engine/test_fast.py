@@ -14,13 +14,15 @@ import torch
 from conftest import NARROW, ROOT, run_tool
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.registry import DefaultScope
 from mmpretrain.registry import HOOKS
 from ours.rates import measure_rates
 from replay import Replay
 
 import mmflowers.engine  # noqa: F401  registers
-from mmflowers.datasets.augmentation import Augmentation
-from mmflowers.datasets.flowers import STILL
+from mmflowers.datasets.augmentation import STILL, Augmentation
+from mmflowers.datasets.flowers import FlowersDataset
+from mmflowers.datasets.seeded import Draw, SeededDataset
 from mmflowers.engine import CUDAGraphHook, OutOfPlaceHook, configuration
 from mmflowers.engine.optim import has_fast_bfloat16
 from mmflowers.engine.training import configure, train
@@ -35,7 +37,7 @@ def run(dataset: Path, tiny_config: Path, tmp_path: Path) -> Callable[..., Path]
 
     def train_it(folder: str, *options: str, change: Callable[[Config], object] = lambda config: None, **flags) -> Path:
         config = configure(
-            tiny_config,
+            flags.pop("config", tiny_config),
             data=dataset,
             weights=None if flags.get("resume") else "none",
             work_dir=tmp_path / folder,
@@ -164,18 +166,116 @@ def test_sizes_need_a_cache(run: Callable[..., Path]) -> None:
         run("grown", change=lambda c: c.custom_hooks.append(dict(type="ProgressiveResizeHook", sizes={1: 32})))
 
 
-def test_a_pipeline_that_has_no_batched_form_is_refused_before_anything_is_built(
-    dataset: Path, tiny_config: Path, tmp_path: Path
+def test_sizes_need_a_pipeline_for_whole_batches(run: Callable[..., Path]) -> None:
+    def grow(config: Config) -> None:
+        erase(config)
+        config.custom_hooks.append(dict(type="ProgressiveResizeHook", sizes={1: 32}))
+
+    with pytest.raises(InputError, match="computed for whole batches; this one has RandomErasing"):
+        run("grown", fast=True, change=grow)
+
+
+def erase(config: Config) -> None:
+    """Give the training a transform that has no batched form."""
+    config.train_dataloader.dataset.pipeline.insert(-1, dict(type="RandomErasing", erase_prob=0.5, mode="rand"))
+
+
+def test_transforms_without_a_batched_form_run_photo_by_photo_and_resume_to_the_same_weights(
+    run: Callable[..., Path], tiny_config: Path, tmp_path: Path
 ) -> None:
-    config = tmp_path / "erasing.py"
+    erasing = configuration.load_config(tiny_config)
+    erase(erasing)
+    erasing.dump(tmp_path / "erasing.py")
+    options = dict(fast=True, config=tmp_path / "erasing.py")
+
+    def in_a_worker(config: Config) -> None:
+        config.train_dataloader.update(num_workers=1, persistent_workers=True)
+
+    def end_after_one(config: Config) -> None:
+        config.train_cfg.max_epochs = 1
+
+    straight = run("straight", **options, change=in_a_worker)
+    (log,) = straight.glob("*/*.log")
+    told = (
+        "RandomFlip, RandomErasing, PackInputs run photo by photo in 1 loader worker: no batched form of RandomErasing"
+    )
+    assert log.read_text().count(told) == 1
+    run("stopped", **options, change=end_after_one)
+    assert_same(straight, run("stopped", **options, resume=True))
+
+
+def test_a_stock_recipe_keeps_its_workers_where_its_transforms_need_them(tiny_config: Path) -> None:
+    config = configuration.load_config(tiny_config)
+    config.train_dataloader.num_workers = config.val_dataloader.num_workers = 2
+    erase(config)
+    configuration.make_fast(config)
+    assert (config.train_dataloader.num_workers, config.val_dataloader.num_workers) == (2, 0)
+
+
+def test_batches_that_nothing_would_augment_are_refused(run: Callable[..., Path]) -> None:
+    def stock_preprocessor(config: Config) -> None:
+        config.data_preprocessor.type = "ClsDataPreprocessor"
+
+    with pytest.raises(InputError, match="ClsDataPreprocessor doesn't augment the batches"):
+        run("squares", fast=True, change=stock_preprocessor)
+
+
+@HOOKS.register_module()
+class PhotosHook(Hook):
+    """Notes what the network gets of each photo in each epoch."""
+
+    def before_train(self, runner) -> None:
+        self.seen: dict[tuple[int, int], torch.Tensor] = {}
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        for image, sample in zip(data_batch["inputs"], data_batch["data_samples"], strict=True):
+            self.seen[runner.epoch, sample.sample_idx] = image.clone()
+
+    def after_train(self, runner) -> None:
+        torch.save(self.seen, Path(runner.work_dir, "seen.pth"))
+
+
+def test_a_recipe_that_is_switched_is_seeded_as_without_a_cache_and_resumes(
+    run: Callable[..., Path], dataset: Path
+) -> None:
+    load, pack = dict(type="LoadImageFromFile"), dict(type="PackInputs")
+    pipelines = [[load, dict(type="RandomResizedCrop", scale=edge, backend="pillow"), pack] for edge in (32, 48)]
+
+    def switch(config: Config) -> None:
+        schedule = [dict(action_epoch=epoch, train_pipeline=steps) for epoch, steps in enumerate(pipelines, 1)]
+        config.custom_hooks += [dict(type="SwitchRecipeHook", schedule=schedule), dict(type="PhotosHook")]
+
+    def in_a_worker(config: Config) -> None:
+        switch(config)
+        config.train_dataloader.update(num_workers=1, persistent_workers=True)
+
+    def end_after_one(config: Config) -> None:
+        switch(config)
+        config.train_cfg.max_epochs = 1
+
+    straight = run("straight", fast=True, change=in_a_worker)
+    seen = torch.load(straight / "seen.pth")
+    assert len(seen) == 80
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        for epoch, steps in enumerate(pipelines):
+            plain = SeededDataset(FlowersDataset(data_root=str(dataset), ann_file="train.txt", pipeline=steps), seed=0)
+            for index in range(40):
+                assert torch.equal(seen[epoch, index], plain[Draw(epoch, 0, 0, index)]["inputs"])
+    run("stopped", fast=True, change=end_after_one)
+    assert_same(straight, run("stopped", fast=True, resume=True, change=switch))
+
+
+@pytest.mark.parametrize("flags", [dict(freeze_to="layer2"), dict(probe=True)])
+def test_features_that_are_computed_once_refuse_a_pipeline_that_changes(
+    flags: dict, dataset: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "switched.py"
     config.write_text(
         f"_base_ = {str(tiny_config)!r}\n"
-        "pipeline = [dict(type='LoadImageFromFile'), dict(type='RandomResizedCrop', scale=48), "
-        "dict(type='RandomErasing'), dict(type='PackInputs')]\n"
-        "train_dataloader = dict(dataset=dict(pipeline=pipeline))\n"
+        "custom_hooks = [dict(type='SwitchRecipeHook', schedule=[dict(action_epoch=2, train_pipeline=[])])]\n"
     )
-    got = run_tool("train.py", config, "--fast", "--data", dataset, "--weights", "none", cwd=tmp_path)
-    assert got.returncode == 2 and "error: can't augment whole batches with RandomErasing" in got.stderr
+    with pytest.raises(InputError, match="SwitchRecipeHook changes the pipeline"):
+        configure(config, data=dataset, weights="none", work_dir=tmp_path / "work", **flags)
 
 
 def test_bfloat16_is_taken_where_the_processor_has_it(run: Callable[..., Path]) -> None:
