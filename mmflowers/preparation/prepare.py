@@ -27,6 +27,7 @@ from mmflowers.preparation.splitting import check_given, name_targets, shown
 from mmflowers.preparation.splitting import split as draw_split
 from mmflowers.preparation.writing import (
     ELSEWHERE,
+    FORMAT_VERSION,
     Target,
     digest,
     is_whole,
@@ -250,6 +251,9 @@ def build(source: Source, target: Target, options: Options, *, workers: int, for
         journal.close()
     target.sync_early()
     summary.notes += place_photos(records, source.root, target, link=options.link)
+    if (old := target.metadata()) and not source.has_split and old.get("format_version") != FORMAT_VERSION:
+        what = f"the old {target.out.name} has format {old.get('format_version')}, this is {FORMAT_VERSION}"
+        summary.notes.append(f"{what}: groups of alike photos are drawn anew, so its split may differ")
     summary.state = "written"
     write_tables(records, classes, target)
     write_contact_sheet(records, classes, target)
@@ -357,8 +361,8 @@ def _up_to_date_rendered(target: Target, description: dict | None, options: Opti
 
 
 def _same(metadata: dict, description: dict, options: Options) -> bool:
-    now = (description, options.as_json(), _versions())
-    return now == (metadata.get("source"), metadata.get("options"), metadata.get("versions"))
+    now = (FORMAT_VERSION, description, options.as_json(), _versions())
+    return now == tuple(metadata.get(key) for key in ("format_version", "source", "options", "versions"))
 
 
 def _as_it_is(target: Target, metadata: dict) -> Summary:

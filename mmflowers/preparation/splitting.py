@@ -31,7 +31,8 @@ def split(records: Iterable[Record], *, val: Fraction, test: Fraction = Fraction
     """Give every record that isn't dropped its ``split``, stratified by class; a duplicate group never spans two.
 
     The draw depends on the seed, the class names and the contents of the files alone: not on file names, their order
-    or the number of workers. Groups are placed first, single photos fill up the exact sizes.
+    or the number of workers. Groups are placed first, single photos fill up the exact sizes. A group is drawn once,
+    from the contents of all its photos, so it lands in a split as often as a single photo does, whatever its size.
 
     Returns:
         Lines about classes whose sizes couldn't be met because a group of alike photos is too large to fit.
@@ -52,7 +53,7 @@ def split(records: Iterable[Record], *, val: Fraction, test: Fraction = Fraction
         else:
             groups.setdefault(record.group, []).append(record)
     shares = {"train": 1 - val - test, "val": val, "test": test}
-    draws = {number: min(_draw(seed, record) for record in group) for number, group in groups.items()}
+    draws = {number: _draw(seed, group) for number, group in groups.items()}
     for number in sorted(groups, key=lambda number: (-len(groups[number]), draws[number])):
         group = groups[number]
         if len(group) == 1:  # its partners were dropped
@@ -64,7 +65,7 @@ def split(records: Iterable[Record], *, val: Fraction, test: Fraction = Fraction
             record.split = name
             room[record.class_name][name] -= 1
     for class_name, rest in singles.items():
-        rest.sort(key=lambda record: (_draw(seed, record), record.path))
+        rest.sort(key=lambda record: (_draw(seed, [record]), record.path))
         for name in reversed(wanted):  # train takes the rest where a group has overdrawn
             take = max(room[class_name][name], 0) if name != "train" else len(rest)
             for record in rest[:take]:
@@ -125,8 +126,13 @@ def shown(path: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
 
 
-def _draw(seed: int, record: Record) -> int:
-    key = "\0".join((str(seed), record.class_name, record.sha256))
+def _draw(seed: int, group: Iterable[Record]) -> int:
+    """Draw uniformly from the integers below 2**256, once for all photos of a group.
+
+    Not the least of a draw a photo: that is small where a group is large, and small draws are the training's.
+    """
+    contents = sorted({(record.class_name, record.sha256) for record in group})
+    key = "\0".join((str(seed), *(part for content in contents for part in content)))
     return int.from_bytes(hashlib.sha256(encoded(key)).digest(), "big")
 
 

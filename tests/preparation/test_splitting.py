@@ -96,6 +96,37 @@ def test_groups_land_on_both_sides():
     assert count(rows) == {("rose", "train"): 160, ("rose", "val"): 40, ("tulip", "train"): 160, ("tulip", "val"): 40}
 
 
+@pytest.mark.parametrize("size", [2, 3, 6])
+def test_few_groups_among_many_single_photos_land_in_each_split_by_its_share(size):
+    got = Counter()
+    for seed in range(60):
+        rows = photos(rose=200, tulip=200)
+        groups = [rows[start : start + size] for start in (*range(0, 30, size), *range(200, 230, size))]
+        for number, group in enumerate(groups):
+            for row in group:
+                row.group = number
+        assert split(rows, val=FIFTH, test=Fraction("0.1"), seed=seed) == []
+        got.update(group[0].split for group in groups)
+    n = got.total()
+    for name, share in (("train", 0.7), ("val", 0.2), ("test", 0.1)):
+        assert abs(got[name] / n - share) < 4 * (share * (1 - share) / n) ** 0.5, (name, got)
+
+
+def test_a_groups_draw_is_kept_when_other_photos_and_copies_of_its_own_come():
+    def drawn(extra: int, copies: int) -> list[str]:
+        rows = photos(rose=100, tulip=100 + extra)
+        for index, row in enumerate(rows[:40]):
+            row.group = index // 2
+        copied = [Record(f"rose/copy {index}.jpg", "rose", sha256="rose0", extension=".jpg") for index in range(copies)]
+        for row in copied:
+            row.group = rows[0].group
+        split([*rows, *copied], val=FIFTH)
+        return [row.split for row in rows[:40]]
+
+    assert {*drawn(0, 0)} == {"train", "val"}
+    assert drawn(0, 0) == drawn(50, 0) == drawn(0, 3)
+
+
 def test_a_group_too_large_for_exact_sizes_stays_whole_and_is_said():
     rows = photos(rose=20, tulip=20)
     for row in rows[:18]:

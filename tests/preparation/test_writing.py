@@ -266,6 +266,17 @@ def test_whatever_changes_makes_it_anew(photos, out, change):
     assert make(photos, out, **options).state == "up to date"
 
 
+def test_a_folder_of_an_older_format_is_written_again_and_said(photos, out):
+    make(photos, out)
+    metadata = json.loads((out / "dataset.json").read_text())
+    (out / "dataset.json").write_text(json.dumps({**metadata, "format_version": 1}))
+    again = make(photos, out)
+    assert again.state == "written"
+    assert [note for note in again.notes if "format 1, this is 2" in note and "split may differ" in note]
+    assert json.loads((out / "dataset.json").read_text()) == metadata
+    assert make(photos, out).state == "up to date"
+
+
 def test_the_readme_of_the_folder_is_carried_over_and_counts_as_empty(photos, out):
     out.mkdir()
     (out / "README.md").write_text("kept in git")
