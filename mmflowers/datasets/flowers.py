@@ -22,6 +22,7 @@ from torch.utils.data import get_worker_info
 from mmflowers.datasets.augmentation import Augmentation, Drawn, is_still, on_device, unbatched
 from mmflowers.datasets.cache import cached_array, cached_bytes, in_threads, to_device
 from mmflowers.datasets.folder import read_dataset_folder
+from mmflowers.datasets.seeded import EPOCHS, seed_sequence
 from mmflowers.errors import InputError
 
 SOME = 32  # photos whose size is looked at
@@ -166,11 +167,11 @@ class FlowersDataset(CustomDataset):
         """Draw for a whole epoch at once, which is quicker than photo by photo, and take the batch's rows."""
         rows = []
         for epoch, repeat, index in places:
-            key = (seed, epoch, repeat)
+            key = (seed, EPOCHS, epoch, repeat)
             if key not in self._drawn:
                 if len(self._drawn) > 4:
                     self._drawn.clear()
-                rng = np.random.default_rng(np.random.SeedSequence(key))
+                rng = np.random.default_rng(seed_sequence(*key))
                 self._drawn[key] = self.augmentation.draw(rng, self._shapes)
             rows.append([values[index] for values in self._drawn[key]])
         return [np.stack(values) for values in zip(*rows, strict=True)]

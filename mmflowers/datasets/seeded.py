@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import re
@@ -23,7 +24,8 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 from mmflowers.errors import InputError
 
 MAX_WORKERS = 256  # of one loader that can be told apart
-PHOTOS, STEPS = 0, 1  # streams of random numbers that must not coincide
+PHOTOS, STEPS, EPOCHS = 0, 1, 2  # streams of random numbers that must not coincide
+SEEDING_VERSION = 2  # of how numbers are drawn from a key; 1 took the key itself for NumPy's entropy
 SETTLING = 1.0  # seconds in which the workers that are alive finish what they are at
 
 
@@ -43,17 +45,28 @@ class Draw(NamedTuple):
     index: int
 
 
-def seed_generators(*key: int) -> None:
-    """Seed Python's, NumPy's and torch's generators (those of all devices) with a number drawn from ``key``.
+def seed_sequence(*key: int) -> np.random.SeedSequence:
+    """Return the seeds of a stream of random numbers, independent of the streams of all other keys.
+
+    NumPy alone wouldn't do: it reads a key as 32-bit words and pads them with zeros, so (7, 1, 0) and (7, 1, 0, 0),
+    or (2**32,) and (0, 1), are one stream. The sha256 of the key's text differs for keys of any length and size.
 
     Args:
-        key: What the randomness is a function of: seed, epoch, photo … Different keys give independent streams
-            (``numpy.random.SeedSequence``).
+        key: What the randomness is a function of: seed, stream, epoch, photo …
     """
-    words = np.random.SeedSequence(key).generate_state(3)
-    random.seed(int(words[0]))
-    np.random.seed(words[1])
-    torch.manual_seed(int(words[2]))
+    text = repr(tuple(map(int, key)))
+    return np.random.SeedSequence(int.from_bytes(hashlib.sha256(text.encode()).digest(), "big"))
+
+
+def seed_generators(*key: int) -> None:
+    """Seed Python's, NumPy's and torch's generators (those of all devices) from a key, as ``seed_sequence`` takes it.
+
+    Python and NumPy get 128 bits each, torch 64, of which its CPU generator uses 32.
+    """
+    words = seed_sequence(*key).generate_state(5, np.uint64)
+    random.seed(words[:2].tobytes())
+    np.random.seed(words[2:4].view(np.uint32))
+    torch.manual_seed(int(words[4]))
 
 
 @DATA_SAMPLERS.register_module()

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
 from mmflowers.datasets.identity import PHOTOS, TRAINED_ON, PhotoSet, from_state, joined, read_photos
+from mmflowers.datasets.seeded import SEEDING_VERSION
 from mmflowers.datasets.served import samples_of
 from mmflowers.datasets.views import measure_view, usual_size
 from mmflowers.datasets.wrappers import innermost
@@ -24,7 +25,7 @@ from mmflowers.engine.weights import fetch_weights, sources_in_model
 from mmflowers.errors import InputError
 
 NAMED, SHOWN = 3, 60  # differences that an error names, characters of a value
-RECIPE, COMMAND, VIEW = "recipe", "command", "view"  # in a checkpoint's meta
+RECIPE, COMMAND, VIEW, SEEDING = "recipe", "command", "view", "seeding"  # in a checkpoint's meta
 # Of what a recipe is made of: what makes it quicker and not another one, and what checkpoints are held to elsewhere.
 NOT_RECIPE = re.compile(
     r"model\.data_preprocessor\b|model\.head\.loss\.type$|.*\bnum_classes$|data_preprocessor\.type$|"
@@ -169,6 +170,12 @@ class RecordHook(Hook):
         if changes := changed_photos(resumed, photos):
             what = f"the checkpoint that is resumed is of a run on other photos: {'; '.join(changes)}"
             raise InputError(what, "resume with the dataset folder it was started with")
+        seeding = resumed.get(SEEDING, 1) if resumed else SEEDING_VERSION  # checkpoints that don't say are of the first
+        if seeding != SEEDING_VERSION:
+            runner.logger.warning(
+                f"the run was started with seeding version {seeding}, this is {SEEDING_VERSION}: it draws other random "
+                "numbers from here on, so its weights will not be those of an uninterrupted run"
+            )
         earlier = [resumed, *(_meta(source) for source in sources_in_model(runner.cfg.model)), runner.loaded_meta]
         trained_on = joined([photos["train"], *(from_state(meta.get(TRAINED_ON)) for meta in earlier)])
         self._meta = {
@@ -177,6 +184,7 @@ class RecordHook(Hook):
             RECIPE: recipe(runner.cfg),
             COMMAND: self.command,
             VIEW: self._view(runner),
+            SEEDING: seeding,
         }
         kept = Path(runner.work_dir, "checks.json")
         for handler in runner.logger.handlers:

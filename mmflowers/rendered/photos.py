@@ -137,7 +137,8 @@ def _problems_of_kinds(kinds) -> list[Problem]:
 
 def _render_file(job: tuple[str, str, int, int, int]) -> Path:
     folder, kind, number, seed, short_side = job
-    # spelled out, not hash(): Python's is salted in every process
+    # Spelled out, not hash(): Python's is salted in every process. No two flowers share a seed: no kind ends in another
+    # one or in a zero, so the words that NumPy makes of a key are told apart from their end.
     rng = default_rng(SeedSequence([seed, number, *kind.encode()]))
     short = round(short_side * rng.uniform(0.8, 1.2))
     long = round(short * rng.choice([1.0, 1.25, 4 / 3, 1.5, 1.6], p=[0.1, 0.1, 0.4, 0.35, 0.05]))

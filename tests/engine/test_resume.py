@@ -19,6 +19,7 @@ from mmpretrain.registry import HOOKS
 from torch.utils.data import DataLoader
 
 from mmflowers.commands import Stopped
+from mmflowers.datasets.seeded import SEEDING_VERSION
 from mmflowers.engine.loops import ONE_SIGNAL
 from mmflowers.engine.runner import FlowersRunner
 from mmflowers.engine.training import configure, train
@@ -146,6 +147,18 @@ def test_a_chain_of_stopped_pieces_ends_in_the_weights_of_a_run_never_stopped(
     assert straight["meta"]["iter"] == pieces["meta"]["iter"]
     for key in ("best_score", "best_epoch"):
         assert straight["message_hub"]["runtime_info"][key] == pieces["message_hub"]["runtime_info"][key]
+
+
+def test_a_run_of_another_seeding_goes_on_and_never_claims_to_be_the_uninterrupted_one(run, tmp_path):
+    with pytest.raises(Stopped):
+        run("run", hooks=[dict(type="SignalHook", at="iteration", number=2)])
+    last = tmp_path / "run" / "last.pth"
+    checkpoint = torch.load(last, weights_only=True)
+    assert checkpoint["meta"].pop("seeding") == SEEDING_VERSION
+    torch.save(checkpoint, last)  # as those were that didn't say
+    assert run("run")["meta"]["seeding"] == 1
+    (_, resumed) = sorted((tmp_path / "run").glob("*/*.log"))
+    assert "weights will not be those of an uninterrupted run" in resumed.read_text()
 
 
 def test_ctrl_c_is_answered_like_sigterm_and_a_second_one_at_once(run: Run, tmp_path: Path) -> None:
