@@ -20,7 +20,7 @@ import torch
 
 from mmflowers.commands import processors, progress
 from mmflowers.errors import InputError, Problem
-from mmflowers.evaluation.history import History, read_history
+from mmflowers.evaluation.history import TOP1, History, read_history
 
 ROOT = Path(__file__).parents[2]
 LOOK_EVERY, WEIGH_EVERY = 0.1, 0.5  # seconds between two looks at a process, at its memory (a walk over all processes)
@@ -125,23 +125,23 @@ def compare_times(
 
         def look() -> None:
             nonlocal reached
-            if reached is None and max(_history(run).accuracies, default=-math.inf) >= accuracy:
+            if reached is None and max(_history(run).scores, default=-math.inf) >= accuracy:
                 reached = time.perf_counter() - start
 
         peak = run_watched(line, folder / "log.txt", threads, look)
         seconds = time.perf_counter() - start
         look()  # what came after the last look
         history = _history(run)
-        if not history.accuracies:
+        if not history.scores:
             raise Failed("it ended without a validation")
         return {
             "seed": number,
             "seconds_to_accuracy": reached,
             "seconds": seconds,
-            "best_accuracy": max(history.accuracies),
+            "best_accuracy": max(history.scores),
             "best_epoch": history.best[0],
-            "last_accuracy": history.accuracies[-1],
-            "accuracies": history.accuracies,
+            "last_accuracy": history.scores[-1],
+            "accuracies": history.scores,
             "host_peak_mb": peak,
         }
 
@@ -296,7 +296,7 @@ def _cell(rounds: Sequence[dict], key: str, form: str) -> str:
 
 def _history(run: Path) -> History:
     try:
-        return read_history(run)
+        return read_history(run, TOP1)
     except InputError:  # it has logged nothing yet
         return History()
 

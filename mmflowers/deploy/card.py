@@ -14,6 +14,7 @@ from mmflowers.datasets.card import read_card
 from mmflowers.errors import InputError
 from mmflowers.evaluation.calibration import calibrate
 from mmflowers.evaluation.facts import read_facts
+from mmflowers.evaluation.history import metric_label
 from mmflowers.evaluation.predictions import Predictions, per_class_table
 from mmflowers.evaluation.statistics import format_top1_interval
 from mmflowers.evaluation.tested import read_tested
@@ -79,6 +80,7 @@ def model_card(
         split=split,
         dataset=dataset,
         results=results,
+        chosen_by=metric_label(run.chosen_by[0]),
         unmeasured=unmeasured,
         # The command names folders of a machine, which readers of a card don't know.
         training={name: text for name, text in {**run.recipe, **run.machine}.items() if name != "command"},

@@ -13,6 +13,7 @@ from mmengine.config import Config, DictAction
 
 from mmflowers.datasets.wrappers import all_innermost
 from mmflowers.errors import InputError, Problem
+from mmflowers.evaluation.metrics import rule_of
 
 T = TypeVar("T")
 
@@ -21,6 +22,7 @@ LOOK = 50  # iterations between two looks at the loss, each of which waits for t
 # Of the recipe's resolution. On the 2,276 training photos of the report, 5-fold cross-validation gave 94.3 % ± 0.4 for
 # 256 px, 94.4 for 192 px, 93.7 for 144 px and 92.6 for 128 px (EfficientNet-Lite0).
 PROBE_SCALE = 9 / 16
+OF_ITERATIONS = r"^((train|val|test)/)?[^/]*(loss|time|grad_norm)[^/]*$"  # not metrics, which have a prefix: nll/loss
 FAST_HOOKS = ("ChannelsLastHook", "FastDepthwiseHook", "OutOfPlaceHook", "KeepMemoryHook", "CUDAGraphHook")
 
 
@@ -284,6 +286,23 @@ def _refuse_switch(config: Config, flag: str) -> None:
     if switches(config, "train_pipeline"):
         what = f"{flag} computes all features before the training, and SwitchRecipeHook changes the pipeline in it"
         raise InputError(what, f"leave out {flag}, or train_pipeline in the hook's schedule")
+
+
+@_of_a_known_form
+def settle_best(config: Config) -> None:
+    """Write into the config whether a larger score of ``save_best`` is the better one; the report reads it there.
+
+    Validation metrics are logged as they are: MMEngine's default would log the mean of a few epochs for each that has
+    "loss" or "time" in its name.
+
+    Raises:
+        InputError: The metric's name doesn't tell, and the config doesn't either.
+    """
+    hook = (config.get("default_hooks") or {}).get("checkpoint") or {}
+    knows_rules = str(hook.get("type")).rpartition(".")[2] in ("BestAndLastHook", "CheckpointHook")
+    if knows_rules and isinstance(hook.get("save_best"), str) and hook.save_best != "auto":
+        hook.rule = rule_of(hook.save_best, hook.get("rule"))
+    config.log_processor = {"mean_pattern": OF_ITERATIONS, **(config.get("log_processor") or {})}
 
 
 @_of_a_known_form

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import shutil
 import time
 from pathlib import Path
@@ -10,6 +12,7 @@ import torch
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook, RuntimeInfoHook
+from mmengine.hooks.runtime_info_hook import _is_scalar
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
@@ -17,6 +20,9 @@ from mmpretrain.registry import HOOKS
 from mmflowers.engine.memory import keep_freed_memory
 from mmflowers.engine.runner import LAST
 from mmflowers.errors import InputError
+from mmflowers.evaluation.history import TOP1 as ACCURACY
+from mmflowers.evaluation.history import format_score
+from mmflowers.evaluation.metrics import rule_of
 from mmflowers.models.depthwise import replace_depthwise
 from mmflowers.models.graphs import GraphedForward
 
@@ -34,15 +40,20 @@ class BestAndLastHook(Hook):
     ``IterBasedTrainLoop``, which has no epochs, not between them). Of equal scores the first counts, as in the report.
 
     Args:
-        save_best: The metric to compare, larger is better.
+        save_best: The metric to compare.
         interval: Epochs between two writes of ``last.pth`` where no validation lies between them.
+        rule: "greater" or "less": which of two scores is the better one; None tells it by the metric's name.
+
+    Raises:
+        InputError: The name doesn't tell.
     """
 
     priority = "VERY_LOW"
 
-    def __init__(self, save_best: str = "accuracy/top1", interval: int = 1) -> None:
+    def __init__(self, save_best: str = ACCURACY, interval: int = 1, rule: str | None = None) -> None:
         self.save_best = save_best
         self.interval = interval
+        self.is_better = operator.lt if rule_of(save_best, rule) == "less" else operator.gt
 
     def before_train(self, runner: Runner) -> None:
         """Remember where a resumed run stands, whose state is on the disk already, and see that the disk has room."""
@@ -77,23 +88,29 @@ class BestAndLastHook(Hook):
                 f"no metric {self.save_best} to find the best checkpoint by; there are {', '.join(metrics)}",
                 "set default_hooks.checkpoint.save_best to one of them",
             )
+        if not _is_scalar(metrics[self.save_best]):
+            raise InputError(
+                f"the metric {self.save_best} is {metrics[self.save_best]!r}, not one number to find the best "
+                "checkpoint by",
+                "set default_hooks.checkpoint.save_best to a metric that is one; average=None gives one for each class",
+            )
         score = float(metrics[self.save_best])
         best = runner.message_hub.get_info("best_score", default=None)
-        if best is not None and score <= best:
+        if math.isnan(score) or (best is not None and not self.is_better(score, best)):
             return
         runner.message_hub.update_info("best_score", score)
         runner.message_hub.update_info("best_epoch", runner.epoch)
         runner.message_hub.update_info("best_of", self._measured(runner, score))
         meta = {"epoch": runner.epoch, "iter": runner.iter, "best": {self.save_best: score}}
         runner.save_checkpoint(runner.work_dir, BEST, save_optimizer=False, save_param_scheduler=False, meta=meta)
-        told = f"best so far: {self.save_best} {score:.2f} at epoch {runner.epoch}, saved as {BEST}"
+        told = f"best so far: {self.save_best} {format_score(score)} at epoch {runner.epoch}, saved as {BEST}"
         runner.logger.info(told, extra={"in_bar": True})  # where there is a bar, its line of the epoch says so
 
     def _measured(self, runner: Runner, score: float) -> list[str]:
         """What the score is called, and of which part of val it is: top-1 only if the photos counted apart say so."""
         validated = getattr(runner, "validated", None)
         part = "" if validated is None or validated.coverage.is_whole else f" on {validated.coverage} of val"
-        if self.save_best != "accuracy/top1" or validated is None or validated.top1 is None:
+        if self.save_best != ACCURACY or validated is None or validated.top1 is None:
             return [self.save_best, part]
         if abs(validated.top1 - score) >= ROUNDING:
             return [f"{self.save_best} (whose top-1 is {validated.top1:.2f} %)", part]
@@ -127,7 +144,7 @@ def require_room(runner: Runner) -> None:
 
 @HOOKS.register_module()
 class CurvesHook(Hook):
-    """Draw loss, learning rate and validation accuracy of the run as ``curves.png`` in the work dir.
+    """Draw loss, learning rate and validation metric of the run as ``curves.png`` in the work dir.
 
     Args:
         at_most_every: Seconds between two drawings while the training runs; the end of it always draws.

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.hooks.runtime_info_hook import _is_scalar
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from mmflowers.commands import on_terminal, open_bar
+from mmflowers.evaluation.history import format_score
 
 REDRAW_SECONDS = 0.5
 FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar}| "
@@ -94,7 +96,7 @@ class ProgressHook(Hook):
                 f"lr {_rate(runner):.2g}",
                 self._speed(runner.train_dataloader, batch_idx),
                 f"eta {timedelta(seconds=round(left))}",
-                "" if best is None else f"best {best:.2f}",
+                "" if best is None else f"best {format_score(best)}",
             )
 
     def after_train_epoch(self, runner: Runner) -> None:
@@ -129,7 +131,11 @@ class ProgressHook(Hook):
         """Say the epoch's line with what the validation brought."""
         self._close()
         told = [self._epoch_line or _epoch(runner, runner.epoch)]
-        told += [f"val {name.removeprefix('accuracy/')} {value:.2f}" for name, value in (metrics or {}).items()]
+        told += [
+            f"val {name.removeprefix('accuracy/')} {format_score(float(value))}"
+            for name, value in (metrics or {}).items()
+            if _is_scalar(value)  # not a list of each class's
+        ]
         if runner.message_hub.get_info("best_epoch", default=None) == runner.epoch:
             told.append("best so far")
         self._epoch_line = "  ".join(told)

@@ -52,6 +52,8 @@ def recipe(config: Config) -> dict[str, str]:
         "val_evaluator": config.get("val_evaluator") or [],
         "save_best": ((config.get("default_hooks") or {}).get("checkpoint") or {}).get("save_best"),
     }
+    if ((config.get("default_hooks") or {}).get("checkpoint") or {}).get("rule") == "less":  # unsaid where it isn't
+        parts["save_best.rule"] = "less"
     if config.train_cfg.get("type") == "LinearProbeLoop":
         parts["train_cfg"] = {"type": "LinearProbeLoop"}
     return {key: value for key, value in _flat("", parts) if not NOT_RECIPE.match(key)}

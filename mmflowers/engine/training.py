@@ -28,6 +28,7 @@ from mmflowers.engine.runner import LAST, FlowersRunner, explained_disk
 from mmflowers.engine.tracking import add_trackers
 from mmflowers.engine.weights import fetch_weights
 from mmflowers.errors import InputError, Problem
+from mmflowers.evaluation.history import format_score
 
 # How processes are started for each launcher, and what each of them then finds in its environment.
 LAUNCHERS = {
@@ -61,7 +62,7 @@ class Outcome(NamedTuple):
         if self.best_score is None:
             return "trained without a best checkpoint"
         unit = " %" if self.name in (TOP1, "accuracy") else ""
-        return f"best {self.name} {self.best_score:.2f}{unit}{self.part} at epoch {self.best_epoch}"
+        return f"best {self.name} {format_score(self.best_score)}{unit}{self.part} at epoch {self.best_epoch}"
 
 
 def configure(
@@ -126,6 +127,7 @@ def configure(
         attempt("config", configuration.probe, config)
     attempt("config", configuration.merge_options, config, cfg_options)
     attempt("config", configuration.settle_loaders, config)
+    attempt("config", configuration.settle_best, config)
     folder = attempt("dataset", lambda: read_dataset_folder(configuration.data_root(config)))
     if folder:
         attempt("config", configuration.set_classes, config, len(folder.classes))

@@ -36,13 +36,14 @@ class RunFacts:
 
     @property
     def recipe(self) -> dict[str, str]:
-        """Network, start, schedule and seed, as label → text."""
+        """Network, start, schedule, choice of the epoch and seed, as label → text."""
         backbone = _at(self.config, "model", "backbone") or {}
         variant = next((backbone[key] for key in ("model_name", "arch", "depth") if key in backbone), "")
         optimizer = _at(self.config, "optim_wrapper", "optimizer") or {}
         weights = self.config.get("load_from")
         size, tested = (_image_size(self.config, loader) for loader in ("train_dataloader", "test_dataloader"))
         hooks = self.config.get("custom_hooks") or []
+        metric, rule = self.chosen_by if self.config.get("val_evaluator") else ("", "")
         found = {
             "command": next((hook["command"] for hook in hooks if isinstance(hook, dict) and "command" in hook), ""),
             "config": self.config_name,
@@ -50,11 +51,19 @@ class RunFacts:
             "weights from": PurePosixPath(str(weights).replace("\\", "/")).name if weights else "",
             "image size": size if size == tested else f"{size}, tested at {tested}",
             "epochs": _text(_at(self.config, "train_cfg", "max_epochs")),
+            "best epoch by": f"the lowest {metric}" if rule == "less" else metric,
             "batch size": _text(_at(self.config, "train_dataloader", "batch_size")),
             "optimizer": f"{optimizer.get('type', '')}, learning rate {optimizer.get('lr')}" if optimizer else "",
             "seed": _text(_at(self.config, "randomness", "seed") or self.environment.get("seed")),
         }
         return {label: text for label, text in found.items() if text}
+
+    @property
+    def chosen_by(self) -> tuple[str, str]:
+        """The metric that the best epoch was chosen by, and "greater" or "less": which of two scores is the better."""
+        metric, rule = (_at(self.config, "default_hooks", "checkpoint", key) for key in ("save_best", "rule"))
+        metric = metric if isinstance(metric, str) and metric != "auto" else "accuracy/top1"
+        return metric, "less" if rule == "less" else "greater"
 
     @property
     def machine(self) -> dict[str, str]:

@@ -6,9 +6,30 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import CheckpointHook
 from mmpretrain.registry import METRICS
 
+from mmflowers.errors import InputError
 from mmflowers.evaluation.predictions import Predictions, gather
+
+
+def rule_of(metric: str, rule: str | None = None) -> str:
+    """Say which of two scores of a metric is the better one: "greater" or "less".
+
+    Args:
+        metric: Its name, as validations log it: ``accuracy/top1``.
+        rule: What the config says; None tells it by the name, as MMEngine's ``CheckpointHook`` does.
+
+    Raises:
+        InputError: The name doesn't tell it, or ``rule`` is neither.
+    """
+    known = [*CheckpointHook._default_greater_keys, "f1-score", "recall"]  # MMPretrain's other metrics
+    try:
+        return CheckpointHook(save_best=metric, rule=rule, greater_keys=known).rules[0]
+    except (AssertionError, KeyError, ValueError) as error:
+        what = f"default_hooks.checkpoint.rule is {rule!r}, with save_best={metric!r}"
+        hint = "rule='greater' where a larger score is better, rule='less' where a smaller one is, as for a loss"
+        raise InputError(what, hint) from error
 
 
 @METRICS.register_module()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmflowers.evaluation.calibration import Calibration
-from mmflowers.evaluation.history import History
+from mmflowers.evaluation.history import TOP1, History
 from mmflowers.files import write_bytes
 
 if TYPE_CHECKING:
@@ -27,28 +27,37 @@ VARIABLES |= {colour: f"--series-{number}" for number, colour in enumerate(SERIE
 
 
 def curves_figure(runs: Mapping[str, History]) -> Figure:
-    """Validation accuracy with its best epoch, training loss and learning rate of one run, or of several."""
+    """Validation metric with its best epoch, training loss and learning rate of one run, or of several.
+
+    The metric is the one that the run has chosen its best epoch by; where runs differ in it, the legend names each.
+    """
     from matplotlib.ticker import MaxNLocator
 
     figure = _figure(5.2, 5.6)
-    accuracy, loss, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1.2))
+    labels = {history.label for history in runs.values()}
+    score, loss, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1.2))
     for number, (name, history) in enumerate(runs.items()):
         colour = SERIES[number % len(SERIES)]
         style = dict(color=colour, marker="o", markersize=3, linewidth=1.5)
-        accuracy.plot(history.val_epochs, history.accuracies, label=name, **style)
-        if history.accuracies:
-            accuracy.plot(*history.best, marker="*", markersize=13, color=SERIES[1] if len(runs) == 1 else colour)
+        label = name if len(labels) == 1 else f"{name}: {history.label}"
+        score.plot(history.val_epochs, history.scores, label=label, **style)
+        if history.scores:
+            score.plot(*history.best, marker="*", markersize=13, color=SERIES[1] if len(runs) == 1 else colour)
         loss.plot(history.epochs, history.losses, **style)
         rate.plot(history.epochs, history.rates, color=colour, drawstyle="steps-mid", linewidth=1.5)
     (only, *others) = runs.items()
     if others:
-        legend = accuracy.legend(loc="lower right", frameon=False)
+        rules = {history.rule for history in runs.values()}
+        legend = score.legend(loc="upper right" if rules == {"less"} else "lower right", frameon=False)
         for text in legend.get_texts():
             text.set(parse_math=False, color=INK)
-    elif only[1].accuracies:
+    elif only[1].scores:
         at, top = only[1].best
-        accuracy.set_title(f"{only[0]}: best val top-1 {top:.2f} % at epoch {at}", parse_math=False, wrap=True)
-    for axes, label in ((accuracy, "val top-1 (%)"), (loss, "training loss"), (rate, "learning rate")):
+        title = f"{only[0]}: best val {only[1].label} {only[1].told(top)} at epoch {at}"
+        score.set_title(title, parse_math=False, wrap=True)
+    measured = f"val {labels.pop()}" if len(labels) == 1 else "validation metric"
+    measured += " (%)" if {history.metric for history in runs.values()} == {TOP1} else ""
+    for axes, label in ((score, measured), (loss, "training loss"), (rate, "learning rate")):
         axes.set_ylabel(label)
         _plain(axes)
     rate.set_ylim(bottom=0)

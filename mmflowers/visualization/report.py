@@ -177,7 +177,7 @@ def _compared(run: Run, first: Run) -> dict[str, Any]:
         total=total,
         low=low,
         high=high,
-        best_epoch=run.history.best[0] if run.history and run.history.accuracies else None,
+        best_epoch=run.history.best[0] if run.history and run.history.scores else None,
         ece=calibrate(predictions).error,
     )
     if run is first:
@@ -206,9 +206,11 @@ def _draw(runs: Sequence[Run], folder: Path, bins: int) -> dict[str, str]:
         curves = curves_figure(histories)
         save_png(curves, folder / "curves.png")
         best = ", ".join(
-            f"{name} {h.best[1]:.2f} % at epoch {h.best[0]}" for name, h in histories.items() if h.val_epochs
+            f"{name} {h.label} {h.told(h.best[1])} at epoch {h.best[0]}"
+            for name, h in histories.items()
+            if h.val_epochs
         )
-        description = f"Validation top-1, training loss and learning rate by epoch. Best: {best or 'not validated'}."
+        description = f"Validation metric, training loss and learning rate by epoch. Best: {best or 'not validated'}."
         shown["curves"] = inline_svg(curves, "curves", description)
     reliability = reliability_figure(calibrate(predictions, bins))
     save_png(reliability, folder / "reliability.png")
@@ -234,18 +236,19 @@ def _write_tables(runs: Sequence[Run], compared: list[dict], folder: Path, bins:
     _write_csv(
         folder / "reliability.csv", ["above", "to", "photos", "confidence", "accuracy"], zip(*columns, strict=True)
     )
-    _write_csv(folder / "curves.csv", ["run", "epoch", "loss", "learning_rate", "val_top1"], _epochs(runs))
+    header = ["run", "epoch", "loss", "learning_rate", "val_metric", "val_score"]
+    _write_csv(folder / "curves.csv", header, _epochs(runs))
 
 
 def _epochs(runs: Sequence[Run]) -> Iterable[list]:
     for run in runs:
         if run.history:
-            accuracies = dict(zip(run.history.val_epochs, run.history.accuracies, strict=True))
+            scores = dict(zip(run.history.val_epochs, run.history.scores, strict=True))
             training = dict(
                 zip(run.history.epochs, zip(run.history.losses, run.history.rates, strict=True), strict=True)
             )
-            for epoch in sorted(accuracies.keys() | training.keys()):
-                yield [run.name, epoch, *training.get(epoch, ("", "")), accuracies.get(epoch, "")]
+            for epoch in sorted(scores.keys() | training.keys()):
+                yield [run.name, epoch, *training.get(epoch, ("", "")), run.history.metric, scores.get(epoch, "")]
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable]) -> None:

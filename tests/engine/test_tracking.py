@@ -39,7 +39,7 @@ def test_tensorboard_and_mlflow_get_the_numbers_that_the_log_has(
     events = EventAccumulator(str(work_dir / "tensorboard"))
     events.Reload()
     accuracies = [(event.step, event.value) for event in events.Scalars("accuracy/top1")]
-    assert accuracies == [(1, pytest.approx(history.accuracies[0])), (2, pytest.approx(history.accuracies[1]))]
+    assert accuracies == [(1, pytest.approx(history.scores[0])), (2, pytest.approx(history.scores[1]))]
     assert [event.value for event in events.Scalars("loss_epoch")] == pytest.approx(history.losses)
 
     client = MlflowClient(f"sqlite:///{(work_dir / 'mlflow' / 'mlflow.db').as_posix()}")
@@ -47,7 +47,7 @@ def test_tensorboard_and_mlflow_get_the_numbers_that_the_log_has(
     assert (run.info.run_name, run.info.status) == ("mine", "FINISHED")
     assert run.data.params["train_cfg.max_epochs"] == "2"
     kept = client.get_metric_history(run.info.run_id, "accuracy/top1")
-    assert [(metric.step, metric.value) for metric in kept] == list(enumerate(history.accuracies, 1))
+    assert [(metric.step, metric.value) for metric in kept] == list(enumerate(history.scores, 1))
 
     # The config that the run keeps names the trackers, and tools/test.py takes them out of it.
     kept = load_config(kept_config(work_dir))

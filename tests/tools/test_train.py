@@ -31,7 +31,7 @@ def test_best_holds_weights_alone_and_last_what_a_resume_needs(trained: Path) ->
     assert {"optimizer", "param_schedulers", "message_hub"} <= last.keys()
     assert best["meta"]["dataset_meta"]["classes"] == ("daisy", "dandelion", "rose", "sunflower", "tulip")
     assert last["meta"]["epoch"] == 2
-    assert best["meta"]["best"]["accuracy/top1"] == max(read_history(trained).accuracies)
+    assert best["meta"]["best"]["accuracy/top1"] == max(read_history(trained).scores)
 
 
 def test_a_moved_run_resumes_where_it_stood(trained: Path, dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_two_processes_on_cpus_count_every_val_photo_once(dataset: Path, tiny_co
     options = ("--weights", "none", "--amp", "--cfg-options", "train_cfg.max_epochs=1")
     result = run_tool("train.py", *base, *options, cwd=tmp_path, launcher=launcher)
     assert result.returncode == 0, result.stderr
-    accuracies = read_history(tmp_path / "work_dirs" / "tiny").accuracies
+    accuracies = read_history(tmp_path / "work_dirs" / "tiny").scores
     assert abs(accuracies[0] * 15 / 100 - round(accuracies[0] * 15 / 100)) < 1e-4
     best = "work_dirs/tiny/best.pth"
     tested = run_tool("test.py", tiny_config, best, *base[1:], cwd=tmp_path, launcher=launcher)

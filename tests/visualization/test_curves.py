@@ -40,7 +40,7 @@ def test_a_resumed_run_is_one_history_and_a_torn_last_line_is_passed_over(tmp_pa
     history = read_history(tmp_path)
     assert history.epochs == history.val_epochs == [1, 2]
     assert history.losses == [1.0, 0.5]
-    assert history.accuracies == [50.0, 75.0]
+    assert history.scores == [50.0, 75.0]
 
 
 def test_the_last_line_of_an_epoch_gives_its_loss(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_figures_lie_beside_the_page_as_pictures_and_tables(run: Path) -> None:
     for name in ("curves", "confusion", "reliability"):
         with Image.open(folder / f"{name}.png") as picture:
             assert len(picture.convert("RGB").getcolors(1 << 20)) > 20  # lines and text, not an empty sheet
-    assert [row["val_top1"] for row in rows(folder / "curves.csv")] == ["60.0", "80.0"]
+    assert [row["val_score"] for row in rows(folder / "curves.csv")] == ["60.0", "80.0"]
     predictions = rows(run / "predictions_val.csv")
     for row in rows(folder / "confusion.csv"):
         for name in (name for name in row if name != "true \\ predicted"):
