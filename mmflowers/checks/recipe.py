@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmflowers.checks.findings import Finding, check, error, warning
+from mmflowers.checks.findings import Finding, check, error, from_problems, warning
 from mmflowers.checks.keys import as_list, get
 from mmflowers.datasets.wrappers import innermost
+from mmflowers.errors import InputError
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
@@ -124,6 +125,18 @@ def topk_of_few_classes(case: Case) -> Iterator[Finding]:
     wrong = [k for k in as_list(head.get("topk")) if head.get("cal_acc") and type(k) is int and count and k > count]
     if wrong:
         yield error("model.head.topk", f"top-{wrong[0]} of {count} classes doesn't exist", "topk=(1, )")
+
+
+@check()
+def one_class_a_photo(case: Case) -> Iterator[Finding]:
+    """A head for several labels a photo, whose scores aren't probabilities of one class."""
+    from mmflowers.engine.single_label import require_single_label
+
+    if case.model is not None:
+        try:
+            require_single_label(case.model)
+        except InputError as problem:
+            yield from from_problems("model.head", problem.problems)
 
 
 @check(pitfall=17)

@@ -20,6 +20,7 @@ from mmflowers.deploy.photos import PhotoDataset, read_batches
 from mmflowers.engine.configuration import load_config, set_classes
 from mmflowers.engine.hooks import BEST
 from mmflowers.engine.loading import load_checkpoint_file, require_finite
+from mmflowers.engine.single_label import require_single_label
 from mmflowers.engine.weights import convert_state_dict
 from mmflowers.errors import InputError, Problem
 from mmflowers.models.folding import fold_batchnorm
@@ -81,6 +82,7 @@ class FlowerClassifier:
         self.tta = tta
         self.device = torch.device(device or get_device())
         _refuse_other_loading(model._config)
+        require_single_label(model)
         self._inferencer = ImageClassificationInferencer(model, device=self.device, classes=self.classes)
         self.model = model.to(memory_format=torch.channels_last)
         if amp:

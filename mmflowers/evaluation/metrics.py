@@ -8,9 +8,17 @@ from typing import Any
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import CheckpointHook
 from mmpretrain.registry import METRICS
+from torch import Tensor
 
 from mmflowers.errors import InputError
 from mmflowers.evaluation.predictions import Predictions, gather
+
+SINGLE_LABEL = "use a head whose scores are a softmax over the classes: model.head.type='LinearClsHead'"
+
+
+def sum_to_one(scores: Tensor) -> bool:
+    """Whether the scores of a photo, of shape (classes,), are probabilities of one class, in bfloat16 too."""
+    return abs(scores.float().sum().item() - 1) < 0.02
 
 
 def rule_of(metric: str, rule: str | None = None) -> str:
@@ -51,13 +59,21 @@ class CollectPredictions(BaseMetric):
         self.predictions: Predictions | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Take a batch: of each sample the path, the label and the scores."""
+        """Take a batch: of each sample the path, the label and the scores.
+
+        Raises:
+            InputError: The scores aren't probabilities of one class.
+        """
         for sample in data_samples:
+            scores = sample["pred_score"]
+            if not sum_to_one(scores):
+                what = f"the scores of {sample['img_path']} sum to {scores.float().sum().item():.4g}, not to 1"
+                raise InputError(what, SINGLE_LABEL)
             self.results.append(
                 {
                     "image": sample["img_path"],
                     "label": int(sample["gt_label"]),
-                    "scores": sample["pred_score"].float().cpu().numpy(),
+                    "scores": scores.float().cpu().numpy(),
                 }
             )
 
