@@ -14,8 +14,10 @@ from mmflowers.errors import InputError
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
+    from mmflowers.datasets.views import View
 
 SCALED = 0.1  # values of the network for a grey level: below it, pixels aren't 0..255 any more
+CONTRAST = (0.05, 20.0)  # white minus black as the network gets them: 4.4 with ImageNet's std, 1 of pixels of 0..1
 IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])  # mean and std of 0..255 pixels, RGB
 FREE_RATE = "param_scheduler = dict(_delete_=True, type='ConstantLR', factor=1.0) says that the rate is constant"
 
@@ -153,7 +155,7 @@ def normalisation(case: Case) -> Iterator[Finding]:
             "data_preprocessor", "mean and std are not three numbers each", "mean=[123.675, 116.28, 103.53], say"
         )
         return
-    if mean and not scaled and max(mean + std) <= 1:
+    if any(mean) and not scaled and max(mean + std) <= 1:
         what = f"mean {mean} is for pixels of 0..1, and these are 0..255"
         yield error(
             "data_preprocessor.mean", what, "times 255: mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]"
@@ -167,18 +169,56 @@ def normalisation(case: Case) -> Iterator[Finding]:
         what = "the pipeline gives RGB, which to_rgb turns to BGR"
         yield warning("data_preprocessor.to_rgb", what, "do it in one place only")
         return
+    if case.testing:
+        return
     expected = _normalisation_of_weights(case)
-    if not expected or scaled or case.testing:
+    values = _values_in_network(preprocessor, view) if view is not None else None
+    is_usual = values is None or CONTRAST[0] <= values[1] - values[0] <= CONTRAST[1]
+    if not is_usual and not _is_near(mean + std, expected):
+        what = f"black to white reach the network as {values[0]:.3g} to {values[1]:.3g}: pixels aren't normalised"
+        # Who names a mean and std may mean it, and a run that is resumed keeps what it was started with.
+        level = warning if mean or case.resume else error
+        yield level("data_preprocessor", what, _line_that_normalises(case, view, expected or IMAGENET))
         return
-    if not mean:
-        yield warning("data_preprocessor.mean", "pixels aren't normalised", f"the weights expect mean={expected[0]}")
+    if not expected or scaled or not mean:
         return
-    off = any(abs(a - b) > 1.5 for a, b in zip(mean + std, [*expected[0], *expected[1]], strict=False))
-    if off:
+    if not _is_near(mean + std, expected):
         what = f"mean {mean}, std {std}, and the weights were trained with {expected[0]}, {expected[1]}"
         yield warning("data_preprocessor.mean", what, f"mean={expected[0]}, std={expected[1]}")
     elif not preprocessor.get("to_rgb"):
         yield warning("data_preprocessor.to_rgb", "photos are read as BGR, and the weights expect RGB", "to_rgb=True")
+
+
+def _is_near(numbers: list[float], expected: tuple[list[float], list[float]] | None) -> bool:
+    """Whether mean and std are those that the weights were trained with."""
+    if not numbers or expected is None:
+        return False
+    return all(abs(a - b) <= 1.5 for a, b in zip(numbers, [*expected[0], *expected[1]], strict=False))
+
+
+def _values_in_network(preprocessor: dict, view: View) -> tuple[float, float] | None:
+    """What a data preprocessor makes of black and of white as the pipeline gives them; None if it can't be run."""
+    import torch
+    from mmpretrain.registry import MODELS
+
+    draw = view.draws[0]
+    pixels = [torch.full((len(draw.channels), 2, 2), value) for value in (draw.offset, view.white)]
+    try:
+        made = MODELS.build({"type": "ClsDataPreprocessor", **preprocessor})({"inputs": pixels})["inputs"]
+        black, white = (image[..., 0, 0].mean().item() for image in made)
+    except Exception:  # one of the user's own, or wrong arguments, which the check of arguments reports
+        return None
+    return black, white
+
+
+def _line_that_normalises(case: Case, view: View, expected: tuple[list[float], list[float]]) -> str:
+    """The options that normalise pixels for the weights, or as ImageNet's."""
+    where = "model.data_preprocessor" if get(case.config, "model.data_preprocessor") else "data_preprocessor"
+    if len(view.draws[0].channels) != 3:
+        return f"--cfg-options {where}.mean=[127.5] {where}.std=[127.5]"
+    mean, std = (",".join(f"{value:g}" for value in values) for values in expected)
+    rgb = "" if view.draws[0].order == (0, 1, 2) else f" {where}.to_rgb=True"
+    return f"--cfg-options {where}.mean={mean} {where}.std={std}{rgb}"
 
 
 def _normalisation_of_weights(case: Case) -> tuple[list[float], list[float]] | None:

@@ -309,6 +309,32 @@ def test_17_mean_and_std_of_another_scale_or_backbone(check, resnet18: Path) -> 
     shown(check_config("lite.py"), "warning", "the weights were trained with [127.5, 127.5, 127.5]")
 
 
+def test_17_a_config_that_names_no_normalisation_is_refused_with_the_options_that_add_it(check, resnet18: Path) -> None:
+    shutil.copy(resnet18, "resnet18.pth")
+    none = "data_preprocessor = dict(_delete_=True, num_classes=5)"
+    for weights in ("none", "resnet18.pth"):
+        findings = check(none, weights=weights)
+        shown(findings, "error", "black to white reach the network as 0 to 255: pixels aren't normalised")
+    options = findings[0].hint.removeprefix("--cfg-options ").split()
+    assert check(none, weights="resnet18.pth", options=tuple(options)) == []
+    in_model = none + "\nmodel = dict(data_preprocessor=dict(num_classes=5))"
+    options = check(in_model)[0].hint.removeprefix("--cfg-options ").split()
+    assert check(in_model, options=tuple(options)) == []
+
+
+def test_17_what_normalises_elsewhere_is_taken_and_raw_pixels_that_are_named_are_a_warning(check) -> None:
+    none = "data_preprocessor = dict(_delete_=True, num_classes=5)\n"
+    normalise = "dict(type='Normalize', mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4], to_rgb=True)"
+    load, pack = "dict(type='LoadImageFromFile')", "dict(type='PackInputs')"
+    crop = {"train": "dict(type='RandomResizedCrop', scale=48)", "test": "dict(type='Resize', scale=(48, 48))"}
+    pipeline = f"dict(dataset=dict(pipeline=[{load}, %s, {normalise}, {pack}]))\n"
+    pipelines = [f"{side}_dataloader = {pipeline % crop[side]}" for side in crop]
+    findings = check(none + "".join(pipelines) + "val_dataloader = test_dataloader\n")
+    assert not [finding for finding in findings if finding.where == "data_preprocessor"]
+    named = check("data_preprocessor = dict(mean=[0, 0, 0], std=[1, 1, 1])")
+    assert [finding.level for finding in named] == ["warning"] and "0 to 255" in named[0].what
+
+
 def test_18_freezing_that_matches_no_layer(check) -> None:
     keys = "optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'%s': dict(lr_mult=0)}))"
     shown(check(keys % "backbone.features"), "error", "custom_keys.backbone.features: matches no parameter")
