@@ -78,8 +78,8 @@ def rate_for_fine_tuning(case: Case) -> Iterator[Finding]:
     optimizer = get(case.config, "optim_wrapper.optimizer") or {}
     rate, limit = optimizer.get("lr"), 0.1 if optimizer.get("type") == "SGD" else 0.01
     known = optimizer.get("type") in ("SGD", "Adam", "AdamW")
-    if not case.testing and case.source and known and type(rate) in (int, float) and rate >= limit:
-        what = f"{rate:g} is a rate to train from scratch with, and {Path(case.source).name} is pretrained"
+    if not case.testing and case.start and known and type(rate) in (int, float) and rate >= limit:
+        what = f"{rate:g} is a rate to train from scratch with, and {Path(case.start).name} is pretrained"
         yield warning("optim_wrapper.optimizer.lr", what, f"{limit / 20:g} is a usual start for fine-tuning")
 
 
@@ -223,7 +223,7 @@ def _line_that_normalises(case: Case, view: View, expected: tuple[list[float], l
 
 def _normalisation_of_weights(case: Case) -> tuple[list[float], list[float]] | None:
     """What the weights were trained with: by timm's entry, by OpenMMLab's config of their name, or a ResNet's."""
-    if not case.source:
+    if not case.start:
         return None
     backbone = get(case.config, "model.backbone") or {}
     if backbone.get("type") == "TIMMBackbone":
@@ -231,7 +231,7 @@ def _normalisation_of_weights(case: Case) -> tuple[list[float], list[float]] | N
 
         entry = timm.models.get_pretrained_cfg(str(backbone.get("model_name")), allow_unregistered=True)
         return ([255 * value for value in entry.mean], [255 * value for value in entry.std]) if entry else None
-    named = re.match(r"(.+)_\d{8}-[0-9a-f]{8}\.pth$", Path(case.source).name)
+    named = re.match(r"(.+)_\d{8}-[0-9a-f]{8}\.pth$", Path(case.start).name)
     found = _config_of(named.group(1)) if named else None
     if found is not None:
         preprocessor = found.get("data_preprocessor") or {}

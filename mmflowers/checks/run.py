@@ -69,6 +69,16 @@ class Case:
         return bool(self.config.get("resume"))
 
     @cached_property
+    def start(self) -> str:
+        """The weights that the run starts from: ``source``, else what the model's config names first; or empty."""
+        from mmflowers.engine.weights import resolve_source, start_in_model
+
+        start = self.source or start_in_model(self.config.get("model"))
+        with contextlib.suppress(InputError):  # said where it is loaded
+            return resolve_source(start)
+        return start
+
+    @cached_property
     def lists(self) -> dict[str, list[tuple[str, int]]]:
         """``(path in the folder, label)`` of each list of the dataset folder, the test list too where there is one."""
         if self.folder is None:
@@ -273,7 +283,7 @@ def _check(case: Case, problems: Iterable[tuple[str, Problem]]) -> list[Finding]
         found += from_problems("model", problem.problems)
     case.source = str(case.config.get("load_from") or "")
     checks = [*CHECKS["config"], *CHECKS["dataset"]]
-    if not needs_download(case.source):
+    if not any(needs_download(source) for source in _sources(case)):
         found += _load(case)
         return run_checks(case, checks, found)
     findings = run_checks(case, checks, found)
@@ -296,8 +306,9 @@ def _build_model(config: Any) -> Any:
     if not isinstance(model, dict):
         return None  # said by the check of kinds
     model = copy.deepcopy(dict(model))
-    if isinstance(backbone := model.get("backbone"), dict) and backbone.get("pretrained"):
-        backbone["pretrained"] = False  # timm would download at once
+    for part in (model, model.get("backbone")):
+        if isinstance(part, dict) and part.get("pretrained") is True:
+            part["pretrained"] = False  # timm would download at once
     model.setdefault("data_preprocessor", copy.deepcopy(config.get("data_preprocessor")))
     reason = None
     with DefaultScope.overwrite_default_scope(keys.scope(config)):
@@ -327,15 +338,20 @@ def _with_record(checkpoint: dict, path: Path) -> dict:
     return {**checkpoint, "meta": {TRAINED_ON: beside.get(TRAINED_ON)}} if TRAINED_ON in beside else checkpoint
 
 
+def _sources(case: Case) -> list[str]:
+    """All files of weights that a run names."""
+    from mmflowers.engine.weights import sources_in_model
+
+    return [source for source in dict.fromkeys([case.source, *sources_in_model(case.config.get("model"))]) if source]
+
+
 def _load(case: Case) -> list[Finding]:
     """Load the checkpoint and what the model's config names; what is wrong with them is returned."""
     from mmflowers.engine.loading import load_checkpoint_file
-    from mmflowers.engine.training import needs_download
-    from mmflowers.engine.weights import fetch_weights, sources_in_model
+    from mmflowers.engine.weights import fetch_weights
 
     problems = []
-    named = [source for source in sources_in_model(case.config.get("model")) if not needs_download(source)]
-    for source in dict.fromkeys(filter(None, [case.source, *named])):
+    for source in _sources(case):
         try:
             path = fetch_weights(source)
             checkpoint = load_checkpoint_file(path)

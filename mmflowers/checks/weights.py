@@ -30,6 +30,26 @@ def weights_fit(case: Case) -> Iterator[Finding]:
             yield from from_problems("weights", problem.problems)
 
 
+@check()
+def init_cfg_fits(case: Case) -> Iterator[Finding]:
+    """Weights that parts of the model name by ``init_cfg``: the same matching as when they are initialised."""
+    from mmflowers.engine.weights import convert_for_module, pretrained
+
+    loaded = dict(case.checkpoints)
+    for name, module in case.model.named_modules() if case.model is not None else ():
+        for init in pretrained(getattr(module, "init_cfg", None)):
+            if init["checkpoint"] not in loaded:
+                continue
+            where = f"model.{name}.init_cfg" if name else "model.init_cfg"
+            try:
+                gaps = convert_for_module(loaded[init["checkpoint"]], module, init.get("prefix")).gaps
+            except InputError as problem:
+                yield from from_problems(where, problem.problems)
+                continue
+            if gaps:
+                yield warning(where, f"{init['checkpoint']} fills a part: {gaps}", "use weights of this network")
+
+
 @check(pitfall=3)
 def trained_on_what_is_validated(case: Case) -> Iterator[Finding]:
     """Photos that the weights were trained on and that are in another split now, under any name and in any format."""

@@ -21,7 +21,7 @@ from mmflowers.engine.configuration import load_config, set_classes
 from mmflowers.engine.hooks import BEST
 from mmflowers.engine.loading import load_checkpoint_file, require_finite
 from mmflowers.engine.single_label import require_single_label
-from mmflowers.engine.weights import convert_state_dict
+from mmflowers.engine.weights import convert_state_dict, drop_sources
 from mmflowers.errors import InputError, Problem
 from mmflowers.models.folding import fold_batchnorm
 
@@ -127,6 +127,7 @@ class FlowerClassifier:
         set_classes(config, len(classes))
         if not config.get("test_dataloader"):
             raise InputError(f"{configs[0]} has no test_dataloader, whose pipeline makes the network's pixels")
+        drop_sources(config.model)  # all weights are the checkpoint's
         model = get_model(config, pretrained=False)
         state = convert_state_dict(saved.get("state_dict", saved), model, keep_head=True).state_dict
         require_finite(state, path)

@@ -29,7 +29,7 @@ from mmflowers.engine.loading import load_checkpoint_file, meta_of, require_fini
 from mmflowers.engine.loops import ExactTrainLoop
 from mmflowers.engine.progress import ProgressHook, make_room, wants_bar
 from mmflowers.engine.record import RecordHook
-from mmflowers.engine.weights import convert_state_dict, fetch_weights
+from mmflowers.engine.weights import convert_state_dict, downloads_when_built, fetch_weights, start_in_model
 from mmflowers.errors import InputError, count
 from mmflowers.evaluation.metrics import CountPhotos
 from mmflowers.files import DISK_ERRORS, write_text
@@ -91,6 +91,22 @@ class FlowersRunner(Runner):
         self._keep_head = True
         with explained_disk(self.work_dir), self._explained_loaders():
             return super().test()
+
+    def build_model(self, model: torch.nn.Module | dict) -> torch.nn.Module:
+        """Build the model as MMEngine does.
+
+        Raises:
+            InputError: timm or Hugging Face can't download what ``pretrained=True`` asks for.
+        """
+        try:
+            return super().build_model(model)
+        except OSError as error:  # of the network, or of the libraries' caches
+            if not downloads_when_built(model):
+                raise
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            what = f"the weights of {start_in_model(model)} (pretrained=True) can't be downloaded: {reason}"
+            hint = "--weights FILE names a local file, --weights none starts from scratch"
+            raise InputError(what, hint) from error
 
     @staticmethod
     def build_dataloader(

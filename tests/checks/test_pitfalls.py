@@ -80,6 +80,28 @@ def move_between_splits(folder: Path) -> None:
         edit(folder / f"{there}.txt", lambda lines, name=photo.name, split=there: [*lines, f"{split}/daisy/{name} 0"])
 
 
+def test_weights_that_the_model_names_are_checked_as_those_of_load_from(check, resnet18: Path) -> None:
+    shutil.copy(resnet18, "resnet18.pth")
+    state_dict = torch.load(resnet18, weights_only=True)
+    torch.save({key: state_dict[key] for key in state_dict if "layer4" not in key}, "part.pth")
+    torch.save({key: torch.zeros(1) for key in state_dict}, "other.pth")
+    named = "load_from = None\nmodel = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='%s.pth')))\n"
+    assert check(named % "resnet18", weights=None) == []
+    (rate,) = check(named % "resnet18" + "optim_wrapper = dict(optimizer=dict(lr=0.1))", weights=None)
+    assert "resnet18.pth is pretrained" in rate.what
+    (raw,) = check(named % "resnet18" + "data_preprocessor = dict(mean=[127.5], std=[127.5])", weights=None)
+    assert "the weights were trained with [123.675" in raw.what
+    (part,) = check(named % "part", weights=None)
+    assert (part.level, part.where) == ("warning", "model.backbone.init_cfg") and "25 missing" in part.what
+    (other,) = check(named % "other", weights=None)
+    assert other.level == "error" and "of another shape" in other.what
+    for source, words in (("none.pth", "no weights at none.pth"), ("torchvision://resnet19", "has no resnet19")):
+        (gone,) = check(named.replace("%s.pth", source), weights=None)
+        assert gone.level == "error" and words in gone.what
+    assert check(named % "other", weights="none") == check(named % "other", weights="resnet18.pth") == []
+    assert "names no weights" in check("load_from = None", weights=None)[0].what
+
+
 def test_what_is_in_order_gives_no_finding(check, resnet18: Path) -> None:
     assert check() == []
     assert check(weights=str(resnet18)) == []

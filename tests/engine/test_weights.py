@@ -12,7 +12,15 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from mmflowers.engine.loading import load_checkpoint_file
-from mmflowers.engine.weights import convert_state_dict, efficientnet_lite_to_timm, fetch_weights
+from mmflowers.engine.weights import (
+    convert_state_dict,
+    drop_sources,
+    efficientnet_lite_to_timm,
+    fetch_weights,
+    resolve_source,
+    sources_in_model,
+    start_in_model,
+)
 from mmflowers.errors import InputError
 
 LITE = {
@@ -173,3 +181,197 @@ def test_a_hostile_file_that_a_layer_of_the_config_names_does_not_run(
     with pytest.raises(InputError, match=r"hostile\.pth is refused"):
         model.init_weights()
     assert not marker.exists()
+
+
+def vit(size: int, kind: str = "VisionTransformer", width: int = 8, **options) -> nn.Module:
+    arch = dict(embed_dims=width, num_layers=1, num_heads=2, feedforward_channels=8)
+    backbone = dict(type=f"mmpretrain.{kind}", arch=arch, img_size=size, patch_size=16, **options)
+    head = dict(type="mmpretrain.LinearClsHead", num_classes=5, in_channels=width)
+    return MODELS.build(dict(type="mmpretrain.ImageClassifier", backbone=backbone, head=head))
+
+
+def swin(window: int) -> nn.Module:
+    arch = dict(embed_dims=4, depths=[1, 1], num_heads=[1, 2])
+    backbone = dict(type="mmpretrain.SwinTransformer", arch=arch, img_size=64, window_size=window, out_indices=(1,))
+    return classifier(backbone, 8)
+
+
+def test_position_embeddings_of_another_resolution_are_interpolated_as_mmpretrain_does() -> None:
+    from mmpretrain.models.utils import resize_pos_embed
+
+    theirs, ours = vit(64), vit(96)
+    conversion = convert_state_dict(theirs.state_dict(), ours, keep_head=True)
+    ours.load_state_dict(conversion.state_dict, strict=False)
+    expected = resize_pos_embed(theirs.backbone.pos_embed, (4, 4), (6, 6))
+    torch.testing.assert_close(ours.backbone.pos_embed, expected)
+    with pytest.raises(InputError, match=r"pos_embed \(1, 17, 8\) for \(1, 17, 12\)"):
+        convert_state_dict(theirs.state_dict(), vit(64, width=12))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (lambda: swin(4), lambda: swin(5)),
+        (lambda: swin(7), lambda: swin(4)),
+        (lambda: vit(64, "BEiTViT", use_rel_pos_bias=True), lambda: vit(96, "BEiTViT", use_rel_pos_bias=True)),
+    ],
+    ids=["larger window", "smaller window", "BEiT"],
+)
+def test_relative_positions_of_another_window_are_interpolated_and_their_indices_stay(theirs, ours) -> None:
+    theirs, ours = theirs(), ours()
+    own = {key: value.clone() for key, value in ours.state_dict().items() if key.endswith("position_index")}
+    (key, *_) = (key for key in ours.state_dict() if key.endswith("bias_table"))
+    table = theirs.state_dict()[key]
+    extra = 3 if "BEiT" in type(ours.backbone).__name__ else 0
+    side = round((len(table) - extra) ** 0.5)
+    # Zero in the middle, growing outwards, along one axis twice as much: the new table must be that as well.
+    distance = torch.arange(side).sub(side // 2).float() ** 2
+    table[: side * side] = (distance[:, None] + 2 * distance).flatten()[:, None]
+    ours.load_state_dict(convert_state_dict(theirs.state_dict(), ours).state_dict, strict=False)
+    found = ours.state_dict()[key]
+    new = round((len(found) - extra) ** 0.5)
+    grid = found[: new * new, 0].reshape(new, new)
+    torch.testing.assert_close(grid[new // 2, new // 2].abs(), torch.tensor(0.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(grid[new // 2, new // 2 :], 2 * grid[new // 2 :, new // 2], atol=1e-4, rtol=0)
+    assert (grid[new // 2 :, new // 2].diff() > 0).all()
+    if new > side:  # the farthest offset of one window is that of the other
+        torch.testing.assert_close(grid[-1, new // 2], distance[-1], atol=1e-3, rtol=0)
+    torch.testing.assert_close(found[new * new :], table[side * side :])
+    assert own and all(torch.equal(ours.state_dict()[name], index) for name, index in own.items())
+
+
+def test_what_no_hook_interpolates_is_refused() -> None:
+    with pytest.raises(InputError, match=r"can't be fitted to VisionTransformer: AssertionError: .*pos_embed"):
+        theirs = vit(64).state_dict()
+        theirs["backbone.pos_embed"] = torch.zeros(1, 12, 8)  # 11 patches are no square
+        convert_state_dict(theirs, vit(96))
+
+
+@pytest.mark.parametrize(
+    ("source", "file"),
+    [
+        ("torchvision://resnet18", "resnet18-f37072fd.pth"),
+        ("modelzoo://resnet50.imagenet1k_v2", "resnet50-11ad3fa6.pth"),
+        ("open-mmlab://vgg16_caffe", "vgg16_caffe-292e1171.pth"),
+        ("openmmlab://resnet50_caffe", "resnet50_caffe-788b5fa3.pth"),  # the deprecated name of detectron/…
+        ("mmcls://resnet50", "resnet50_8xb32_in1k_20210831-ea4938fc.pth"),
+    ],
+)
+def test_the_names_that_mmengine_knows_are_the_files_behind_them(source: str, file: str) -> None:
+    assert resolve_source(source).rpartition("/")[2] == file
+
+
+def test_a_name_or_scheme_that_mmengine_does_not_know_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"for torchvision:// has no resnet19 · hint: .*resnet18") as caught:
+        fetch_weights("torchvision://resnet19")
+    assert len(caught.value.problems) == 1
+    with pytest.raises(InputError, match=r"s3:// isn't one of http, https, package, torchvision.* hint: download"):
+        fetch_weights("s3://bucket/x.pth")
+
+
+def narrow(channels: int = 8, **backbone) -> nn.Module:
+    widths = dict(stem_channels=channels, base_channels=channels)
+    return classifier(dict(type="mmpretrain.ResNet", depth=18, **widths, **backbone), 8 * channels)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Files of one narrow ResNet-18, in OpenMMLab's and torchvision's names, and of others."""
+    own = narrow().state_dict()
+    backbone = {key.removeprefix("backbone."): value for key, value in own.items() if key.startswith("backbone.")}
+    files = {
+        "whole": {"state_dict": own},
+        "torchvision": {**backbone, "fc.weight": torch.zeros(1000, 64)},
+        "teacher": {f"teacher.{key}": value for key, value in own.items()},
+        "part": {key: value for key, value in own.items() if "layer4" not in key},
+        "wider": narrow(16).state_dict(),
+        "other": {"state_dict": {"encoder.weight": torch.zeros(3)}},
+    }
+    folder = tmp_path_factory.mktemp("saved")
+    for name, content in files.items():
+        torch.save(content, folder / f"{name}.pth")
+    return {name: str(folder / f"{name}.pth") for name in files}
+
+
+def initialised(source: str, **options) -> nn.Module:
+    model = narrow(init_cfg=dict(type="Pretrained", checkpoint=source, **options))
+    model.init_weights()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("whole", {}),  # MMEngine alone fills nothing of the backbone here, and goes on
+        ("whole", {"prefix": "backbone."}),
+        ("whole", {"prefix": "backbone"}),
+        ("torchvision", {}),
+        ("teacher", {"prefix": "teacher.backbone."}),
+    ],
+)
+def test_init_cfg_fills_the_backbone_and_says_with_how_many_tensors(saved, name, options, capsys) -> None:
+    from mmengine.logging import MMLogger
+
+    MMLogger.get_instance("init_cfg")  # the current one, which else is whichever test's before
+    model = initialised(saved[name], **options)
+    assert f"{name}.pth (" in (said := "".join(capsys.readouterr())) and "120 tensors of ResNet" in said
+    theirs = torch.load(saved[name], weights_only=True)
+    theirs = theirs.get("state_dict", theirs)
+    (expected,) = (value for key, value in theirs.items() if key.endswith("layer4.1.conv2.weight"))
+    assert torch.equal(model.backbone.layer4[1].conv2.weight, expected)
+
+
+def test_init_cfg_of_the_model_fills_it_all(saved) -> None:
+    model = narrow()
+    model.init_cfg = dict(type="Pretrained", checkpoint=saved["whole"])
+    model.init_weights()
+    theirs = torch.load(saved["whole"], weights_only=True)["state_dict"]
+    assert all(torch.equal(value, theirs[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("other", {}, "don't fit the backbone ResNet of 100 tensors: 100 missing"),
+        ("wider", {}, "of another shape"),
+        ("whole", {"prefix": "student."}, r"begins with prefix 'student\.' · hint: .*backbone"),
+    ],
+)
+def test_init_cfg_that_fills_nothing_or_is_of_another_network_is_refused(saved, name, options, words) -> None:
+    with pytest.raises(InputError, match=words):
+        initialised(saved[name], **options)
+
+
+def test_weights_that_a_model_names_are_found_and_dropped() -> None:
+    kept = dict(type="Kaiming", layer="Conv2d")
+    model = dict(
+        backbone=dict(type="ResNet", init_cfg=[kept, dict(type="Pretrained", checkpoint="a.pth")]),
+        neck=[dict(init_cfg=dict(type="Pretrained", checkpoint="b.pth"))],
+        head=dict(backbone=dict(model_name="resnet18", pretrained=True)),
+        pretrained="c.pth",
+    )
+    assert sorted(sources_in_model(model)) == ["a.pth", "b.pth", "c.pth"]
+    assert start_in_model(model) == "c.pth"
+    assert start_in_model(model["head"]) == "resnet18"
+    drop_sources(model)
+    assert model == {
+        "backbone": {"type": "ResNet", "init_cfg": [kept]},
+        "neck": [{}],
+        "head": {"backbone": {"model_name": "resnet18"}},
+    }
+    assert start_in_model(model) == ""
+
+
+def test_pretrained_weights_that_cannot_be_downloaded_are_one_line(tmp_path, monkeypatch) -> None:
+    import huggingface_hub.constants
+
+    from mmflowers.engine.runner import FlowersRunner
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # else the library tries for a minute
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    backbone = dict(type="mmpretrain.TIMMBackbone", model_name="resnet18", pretrained=True)
+    runner = FlowersRunner.__new__(FlowersRunner)
+    with pytest.raises(InputError, match=r"weights of resnet18 \(pretrained=True\) can't be downloaded: .+") as caught:
+        runner.build_model(dict(type="mmpretrain.ImageClassifier", backbone=backbone))
+    assert "\n" not in str(caught.value) and "--weights FILE" in str(caught.value)
