@@ -14,6 +14,7 @@ LIGHT = (
     "errors",
     "commands",
     "files",
+    "downloads",
     "preparation.prepare",
     "rendered.photos",
     "datasets.folder",

@@ -269,7 +269,7 @@ def check_dataset(root: str | Path, *, deep: bool = False) -> list[Finding]:
 
 def _check(case: Case, problems: Iterable[tuple[str, Problem]]) -> list[Finding]:
     from mmflowers.engine import configuration
-    from mmflowers.engine.training import needs_download
+    from mmflowers.engine.weights import needs_download
 
     found = [finding for where, problem in problems for finding in from_problems(where, [problem])]
     roots = {str(dataset.get("data_root")) for dataset in configuration.datasets(case.config)}

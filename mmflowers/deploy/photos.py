@@ -146,7 +146,7 @@ def _settle_worker(worker_id: int) -> None:
 
 def _load(source: str) -> bytes:
     if is_url(source):
-        from mmflowers.preparation.download import fetch_photo
+        from mmflowers.downloads import fetch_photo
 
         return fetch_photo(source)
     with open_regular(source) as file:

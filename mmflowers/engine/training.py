@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
-from urllib.parse import urlparse
 
 import torch
 from mmengine.device import get_device
@@ -26,7 +25,7 @@ from mmflowers.engine.loops import OutOfMemory
 from mmflowers.engine.record import RecordHook, check_recipe
 from mmflowers.engine.runner import LAST, FlowersRunner, explained_disk
 from mmflowers.engine.tracking import add_trackers
-from mmflowers.engine.weights import drop_sources, fetch_weights, resolve_source, start_in_model
+from mmflowers.engine.weights import drop_sources, fetch_weights, needs_download, start_in_model
 from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.history import format_score
 
@@ -241,16 +240,6 @@ def _set_weights(config: configuration.Config, weights: str | None) -> None:
         )
     if config.load_from and not needs_download(config.load_from):
         fetch_weights(config.load_from)
-
-
-def needs_download(source: str) -> bool:
-    """Whether weights (see ``fetch_weights``) lie on a server still."""
-    try:
-        address = urlparse(resolve_source(source))
-    except InputError:  # which fetch_weights says
-        return False
-    cached = Path(torch.hub.get_dir(), "checkpoints", Path(address.path).name)
-    return address.scheme in ("http", "https") and not cached.is_file()
 
 
 def _set_resume(

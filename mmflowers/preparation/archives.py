@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from mmflowers.downloads import looks_like_html
 from mmflowers.errors import InputError, Problem
-from mmflowers.preparation.download import looks_like_html
 
 # Every file and folder costs time on the disk, however small the archive is that asks for it. A photo is never as small
 # as BYTES_PER_MEMBER, and few archives of anything have so little for each.

@@ -121,9 +121,9 @@ def _on_disk(source: str | Path | None, staging: Path, sha256: str | None, cache
             raise InputError(f"--sha256 belongs to an archive, and {text} is a folder", "leave --sha256 away")
         return path.resolve(), _description("folder", path.resolve().name)
 
+    from mmflowers.downloads import file_name
     from mmflowers.files import file_sha256
     from mmflowers.preparation.archives import unpack  # late: a folder needs no HTTP, TLS and decompressors
-    from mmflowers.preparation.download import file_name
 
     if source is None:
         if sha256 not in (None, FLOWER_PHOTOS.sha256):
@@ -146,7 +146,7 @@ def _on_disk(source: str | Path | None, staging: Path, sha256: str | None, cache
 
 
 def _from_address(url: str, staging: Path, sha256: str | None, cache: Path | None) -> tuple[Path, dict]:
-    from mmflowers.preparation.download import file_name
+    from mmflowers.downloads import file_name
 
     try:
         parts = urlsplit(url)
@@ -165,8 +165,8 @@ def _from_address(url: str, staging: Path, sha256: str | None, cache: Path | Non
 
 
 def _fetched(archive: Published, staging: Path, cache: Path | None, hint: str) -> Path:
+    from mmflowers.downloads import fetch
     from mmflowers.preparation.archives import unpack, unpacked_name
-    from mmflowers.preparation.download import fetch
 
     unpacked = staging / unpacked_name(archive.sha256)
     if unpacked.is_dir():

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from pages import ROOT, Block, blocks
 
+from mmflowers.files import file_sha256
+
 JOBS = (
     "README.md",
     "docs/your-own-photos.md",
@@ -116,29 +118,42 @@ def test_make_flowers_runs_what_the_readme_says_it_does(house: Path) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", JOBS)
 def test_every_command_of_a_page_works(page: str, house: Path) -> None:
-    put_weights_where_downloads_go(house.parent / "torch" / "hub" / "checkpoints")
+    put_weights_where_downloads_go(house.parent / "torch" / "hub" / "checkpoints", house / "configs")
     run_blocks([b for b in blocks(ROOT / page) if b.language in RUN and b.mark != "skip"], page, house)
 
 
-def put_weights_where_downloads_go(folder: Path) -> None:
-    """Untrained weights under the names of OpenMMLab's and torchvision's, as if they had been downloaded before."""
+def put_weights_where_downloads_go(folder: Path, configs: Path) -> None:
+    """Untrained weights under the names of OpenMMLab's and torchvision's, as if they had been downloaded before.
+
+    The digest that ends a name of OpenMMLab's is compared, so the configs get that of the file that lies here.
+    """
     import torch
     from torchvision import models
 
     folder.mkdir(parents=True)
+    digests = {}
     for network, names in (
         (models.resnet18, ("resnet18-f37072fd.pth", "resnet18_8xb32_in1k_20210831-fbbb1da6.pth")),
         (models.resnet50, ("resnet50_8xb32_in1k_20210831-ea4938fc.pth",)),
     ):
         for name in names:
             torch.save(network().state_dict(), folder / name)
+            if "8xb32" in name:
+                before, now = name[-12:-4], file_sha256(folder / name)[:8]
+                (folder / name).rename(folder / name.replace(before, now))
+                digests[before] = now
+    for config in configs.glob("*.py"):
+        text = config.read_text(encoding="utf-8")
+        for before, now in digests.items():
+            text = text.replace(before, now)
+        config.write_text(text, encoding="utf-8")
 
 
 @pytest.mark.slow
 def test_the_slurm_job_queues_itself_again_and_goes_on(house: Path, dataset: Path) -> None:
     """The job script of docs/cluster.md with stand-ins for srun and scontrol, and one process."""
     (job,) = (block.text for block in blocks(ROOT / "docs" / "cluster.md") if "#SBATCH" in block.text)
-    put_weights_where_downloads_go(house.parent / "torch" / "hub" / "checkpoints")
+    put_weights_where_downloads_go(house.parent / "torch" / "hub" / "checkpoints", house / "configs")
     (house / "flower_dataset").symlink_to(dataset)
     (house / "job.sh").write_text(job)
     programs = house.parent / "slurm"

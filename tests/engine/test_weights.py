@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,12 +16,14 @@ import torchvision
 from mmpretrain.registry import MODELS
 from torch import nn
 
+from mmflowers.engine import weights
 from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.engine.weights import (
     convert_state_dict,
     drop_sources,
     efficientnet_lite_to_timm,
     fetch_weights,
+    needs_download,
     resolve_source,
     sources_in_model,
     start_in_model,
@@ -141,21 +148,51 @@ def test_sources_that_are_not_there_name_the_way_on(tmp_path: Path) -> None:
         fetch_weights("package://no_such_package/x.pth")
 
 
-def test_a_download_with_the_wrong_bytes_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import http.server
-    import threading
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a server of the files in ``tmp_path``, and a hub folder of the test's own."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("no_proxy", "*")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
+        threading.Thread(target=serving.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{serving.server_port}"
+        serving.shutdown()
 
+
+def test_a_download_with_the_wrong_bytes_leaves_nothing(server: str, tmp_path: Path) -> None:
     (tmp_path / "net-0badc0de.pth").write_bytes(b"something else")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    monkeypatch.chdir(tmp_path)
-    handler = http.server.SimpleHTTPRequestHandler
-    handler.log_message = lambda *_: None
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(InputError, match="invalid hash value"):
-            fetch_weights(f"http://127.0.0.1:{server.server_port}/net-0badc0de.pth")
-        server.shutdown()
-    assert not [path for path in (tmp_path / "hub").rglob("*") if path.is_file()]
+    with pytest.raises(InputError, match=r"sends has the sha256 .*, expected is 0badc0de") as caught:
+        fetch_weights(f"{server}/net-0badc0de.pth")
+    assert f"download {server}/net-0badc0de.pth by other means" in str(caught.value)
+    assert "--weights FILE" in str(caught.value) and "\n" not in str(caught.value)
+    assert not [path for path in (tmp_path / "torch").rglob("*") if path.is_file()]
+
+
+def test_a_cached_file_is_compared_with_the_digest_in_its_name(server: str, tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"weights").hexdigest()[:8]
+    (tmp_path / f"net-{digest}.pth").write_bytes(b"weights")
+    cached = tmp_path / "torch" / "hub" / "checkpoints" / f"net-{digest}.pth"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"others")
+    assert needs_download(f"{server}/net-{digest}.pth")
+    assert fetch_weights(f"{server}/net-{digest}.pth").read_bytes() == b"weights"
+    assert not needs_download(f"http://127.0.0.1:9/net-{digest}.pth")
+    cached.write_bytes(b"others")
+    with pytest.raises(InputError, match=r"hasn't the sha256"):
+        fetch_weights(f"http://127.0.0.1:9/net-{digest}.pth")
+    assert cached.read_bytes() == b"others"  # it may be all that the user has
+
+
+def test_a_download_without_a_digest_is_taken_up_to_a_limit(server: str, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "net.pth").write_bytes(b"weights")
+    monkeypatch.setattr(weights, "MAX_BYTES", 6)
+    with pytest.raises(InputError, match="it announces 7 bytes, more than is ever taken"):
+        fetch_weights(f"{server}/net.pth")
+    monkeypatch.setattr(weights, "MAX_BYTES", 7)
+    assert fetch_weights(f"{server}/net.pth").read_bytes() == b"weights"
+    assert [path.name for path in (tmp_path / "torch").rglob("*") if path.is_file()] == ["net.pth"]
 
 
 class Hostile:

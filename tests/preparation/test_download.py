@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from mmflowers import downloads
+from mmflowers.downloads import fetch, file_name
 from mmflowers.errors import InputError
-from mmflowers.preparation import download
-from mmflowers.preparation.download import fetch, file_name
 
 DATA = os.urandom(300_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -90,7 +90,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(download, "PAUSE_S", 0.0)
+    monkeypatch.setattr(downloads, "PAUSE_S", 0.0)
     server = Server()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
@@ -140,7 +140,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(server, tmp_path, l
 
 
 def test_a_download_that_was_given_up_is_continued_by_the_next_call(server, tmp_path):
-    server.breaks = [10_000] * download.ATTEMPTS
+    server.breaks = [10_000] * downloads.ATTEMPTS
     assert "40,000 of 300,000 bytes" in failure(server.url, folder=tmp_path)
     assert fetch([server.url], sha256=SHA256, folder=tmp_path).read_bytes() == DATA
     assert server.asked[-1] == "bytes=40000-"
@@ -254,23 +254,23 @@ def test_no_connection_is_one_line_with_the_way_on_and_leaves_nothing(server, tm
 
 
 def test_a_server_that_falls_silent_is_given_up_and_what_came_is_kept(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "READ_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    monkeypatch.setattr(downloads, "READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     server.pause_s = 60
     assert "too little came for too long after 150,000 bytes" in failure(server.url, folder=tmp_path)
     assert next(tmp_path.iterdir()).read_bytes() == DATA[:150_000]
 
 
 def test_a_server_that_only_drips_is_given_up(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "SLOW_WINDOW_S", 0.05)
-    monkeypatch.setattr(download, "SLOW_BYTES_PER_S", 1 << 40)
-    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    monkeypatch.setattr(downloads, "SLOW_WINDOW_S", 0.05)
+    monkeypatch.setattr(downloads, "SLOW_BYTES_PER_S", 1 << 40)
+    monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     server.pause_s = 0.2
     assert "too little came" in failure(server.url, folder=tmp_path)
 
 
 def test_a_server_that_never_answers_is_given_up(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(downloads, "READ_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/photos.tgz"
         assert "no answer in time" in failure(url, folder=tmp_path)
@@ -280,7 +280,7 @@ def test_what_is_no_http_server_is_given_up(server, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as strange:
 
         def greet() -> None:
-            for _ in range(download.ATTEMPTS):
+            for _ in range(downloads.ATTEMPTS):
                 connection, _ = strange.accept()
                 with connection:
                     connection.sendall(b"220 wel\x1b[31mcome\r\n")
@@ -298,6 +298,28 @@ def test_a_second_process_on_the_same_file_is_refused(server, tmp_path):
         with pytest.raises(InputError, match="another process"):
             fetch([server.url], sha256=SHA256, folder=tmp_path)
     assert server.asked == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no flock there; the hash alone guards")
+@pytest.mark.parametrize("sha256", [SHA256, SHA256[:8], ""])
+def test_processes_that_want_the_same_file_wait_for_the_first_and_take_its_file(server, tmp_path, sha256):
+    server.pause_s = 0.3
+    found = []
+    wanted = dict(sha256=sha256, folder=tmp_path, cached_as="x.pth", wait=True)
+    threads = [threading.Thread(target=lambda: found.append(fetch([server.url], **wanted))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [tmp_path / "x.pth"] * 4 and found[0].read_bytes() == DATA
+    assert server.asked == [None] and [path.name for path in tmp_path.iterdir()] == ["x.pth"]
+
+
+def test_what_came_of_a_file_of_unknown_hash_is_not_continued(server, tmp_path):
+    server.breaks = [100_000]
+    (tmp_path / "x.pth.part").write_bytes(b"of another version")
+    assert fetch([server.url], sha256="", folder=tmp_path, cached_as="x.pth").read_bytes() == DATA
+    assert server.asked == [None, None]
 
 
 def test_a_cache_that_cannot_be_written_is_bad_input(server, tmp_path):

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from mmflowers import downloads
 from mmflowers.errors import InputError
-from mmflowers.preparation import download, sources
+from mmflowers.preparation import sources
 from mmflowers.preparation.records import Source
 
 CLASSES = ("daisy", "dandelion", "roses")
@@ -40,7 +41,7 @@ def open_source(tmp_path):
 def server(tmp_path, monkeypatch) -> Iterator[str]:
     """The address of a real server on loopback for the files in tmp_path/www."""
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(download, "PAUSE_S", 0.0)
+    monkeypatch.setattr(downloads, "PAUSE_S", 0.0)
     (tmp_path / "www").mkdir()
 
     class Quiet(http.server.SimpleHTTPRequestHandler):

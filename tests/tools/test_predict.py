@@ -22,8 +22,8 @@ from PIL import Image
 
 from mmflowers.deploy.classifier import Prediction
 from mmflowers.deploy.output import open_output
+from mmflowers.downloads import fetch_photo
 from mmflowers.errors import InputError
-from mmflowers.preparation.download import fetch_photo
 
 
 @pytest.fixture(scope="module")

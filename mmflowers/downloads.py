@@ -45,6 +45,9 @@ def fetch(
     folder: Path,
     size: int | None = None,
     hint: str = "check the address, or download the file by other means and give it with --source",
+    cached_as: str | None = None,
+    limit: int = MAX_BYTES,
+    wait: bool = False,
 ) -> Path:
     """Return a local file with the given hash: from ``folder`` if it is there, else from the first address that has it.
 
@@ -53,43 +56,61 @@ def fetch(
 
     Args:
         urls: http or https addresses of the same file, tried in order.
-        sha256: 64 lower-case hex digits.
+        sha256: 64 lower-case hex digits, or the first of them; empty where nothing is known, and then any file in the
+            cache is taken and no download is continued.
         folder: The cache; made if missing.
         size: In bytes, where it is known: a wrong size is then seen before the download.
         hint: What the user can do when nothing helps.
+        cached_as: The name in the cache; default one that begins with the hash.
+        limit: The most bytes that are taken.
+        wait: Whether to wait for another process that is just downloading the file.
 
     Raises:
-        InputError: In one line, when no address gives the file or another process is just downloading it.
+        InputError: In one line, when no address gives the file or (without ``wait``) another process is just
+            downloading it.
     """
     name = file_name(urls[0])
-    target = folder / f"{sha256[:16]}-{name}"
-    if target.is_file():
-        if file_sha256(target) == sha256:
+    target = folder / (cached_as or f"{sha256[:16]}-{name}")
+    while True:
+        if is_cached(target, sha256):
             return target
-        target.unlink()  # damaged since
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = (folder / f"{target.name}.part").open("a+b")
-    except OSError as error:
-        raise InputError(f"can't write to the download cache {folder} ({error.strerror})") from error
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            part = (folder / f"{target.name}.part").open("a+b")
+        except OSError as error:
+            raise InputError(f"can't write to the download cache {folder} ({error.strerror})") from error
+        if _lock(part):
+            break
+        part.close()
+        if not wait:
+            raise InputError(f"another process is just downloading {name}", "run again when it is done")
+        time.sleep(PAUSE_S)
 
     reasons = []
     with part:
-        _lock(part, name)
         for url in urls:
             try:
-                _download(url, part, sha256, size)
+                _download(url, part, sha256, size, limit)
                 break
             except _Failed as failed:
                 reasons.append(f"{urlsplit(url).scheme}://{urlsplit(url).hostname}: {_one_line(str(failed))}")
         os.fsync(part.fileno())
         received = _size(part)
-    if len(reasons) < len(urls):
-        Path(part.name).replace(target)
-        return target
-    if received == 0:
+        if len(reasons) < len(urls):
+            if os.name == "nt":
+                part.close()  # there an open file can't be renamed
+            Path(part.name).replace(target)  # while it is locked: who waits for it must not take it for a part
+            return target
+    if received == 0 or not sha256:
         Path(part.name).unlink()
+    if target.is_file():
+        reasons.append(f"{target} hasn't the sha256 {sha256}")
     raise InputError(f"{name} can't be downloaded ({'; '.join(dict.fromkeys(reasons))})", hint)
+
+
+def is_cached(path: Path, sha256: str) -> bool:
+    """Whether a file is there whose sha256 begins with these hex digits, of which there may be none."""
+    return path.is_file() and (not sha256 or file_sha256(path).startswith(sha256))
 
 
 def fetch_photo(url: str, *, limit: int = MAX_PHOTO_BYTES, seconds: float = PHOTO_S) -> bytes:
@@ -138,21 +159,23 @@ def looks_like_html(head: bytes) -> bool:
     )
 
 
-def _download(url: str, part: BinaryIO, sha256: str, size: int | None) -> None:
+def _download(url: str, part: BinaryIO, sha256: str, size: int | None, most: int) -> None:
     """Complete ``part`` from one address, or raise _Failed; what arrived stays in it unless it is wrong."""
     reason = ""
     for attempt in range(ATTEMPTS):
         time.sleep(PAUSE_S * attempt)
+        if not sha256:
+            part.truncate(0)  # nothing would tell that two versions were mixed
         start = _size(part)
         if size is None or start != size:
             try:
-                start = _request(url, part, start, size)
+                start = _request(url, part, start, size, most)
             except _Interrupted as interrupted:
                 reason = str(interrupted)
                 continue
         part.flush()
         digest = file_sha256(part.name)
-        if digest == sha256:
+        if digest.startswith(sha256):
             return
         part.truncate(0)
         reason = f"what it sends has the sha256 {digest}, expected is {sha256}"
@@ -162,7 +185,7 @@ def _download(url: str, part: BinaryIO, sha256: str, size: int | None) -> None:
     raise _Failed(reason)
 
 
-def _request(url: str, part: BinaryIO, start: int, size: int | None) -> int:
+def _request(url: str, part: BinaryIO, start: int, size: int | None, most: int) -> int:
     """Append what is missing after ``start`` bytes; return where the answer really began (0: a whole new file)."""
     headers = {"Range": f"bytes={start}-"} if start else {}
     try:
@@ -194,12 +217,12 @@ def _request(url: str, part: BinaryIO, start: int, size: int | None) -> int:
             total = int(length) if re.fullmatch(r"\d{1,18}", length) else None
         if total is not None and total != (size or total):
             raise _Failed(f"it announces {total:,} bytes, expected are {size:,}" + _page(response, start))
-        limit = total or size or MAX_BYTES
-        if limit > MAX_BYTES:
-            raise _Failed(f"it announces {total:,} bytes, more than is ever taken ({MAX_BYTES:,})")
+        limit = total or size or most
+        if limit > most:
+            raise _Failed(f"it announces {limit:,} bytes, more than is ever taken ({most:,})")
         received = start
         try:
-            for chunk in _chunks(response, limit, received, Path(urlsplit(url).path).name):
+            for chunk in _chunks(response, total or size or 0, received, Path(urlsplit(url).path).name):
                 if received == 0 and looks_like_html(chunk):
                     raise _Failed("it sends a web page in place of the file")
                 if received == start:
@@ -238,7 +261,6 @@ def _chunks(response: http.client.HTTPResponse, total: int, done: int, name: str
     shown = marked = time.monotonic()
     since_mark = 0
     terminal = sys.stderr.isatty()
-    total = total if total < MAX_BYTES else 0
     with tqdm(
         total=total or None, initial=done, desc=name, unit="B", unit_scale=True, disable=not terminal, leave=False
     ) as bar:
@@ -311,18 +333,20 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def _lock(part: BinaryIO, name: str) -> None:
-    """Refuse a second process on the same part file; Windows has no flock, there the hash alone guards."""
+def _lock(part: BinaryIO) -> bool:
+    """Lock a part file; False if another process has it. Windows has no flock, there the hash alone guards."""
     try:
         import fcntl
     except ImportError:
-        return
+        return True
     try:
         fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(f"another process is just downloading {name}", "run again when it is done") from error
+        # The other may have finished in between: the lock is then on a file that has another name by now.
+        return os.path.samestat(os.fstat(part.fileno()), Path(part.name).stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
     except OSError:  # a file system without locks: the hash alone guards
-        return
+        return True
 
 
 def _one_line(text: str) -> str:
