@@ -318,7 +318,7 @@ def _build_model(config: Any) -> Any:
                 with torch.device(device):
                     return MODELS.build(copy.deepcopy(model))
             except Exception as bug:  # constructors check their arguments in every way there is
-                reason = f"{type(bug).__name__}: {bug}"
+                reason = f"{type(bug).__name__}: {' '.join(str(bug).split())}"  # Hugging Face's have several lines
             finally:
                 logging.disable(logging.NOTSET)
     raise InputError(f"can't be built: {reason}", "mend the config's model")

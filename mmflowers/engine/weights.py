@@ -124,7 +124,8 @@ def _named_in(model: Any) -> Iterator[tuple[dict, str]]:
         yield from ((model, key) for key in ("checkpoint", "checkpoint_path", "pretrained") if model.get(key))
         if pretrained(model.get("init_cfg")):
             yield model, "init_cfg"
-    children = model.items() if isinstance(model, Mapping) else enumerate(model if isinstance(model, list) else ())
+    items = model if isinstance(model, (list, tuple)) else ()
+    children = model.items() if isinstance(model, Mapping) else enumerate(items)
     for key, child in children:
         if key != "init_cfg":
             yield from _named_in(child)
