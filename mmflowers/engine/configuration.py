@@ -151,11 +151,65 @@ def test_on(config: Config, split: str) -> None:
 
 @_of_a_known_form
 def set_classes(config: Config, count: int) -> None:
-    """Fit the head, and what else counts classes, to the dataset folder."""
-    config.model.head.num_classes = count
-    for preprocessor in (config.get("data_preprocessor"), config.model.get("data_preprocessor")):
-        if preprocessor and "num_classes" in preprocessor:
-            preprocessor["num_classes"] = count
+    """Set the number of classes wherever the config's parts take one.
+
+    These are the head (VGG and Inception: the backbone, whose head has no layers), the head's loss, the data
+    preprocessor and its batch augmentations. MMPretrain's recipes leave the preprocessor's to their base config, and
+    without it Mixup and CutMix can't make one-hot labels.
+
+    Args:
+        config: Changed in place.
+        count: Classes of the dataset folder.
+
+    Raises:
+        InputError: Neither the head nor the backbone takes a number of classes.
+    """
+    model = config.model
+    places = [part for part in (model.head, model.backbone) if _takes_classes(part)]
+    if not places:
+        head, backbone = (
+            getattr(part.get("type"), "__name__", part.get("type")) for part in (model.head, model.backbone)
+        )
+        raise InputError(
+            f"neither the head {head} nor the backbone {backbone} takes num_classes",
+            "head=dict(type='LinearClsHead', in_channels=…) gives a backbone a classifier",
+        )
+    places = places[:1]
+    losses = model.head.get("loss")
+    places += [loss for loss in (losses if isinstance(losses, list) else [losses]) if _takes_classes(loss)]
+    preprocessors = [one for one in (config.get("data_preprocessor"), model.get("data_preprocessor")) if one]
+    if not preprocessors:
+        config.data_preprocessor = {}
+        preprocessors = [config.data_preprocessor]
+    places += [one for one in preprocessors if _takes_classes(one, "ClsDataPreprocessor")]
+    places += [augment for _, augment in _batch_augments(config) if "num_classes" in augment]
+    for place in places:
+        place["num_classes"] = count
+
+
+def _batch_augments(config: Config) -> Iterator[tuple[str, Any]]:
+    """The augmentations that mix a batch's images, as Mixup and CutMix do, each with the key they are under."""
+    for key in ("model.train_cfg", "model.data_preprocessor.batch_augments", "data_preprocessor.batch_augments"):
+        place = config
+        for name in key.split("."):
+            place = place.get(name) or {}
+        augments = place.get("augments") or []
+        yield from ((key, one) for one in (augments if isinstance(augments, (list, tuple)) else [augments]))
+
+
+def _takes_classes(part: Any, default: str | None = None) -> bool:
+    """Whether the class that a part of a model is built from has an argument ``num_classes``."""
+    from mmpretrain.registry import MODELS
+
+    kind = part.get("type", default) if isinstance(part, dict) else None
+    builder = MODELS.get(kind) if isinstance(kind, str) else kind
+    if builder is None:
+        return kind is not None  # not registered, which the checks say
+    return any(
+        "num_classes" in inspect.signature(base.__init__).parameters
+        for base in builder.__mro__
+        if "__init__" in vars(base)
+    )
 
 
 @_of_a_known_form
@@ -267,6 +321,24 @@ def freeze(config: Config, freeze_to: str, views: int) -> None:
     _refuse_switch(config, "--freeze-to")
     config.train_cfg.pop("by_epoch", None)
     config.train_cfg |= dict(type="FrozenTrainLoop", freeze_to=freeze_to, views=views)
+
+
+@_of_a_known_form
+def refuse_mixed_images(config: Config) -> None:
+    """Refuse Mixup and CutMix where a trunk is frozen: its features are of single photos, and mixing those is another
+    method. A probe sees no augmentation at all, and says so.
+
+    Raises:
+        InputError: The config has such augmentations, and trains on frozen features.
+    """
+    found = list(_batch_augments(config)) if config.train_cfg.get("type") == "FrozenTrainLoop" else []
+    if found:
+        kinds = ", ".join(str(augment.get("type")) for _, augment in found)
+        options = " ".join(f"{key}=None" for key in dict.fromkeys(key for key, _ in found))
+        raise InputError(
+            f"{kinds} can't be applied to frozen features, which are computed once for each photo",
+            f"--cfg-options {options} trains without, and a config without freezing trains with {kinds}",
+        )
 
 
 @_of_a_known_form

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from mmflowers.downloads import fetch, file_name, is_cached
 from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.errors import InputError, count, some
+from mmflowers.models.classifier import classifier_layers
 
 PACKAGE = "package://"
-HEAD = "head.fc."
 NAMED = 20  # tensors of each kind that an error lists
 MAX_BYTES = 16 << 30  # of a download; MMPretrain's largest weights have 4 GB
 
@@ -311,9 +311,11 @@ def convert_state_dict(
     """
     tensors = _unwrap(state_dict)
     own = model.state_dict()
-    origin, renamed = _rename(tensors, model)
+    classifier = classifier_layers(model)  # may be in the backbone (VGG)
+    origin, renamed = _rename(tensors, model, next(reversed(classifier), ""))
 
-    learned = _learned(model.backbone)
+    of_head = {key for key in own if key.startswith("head.") or key.rpartition(".")[0] in classifier}
+    learned = {key: tensor for key, tensor in _learned(model.backbone).items() if key not in of_head}
     renamed = {key: _fit_relative_positions(key, value, learned.get(key)) for key, value in renamed.items()}
     loaded = _run_load_hooks(renamed, model.backbone)
     missing = sorted(learned.keys() - loaded.keys())
@@ -337,8 +339,8 @@ def convert_state_dict(
             "use weights of the network that the config names",
         )
 
-    head = _check_head(renamed, own, keep_head)
-    for key in own.keys() & renamed.keys() - learned.keys():
+    head = _check_head(renamed, own, of_head, classifier, keep_head)
+    for key in (own.keys() & renamed.keys()) - learned.keys() - of_head:
         if key.startswith("backbone.") and own[key].shape != renamed[key].shape:
             del renamed[key]  # follows from the resolution, and the model has computed it
     return Conversion({key: renamed[key] for key in own if key in renamed}, origin, head, wrong)
@@ -412,7 +414,8 @@ def _unwrap(state_dict: Mapping) -> dict[str, Tensor]:
     return tensors
 
 
-def _rename(tensors: dict[str, Tensor], model: nn.Module) -> tuple[str, dict[str, Tensor]]:
+def _rename(tensors: dict[str, Tensor], model: nn.Module, head: str) -> tuple[str, dict[str, Tensor]]:
+    """Rename to the model's names; ``head`` is the name of its classifier layer."""
     if any(key.startswith("backbone.") for key in tensors):
         return "OpenMMLab", tensors
     timm_model = getattr(model.backbone, "timm_model", None)
@@ -425,7 +428,8 @@ def _rename(tensors: dict[str, Tensor], model: nn.Module) -> tuple[str, dict[str
     prefix = "backbone." if timm_model is None else "backbone.timm_model."
     classifier = re.compile(r"^(head\.fc|fc|classifier|head)\.(?=weight$|bias$)")
     return origin, {
-        classifier.sub(HEAD, key) if classifier.match(key) else prefix + key: value for key, value in tensors.items()
+        classifier.sub(f"{head}.", key) if head and classifier.match(key) else prefix + key: value
+        for key, value in tensors.items()
     }
 
 
@@ -460,18 +464,34 @@ def efficientnet_lite_to_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor
     return renamed
 
 
-def _check_head(renamed: dict[str, Tensor], own: dict[str, Tensor], keep_head: bool) -> str:
-    """Take a head that doesn't fit out of ``renamed`` and say so, or refuse it."""
-    keys = [key for key in own if key.startswith("head.")]
-    if all(key in renamed and renamed[key].shape == own[key].shape for key in keys):
+def _check_head(
+    renamed: dict[str, Tensor], own: dict[str, Tensor], of_head: set[str], classifier: dict[str, nn.Linear], keep: bool
+) -> str:
+    """Take the layers of a head that don't fit out of ``renamed`` and say so, or refuse them.
+
+    Layers before the classifier (MobileNetV3's hidden one, a normalisation) are taken from the file where they fit.
+    """
+    wrong = {
+        key.rpartition(".")[0]
+        for key in of_head
+        if not key.endswith("num_batches_tracked") and (key not in renamed or renamed[key].shape != own[key].shape)
+    }
+    if not wrong:
         return ""
-    own_classes = own[f"{HEAD}weight"].shape[0] if f"{HEAD}weight" in own else None
-    theirs = renamed.get(f"{HEAD}weight")
-    what = "the weights have no head" if theirs is None else f"the weights have a head of {theirs.shape[0]} classes"
-    if keep_head:
+    name = next(reversed(classifier), "head")
+    own_classes = f"{classifier[name].out_features}" if classifier else "another kind"
+    theirs = renamed.get(f"{name}.weight")
+    if theirs is None:
+        what = "the weights have no head"
+    elif name in wrong:
+        what = f"the weights have a head of {theirs.shape[0]} classes"
+    else:
+        what = f"the weights have a head with other layers {', '.join(sorted(wrong))}"
+    if keep:
         raise InputError(
             f"{what}, the model one of {own_classes}", "test a checkpoint on the classes it was trained on"
         )
-    for key in keys:
-        renamed.pop(key, None)
+    for key in of_head:
+        if key.rpartition(".")[0] in wrong:
+            renamed.pop(key, None)
     return f"{what}: left out, the head of {own_classes} starts anew"

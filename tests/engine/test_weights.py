@@ -106,6 +106,41 @@ def test_a_head_of_another_size_is_left_out_with_a_line_or_refused() -> None:
         convert_state_dict(theirs, resnet(), keep_head=True)
 
 
+def test_the_classifier_of_a_backbone_is_its_head() -> None:
+    def lenet(classes: int) -> nn.Module:  # as VGG and Inception
+        backbone = dict(type="mmpretrain.LeNet5", num_classes=classes)
+        return MODELS.build(
+            dict(type="mmpretrain.ImageClassifier", backbone=backbone, head=dict(type="mmpretrain.ClsHead"))
+        )
+
+    theirs = lenet(10).state_dict()
+    conversion = convert_state_dict(theirs, lenet(3))
+    assert conversion.head == "the weights have a head of 10 classes: left out, the head of 3 starts anew"
+    left_out = {"backbone.classifier.2.weight", "backbone.classifier.2.bias"}
+    assert theirs.keys() - conversion.state_dict.keys() == left_out
+    with pytest.raises(InputError, match="a head of 10 classes, the model one of 3"):
+        convert_state_dict(theirs, lenet(3), keep_head=True)
+    assert convert_state_dict(theirs, lenet(10), keep_head=True).head == ""
+
+
+def test_layers_of_a_head_before_the_classifier_are_taken() -> None:
+    def stacked(classes: int, hidden: int = 16) -> nn.Module:  # as MobileNetV3
+        backbone = dict(type="mmpretrain.ResNet", depth=18, base_channels=8, stem_channels=8)
+        head = dict(type="mmpretrain.StackedLinearClsHead", num_classes=classes, in_channels=64, mid_channels=[hidden])
+        return MODELS.build(dict(type="mmpretrain.ImageClassifier", backbone=backbone, head=head))
+
+    theirs = stacked(10).state_dict()
+    conversion = convert_state_dict(theirs, stacked(3))
+    assert conversion.head == "the weights have a head of 10 classes: left out, the head of 3 starts anew"
+    taken = {key for key in conversion.state_dict if key.startswith("head.")}
+    assert taken == {"head.layers.0.fc.weight", "head.layers.0.fc.bias"}
+    with pytest.raises(InputError, match="a head of 10 classes, the model one of 3"):
+        convert_state_dict(theirs, stacked(3), keep_head=True)
+    del theirs["head.layers.0.fc.bias"]
+    with pytest.raises(InputError, match=r"a head with other layers head\.layers\.0\.fc, the model"):
+        convert_state_dict(theirs, stacked(10), keep_head=True)
+
+
 def test_weights_without_a_head_are_taken() -> None:
     theirs = {key: value for key, value in torchvision.models.resnet18().state_dict().items() if "fc." not in key}
     assert "no head" in convert_state_dict(theirs, resnet()).head
