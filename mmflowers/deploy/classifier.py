@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mmflowers.deploy.inputs import Input
 from mmflowers.deploy.photos import PhotoDataset, read_batches
 from mmflowers.engine.configuration import load_config, set_classes
+from mmflowers.engine.frozen import ClassifierTrunk
 from mmflowers.engine.hooks import BEST
 from mmflowers.engine.loading import load_checkpoint_file, require_finite
 from mmflowers.engine.single_label import require_single_label
@@ -200,14 +201,17 @@ class FlowerClassifier:
         return torch.stack(scores).mean(dim=0).cpu().numpy()
 
     def features(self, pixels: Tensor | list[Tensor]) -> np.ndarray:
-        """What the network makes of n photos before its head names them, float32 of shape (n, features).
+        """What the classifier, the last linear layer, takes of n photos: float32 of shape (n, features).
 
         Args:
             pixels: As for ``scores``.
+
+        Raises:
+            InputError: The network has no such layer.
         """
         with torch.no_grad():
             prepared = self.model.data_preprocessor({"inputs": pixels})["inputs"]
-            return self.model.extract_feat(prepared, stage="pre_logits").flatten(1).float().cpu().numpy()
+            return ClassifierTrunk(self.model)(prepared).float().cpu().numpy()
 
 
 class _BFloat16(nn.Module):

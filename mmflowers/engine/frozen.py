@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.dist import get_world_size
 from mmengine.model import is_model_wrapper
 from mmpretrain.registry import LOOPS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset
 
 from mmflowers.commands import progress
 from mmflowers.datasets.seeded import Draw
 from mmflowers.datasets.wrappers import innermost
-from mmflowers.engine.loops import ExactTrainLoop
+from mmflowers.engine.loops import ExactTrainLoop, OutOfMemory, is_out_of_memory
+from mmflowers.engine.memory import available_memory
 from mmflowers.errors import InputError
+from mmflowers.models.classifier import classifier_layers
 from mmflowers.models.folding import fold_batchnorm
 
 WHOLE = "backbone"  # all but the head
 MEMORY_SHARE = 0.5  # of the memory that is free, for feature maps
+CLOSE = 0.02  # of the largest value: in bfloat16, kernels for another number of photos differ by less
+TRAIN_THE_HEAD = "--freeze-to a late layer of the backbone trains what comes after it"
 
 
 class _Reached(Exception):
@@ -36,88 +42,314 @@ class _Reached(Exception):
 
 
 class Trunk:
-    """The part of a classifier up to a layer, which can stand aside while the rest takes its feature maps.
+    """The frozen part of a classifier, whose output the rest takes in place of photos.
 
     Args:
         model: An MMPretrain classifier.
-        name: The last frozen layer, as the backbone calls it (``layer3``, ``blocks.4``), or ``backbone`` for all of it.
+    """
+
+    where = ""  # the cut, for errors
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """What the rest needs of normalised pixels (n, 3, H, W): (n, C, H', W'), (n, tokens, C) or (n, C)."""
+        raise NotImplementedError
+
+    def aside(self) -> AbstractContextManager:
+        """Let the network's inputs be the trunk's outputs, of photos as ``check`` has seen. The state dict stays."""
+        raise NotImplementedError
+
+    def check(self, inputs: Tensor) -> None:
+        """See that trunk and rest together are the network.
+
+        Raises:
+            InputError: They aren't: the network has paths around the cut.
+        """
+        expected = self.outcome(inputs)
+        features = self(inputs)
+        part = slice(int(len(inputs) > 1), None)  # the rest has to work for another number of photos too
+        try:
+            with self.aside():
+                got = self.outcome(features[part])
+        except Exception as error:  # of a backbone's code, on inputs that it may not have been written for
+            if is_out_of_memory(error):
+                raise
+            raise self.refusal(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        for one, other in zip(expected, got, strict=True):
+            one = one[part]  # shares of the largest value: a new head's scores are small
+            if one.shape != other.shape or not (one - other).abs().max() <= CLOSE * one.abs().max():
+                raise self.refusal("the rest needs more than its output")
+
+    def outcome(self, inputs: Tensor) -> list[Tensor]:
+        """What trunk and rest together have to give: the scores."""
+        return tree_leaves(self.model(inputs, mode="tensor"))
+
+    def refusal(self, reason: str) -> InputError:
+        """The error that the network can't be cut here."""
+        return InputError(
+            f"{type(self.model.backbone).__name__} can't be cut {self.where}: {reason}",
+            "freeze to the end of a stage, as layer3, stages.2 or blocks.4",
+        )
+
+
+class BackboneTrunk(Trunk):
+    """All but the head.
+
+    Raises:
+        InputError: The classifier is in the backbone.
+    """
+
+    where = "before the head"
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        name = next(reversed(classifier_layers(model)), "")
+        if name.startswith("backbone."):
+            raise InputError(
+                f"the classifier of {type(model.backbone).__name__} is a layer of the backbone, {name}: with the whole "
+                "backbone frozen nothing is left to train",
+                "--freeze-to an earlier layer, or --probe, which fits the classifier alone",
+            )
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """See ``Trunk``: the last output of the neck, or of the backbone where there is no neck."""
+        outputs = self.model.extract_feat(inputs)
+        last = outputs[-1] if isinstance(outputs, tuple) else outputs
+        if not isinstance(last, Tensor):
+            raise self.refusal(f"the head takes {len(tree_leaves(last))} tensors, not one")
+        return last
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """See ``Trunk``."""
+        self.model.extract_feat = _as_outputs
+        try:
+            yield
+        finally:
+            del self.model.extract_feat
+
+
+class ClassifierTrunk(Trunk):
+    """All but the classifier: the last linear layer (see ``classifier_layers``).
+
+    Attributes:
+        layer: The classifier.
+
+    Raises:
+        InputError: There is none, or it isn't a plain linear layer.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        layers = classifier_layers(model)
+        if not layers:
+            what = f"the head {type(model.head).__name__} has no linear layer that gives a score for each class"
+            raise InputError(what, TRAIN_THE_HEAD)
+        self.name, self.layer = list(layers.items())[-1]
+        if type(self.layer).forward is not nn.Linear.forward or self.layer.bias is None:
+            what = f"the classifier {self.name}, a {type(self.layer).__name__}, isn't a linear layer with a bias"
+            raise InputError(f"{what}, which --probe fits", TRAIN_THE_HEAD)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """See ``Trunk``: what the classifier takes, (n, C)."""
+
+        def stop(module: nn.Module, args: tuple) -> None:
+            raise _Reached(args[0])
+
+        handle = self.layer.register_forward_pre_hook(stop)
+        try:
+            self.model(inputs, mode="tensor")
+        except _Reached as reached:
+            features = reached.output
+        else:
+            raise self.refusal("it isn't computed")
+        finally:
+            handle.remove()
+        if features.ndim != 2:
+            raise self.refusal(f"it takes {tuple(features.shape[1:])} a photo, not one vector")
+        return features
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """See ``Trunk``."""
+        self.model.extract_feat = _as_outputs
+        self.model.head.forward = lambda feats: self.layer(feats[-1])
+        try:
+            yield
+        finally:
+            del self.model.extract_feat, self.model.head.forward
+
+    def check(self, inputs: Tensor) -> None:
+        """See ``Trunk``; with drawn weights, since those of a new head may be 0, which would hide a second branch."""
+        weight = self.layer.weight.detach()
+        before = weight.clone()
+        weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+        try:
+            super().check(inputs)
+        finally:
+            weight.copy_(before)
+
+    def refusal(self, reason: str) -> InputError:
+        """The error that the classifier alone doesn't make the scores."""
+        what = f"--probe can't fit the head {type(self.model.head).__name__} by its last linear layer {self.name}"
+        return InputError(f"{what}: {reason}", TRAIN_THE_HEAD)
+
+
+class LayerTrunk(Trunk):
+    """The backbone up to a layer.
+
+    ``check`` sees in a forward pass which modules the backbone's code calls before the layer's end, and what they give.
+    When the trunk is aside, these give tensors of the same shapes without computing them, and the layer gives the
+    feature maps. The backbone's code between its modules runs on: what it hands to later layers besides (Swin's height
+    and width, say) is right.
+
+    Args:
+        model: An MMPretrain classifier.
+        name: The last frozen layer, as the backbone calls it (``layer3``, ``blocks.4``).
 
     Raises:
         InputError: The backbone has no such layer; the ones it has are named.
     """
 
     def __init__(self, model: nn.Module, name: str) -> None:
-        self.model = model
-        if name == WHOLE:
-            self.last = model.neck if model.with_neck else model.backbone
-            self.modules = [model.backbone, self.last]
-            return
+        super().__init__(model)
+        self.where = f"after {name}"
         root = getattr(model.backbone, "timm_model", model.backbone)
-        self.modules, module = [], root
-        for part in name.split("."):
-            children = dict(module.named_children())
-            if part not in children:
-                known = [f"{child}.{n}" for child in ("blocks", "layers", "stages") for n, _ in _children(root, child)]
-                known = known or [child for child, _ in root.named_children()]
-                raise InputError(
-                    f"the backbone has no layer {name} to freeze to", f"it has {', '.join(known)}, or {WHOLE} for all"
-                )
-            names = list(children)
-            self.modules += [children[before] for before in names[: names.index(part)]]
-            module = children[part]
-        self.modules.append(module)
-        self.last = module
+        try:
+            self.last = root.get_submodule(name)
+        except AttributeError:
+            stacks = ("blocks", "layers", "stages", "features", "network", "xca_layers")
+            known = [f"{stack}.{n}" for stack in stacks for n, _ in _children(root, stack)]
+            known = known or [child for child, _ in root.named_children()]
+            raise InputError(
+                f"the backbone has no layer {name} to freeze to", f"it has {', '.join(known)}, or {WHOLE} for all"
+            ) from None
+        # By the shape of a photo's feature map: the shape of its pixels, and the calls that lead there.
+        self._calls: dict[torch.Size, tuple[torch.Size, list[tuple[nn.Module, Any]]]] = {}
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """The last frozen layer's output for normalised pixels (n, 3, H, W): (n, C, H', W'), or (n, C) after a neck."""
-
-        def stop(module: nn.Module, args: Any, output: Any) -> None:
-            raise _Reached(output)
-
-        handle = self.last.register_forward_hook(stop)
+        """See ``Trunk``: the layer's output."""
+        handle = self.last.register_forward_hook(_stop)
         try:
-            self.model.extract_feat(inputs)
+            self.model.backbone(inputs)
         except _Reached as reached:
-            return reached.output[-1] if isinstance(reached.output, tuple) else reached.output
+            return self._only_tensor(reached.output)
         finally:
             handle.remove()
-        raise InputError("the network doesn't come to the layer to freeze to", "name another")
+        raise self.refusal("the backbone doesn't call it")
+
+    def outcome(self, inputs: Tensor) -> list[Tensor]:
+        """See ``Trunk``: what the head takes, since the scores of a new head may be 0."""
+        outputs = self.model.extract_feat(inputs)
+        return tree_leaves(outputs[-1] if isinstance(outputs, tuple) else outputs)
+
+    def _only_tensor(self, output: Any) -> Tensor:
+        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        if len(tensors) != 1:
+            raise self.refusal(f"the layer gives {len(tensors)} tensors, not one")
+        return tensors[0]
+
+    def check(self, inputs: Tensor) -> None:
+        """See ``Trunk``."""
+        done: list[list[tuple[nn.Module, Any]]] = [[]]  # for each call under way, the calls within it that have ended
+
+        def begin(module: nn.Module, args: tuple) -> None:
+            done.append([])
+
+        def end(module: nn.Module, args: tuple, output: Any) -> None:
+            done.pop()
+            done[-1].append((module, tree_map(lambda leaf: _Placeholder.of(leaf, len(inputs)), output)))
+            if module is self.last:
+                raise _Reached(output)
+
+        handles = [register_module_forward_pre_hook(begin), register_module_forward_hook(end)]
+        try:
+            self.model.backbone(inputs)
+        except _Reached as reached:
+            features = self._only_tensor(reached.output)
+            self._calls[features.shape[1:]] = (inputs.shape[1:], [call for calls in done for call in calls])
+        finally:
+            for handle in handles:
+                handle.remove()
+        super().check(inputs)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Let the network begin behind the trunk: its inputs are feature maps. State dict and parameters stay."""
-        whole = self.modules[0] is self.model.backbone
-        for module in self.modules:
-            module.forward = _pass_on
-        if whole:
-            self.last.forward = _wrap  # heads take a tuple
+        """See ``Trunk``."""
+        backbone = self.model.backbone
+        modules = {module for _, calls in self._calls.values() for module, _ in calls}
+        forwards = {module: module.forward for module in (backbone, *modules)}
+        features: Tensor
+        left: dict[nn.Module, list] = {}  # what each module has still to give in this pass
+
+        def begin(inputs: Tensor) -> Any:
+            nonlocal features
+            features = inputs
+            pixels, calls = self._calls[inputs.shape[1:]]
+            left.clear()
+            for module, output in calls:
+                left.setdefault(module, []).append(output)
+            return forwards[backbone](inputs.new_zeros(()).expand(len(inputs), *pixels))
+
+        def given(module: nn.Module) -> Callable:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                if not left.get(module):  # shared with what comes after the trunk
+                    return forwards[module](*args, **kwargs)
+                return tree_map(fill if module is not self.last else keep, left[module].pop(0))
+
+            return forward
+
+        def fill(leaf: Any) -> Any:
+            return leaf.like(features) if isinstance(leaf, _Placeholder) else leaf
+
+        def keep(leaf: Any) -> Any:
+            return features if isinstance(leaf, (_Placeholder, Tensor)) else leaf
+
+        backbone.forward = begin
+        for module in modules:
+            module.forward = given(module)
         try:
             yield
         finally:
-            for module in set(self.modules):
+            for module in forwards:
                 del module.forward
 
-    def check(self, inputs: Tensor) -> None:
-        """See that trunk and rest together are the network.
 
-        Raises:
-            InputError: They aren't: the network has paths around the layer.
-        """
-        expected = self.model(inputs, mode="tensor")
-        features = self(inputs)
-        with self.aside():
-            got = self.model(features, mode="tensor")
-        expected, got = (value[-1] if isinstance(value, tuple) else value for value in (expected, got))
-        if got.shape != expected.shape or not torch.allclose(got, expected, rtol=0.01, atol=0.01):
-            raise InputError("the network can't be cut there", "freeze to the end of a stage, as layer3 or blocks.4")
+@dataclass
+class _Placeholder:
+    """A tensor of which only the shape matters.
+
+    Attributes:
+        rows: Length of its first dimension for each photo of a batch.
+        shape: The other dimensions.
+        dtype: Of its numbers.
+    """
+
+    rows: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, leaf: Any, photos: int) -> Any:
+        """A placeholder for what is computed of photos; anything else stays."""
+        if not isinstance(leaf, Tensor) or not leaf.ndim or leaf.shape[0] % photos:
+            return leaf
+        return cls(leaf.shape[0] // photos, leaf.shape[1:], leaf.dtype)
+
+    def like(self, features: Tensor) -> Tensor:
+        """Zeros for as many photos as ``features`` are of; all are one number in memory."""
+        zero = features.new_zeros((), dtype=self.dtype)
+        return zero.expand(self.rows * len(features), *self.shape)
 
 
-def _pass_on(x: Tensor) -> Tensor:
-    return x
+def _stop(module: nn.Module, args: Any, output: Any) -> None:
+    raise _Reached(output)
 
 
-def _wrap(x: Tensor) -> tuple[Tensor]:
-    return (x,)
+def _as_outputs(inputs: Tensor, stage: str = "neck") -> tuple[Tensor]:
+    return (inputs,)
 
 
 def _children(root: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
@@ -130,7 +362,7 @@ class FeatureDataset(Dataset):
 
     Args:
         dataset: The ``SeededDataset`` of the photos, for all else that is asked of a dataset.
-        features: float16 of shape (views, n, …), channels last.
+        features: float16 (float32 or bfloat16 where numbers exceed its range) of shape (views, n, …), channels last.
     """
 
     def __init__(self, dataset: Dataset, features: Tensor) -> None:
@@ -164,10 +396,12 @@ class FrozenTrainLoop(ExactTrainLoop):
 
     Args:
         *args: Those of ``ExactTrainLoop``.
-        freeze_to: The last frozen layer (see ``Trunk``).
+        freeze_to: The last frozen layer (see ``LayerTrunk``), or ``backbone`` for all but the head.
         views: Augmented views of each photo; epoch e takes view e modulo this.
         **kwargs: Those of ``ExactTrainLoop``.
     """
+
+    photos_of = "train_dataloader"  # the config's name of the loader that training photos come from
 
     def __init__(self, *args, freeze_to: str, views: int = 4, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -177,24 +411,26 @@ class FrozenTrainLoop(ExactTrainLoop):
         """Compute, then train as ever; checkpoints hold the whole network."""
         if get_world_size() > 1:
             raise InputError("--freeze-to works in one process", "leave --launcher away")
-        model = self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model
-        trunk = Trunk(model, self.freeze_to)
+        trunk = self._trunk(self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model)
         self._compute(trunk)
         with trunk.aside():
-            return self._train()
+            return self._train(trunk)
+
+    def _trunk(self, model: nn.Module) -> Trunk:
+        return BackboneTrunk(model) if self.freeze_to == WHOLE else LayerTrunk(model, self.freeze_to)
 
     def _compute(self, trunk: Trunk) -> None:
         val_loop = self.runner.val_loop
-        self.dataloader = self._with_features(trunk, self.dataloader, self.views)
+        self.dataloader = self._with_features(trunk, self.dataloader, self.views, self.photos_of)
         if val_loop is not None:
-            val_loop.dataloader = self._with_features(trunk, val_loop.dataloader, 1)
+            val_loop.dataloader = self._with_features(trunk, val_loop.dataloader, 1, "val_dataloader")
 
-    def _train(self) -> nn.Module:
+    def _train(self, trunk: Trunk) -> nn.Module:
         return super().run()
 
     @torch.no_grad()
-    def _with_features(self, trunk: Trunk, loader: DataLoader, views: int) -> DataLoader:
-        """The loader's batches with feature maps in place of photos."""
+    def _with_features(self, trunk: Trunk, loader: DataLoader, views: int, name: str) -> DataLoader:
+        """The batches of a loader, which the config calls ``name``, with feature maps in place of photos."""
         model, count = trunk.model.eval(), len(loader.dataset)
         folded: Trunk | None = None
         size = loader.batch_sampler.batch_size
@@ -209,18 +445,31 @@ class FrozenTrainLoop(ExactTrainLoop):
         )
         features: Tensor | None = None
         for number, batch in enumerate(progress(photos, total=len(photos), what="features of the frozen trunk")):
-            with self._precision():
-                inputs = model.data_preprocessor(batch, False)["inputs"]
-                if folded is None:
-                    trunk.check(inputs[:4])
-                    folded = Trunk(fold_batchnorm(model, inputs[:4]), self.freeze_to)
-                found = folded(inputs)
+            found = None
+            try:
+                with self._precision():
+                    inputs = model.data_preprocessor(batch, False)["inputs"]
+                    if folded is None:
+                        trunk.check(inputs[:4])
+                        folded = self._trunk(_folded(model, inputs[:4]))
+                    found = folded(inputs)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            if found is None:  # outside of the handler, which holds on to the memory of the failed pass
+                raise OutOfMemory(name, size, size // 2)
             if found.ndim == 4:
                 found = found.permute(0, 2, 3, 1)
             if features is None:
                 shape = (views * count, *found.shape[1:])
-                _require_memory(2 * int(np.prod(shape)))
+                _require_memory(shape, torch.float16)
                 features = torch.empty(shape, dtype=torch.float16)
+            largest = float(found.abs().max())
+            if features.dtype == torch.float16 and largest > torch.finfo(torch.float16).max:
+                _require_memory(features.shape, found.dtype)
+                features = features.to(found.dtype)
+                kind = str(found.dtype).removeprefix("torch.")
+                self.runner.logger.info(f"feature maps reach {largest:.3g}, beyond float16: stored as {kind}")
             start = number * size
             features[start : start + len(found)] = found.cpu()
         features = features.view(views, count, *features.shape[1:])
@@ -237,25 +486,30 @@ def _as_it_is(batch: dict) -> dict:
     return batch
 
 
-def _require_memory(needed: int) -> None:
-    """Refuse feature maps that don't fit beside everything else, where the system says what is free (Linux)."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.is_file():
-        return
-    for line in meminfo.read_text().splitlines():
-        if line.startswith("MemAvailable:") and needed > MEMORY_SHARE * int(line.split()[1]) * 1024:
-            raise InputError(
-                f"the feature maps need {needed / 1e9:.1f} GB of memory, {int(line.split()[1]) / 1e6:.1f} GB are free",
-                "fewer --views, or --freeze-to a later layer, whose maps are smaller",
-            )
+def _folded(model: nn.Module, inputs: Tensor) -> nn.Module:
+    """The model with fused norms; itself where outputs aren't plain tensors, which ``fold_batchnorm`` can't compare."""
+    outputs = model.extract_feat(inputs)
+    plain = isinstance(outputs, tuple) and all(isinstance(output, Tensor) for output in outputs)
+    return fold_batchnorm(model, inputs) if plain else model
+
+
+def _require_memory(shape: Sequence[int], dtype: torch.dtype) -> None:
+    """Refuse feature maps that don't fit beside everything else, where the system says what is free."""
+    needed, free = math.prod(shape) * dtype.itemsize, available_memory()
+    if free is not None and needed > MEMORY_SHARE * free:
+        raise InputError(
+            f"the feature maps need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
+            "fewer --views, or --freeze-to a later layer, whose maps are smaller",
+        )
 
 
 @LOOPS.register_module()
 class LinearProbeLoop(FrozenTrainLoop):
-    """Fits the head alone, by logistic regression on the frozen network's features: a quick look at a dataset.
+    """Fits the classifier alone, by logistic regression on the frozen network's features: a quick look at a dataset.
 
-    The photos are seen as the test pipeline makes them. Features are standardised; the strength of regularisation is
-    the best of ``STRENGTHS`` on a fifth of the training photos, which the other four fifths were fitted on.
+    The classifier is the last linear layer, see ``classifier_layers``. The photos are seen as the test pipeline makes
+    them, without augmentation. Features are standardised; the strength of regularisation is the best of ``STRENGTHS``
+    on a fifth of the training photos, which the other four fifths were fitted on.
 
     Args:
         *args: Those of ``ExactTrainLoop``.
@@ -263,12 +517,22 @@ class LinearProbeLoop(FrozenTrainLoop):
     """
 
     STRENGTHS = (0.0003, 0.003, 0.03)
+    photos_of = "val_dataloader"
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, freeze_to=WHOLE, views=1, **kwargs)
         self._max_epochs = 1
 
+    def _trunk(self, model: nn.Module) -> Trunk:
+        return ClassifierTrunk(model)
+
+    def _train(self, trunk: Trunk) -> nn.Module:
+        self._classifier = trunk.layer
+        return super()._train(trunk)
+
     def _compute(self, trunk: Trunk) -> None:
+        if getattr(trunk.model.data_preprocessor, "batch_augments", None):
+            self.runner.logger.info("--probe sees every photo without augmentation: no Mixup and no CutMix either")
         loader = copy.deepcopy(self.runner.cfg.val_dataloader)
         innermost(loader)["ann_file"] = "train.txt"
         own, self.dataloader = self.dataloader, self.runner.build_dataloader(loader, seed=self.runner.seed)
@@ -283,12 +547,12 @@ class LinearProbeLoop(FrozenTrainLoop):
         """Fit, where an epoch of steps would be."""
         self.runner.call_hook("before_train_epoch")
         dataset = self.dataloader.dataset
-        head = self.runner.model.head.fc
+        layer = self._classifier
         features, labels = dataset.features[0].float(), dataset.labels
-        weight, bias = fit_linear(features, labels, head.out_features, self.STRENGTHS)
+        weight, bias = fit_linear(features, labels, layer.out_features, self.STRENGTHS)
         with torch.no_grad():
-            head.weight.copy_(weight)
-            head.bias.copy_(bias)
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
         self._iter += len(self.dataloader)
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1

@@ -18,6 +18,7 @@ from mmengine.dist import all_reduce, broadcast, get_rank, get_world_size
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, TestLoop, ValLoop, autocast
 from mmpretrain.registry import LOOPS
+from torch.utils.data import DataLoader
 
 from mmflowers.commands import Stopped, on_terminal
 from mmflowers.datasets.seeded import STEPS, SeededSampler, seed_generators
@@ -57,6 +58,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
     )
+
+
+def _batch_size(loader: DataLoader) -> int:
+    return getattr(loader.batch_sampler, "batch_size", None) or loader.batch_size or 1
 
 
 @LOOPS.register_module()
@@ -145,7 +150,7 @@ class ExactTrainLoop(EpochBasedTrainLoop):
     @property
     def batch_size(self) -> int:
         """Photos of a batch of this process."""
-        return getattr(self.dataloader.batch_sampler, "batch_size", None) or self.dataloader.batch_size or 1
+        return _batch_size(self.dataloader)
 
     def _share_buffers(self) -> None:
         """Give all processes the first one's statistics of BatchNorm: those that the checkpoint will hold."""
@@ -205,7 +210,7 @@ class ExactTrainLoop(EpochBasedTrainLoop):
             self.runner.optim_wrapper.zero_grad()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            part = {name: values[:size] for name, values in data_batch.items()}
+            part = {name: values if isinstance(values, bool) else values[:size] for name, values in data_batch.items()}
             try:
                 self.runner.model.train_step(part, optim_wrapper=self.runner.optim_wrapper)
                 return size
@@ -285,7 +290,7 @@ class StoppableValLoop(ValLoop):
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        size = self.dataloader.batch_size
+        size = _batch_size(self.dataloader)
         raise OutOfMemory("val_dataloader", size, size // 2)
 
     def _forward(self, idx: int, data_batch: Sequence[dict]) -> None:

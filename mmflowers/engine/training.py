@@ -128,6 +128,7 @@ def configure(
     attempt("config", configuration.merge_options, config, cfg_options)
     attempt("config", configuration.settle_loaders, config)
     attempt("config", configuration.settle_best, config)
+    attempt("config", configuration.refuse_mixed_images, config)
     folder = attempt("dataset", lambda: read_dataset_folder(configuration.data_root(config)))
     if folder:
         attempt("config", configuration.set_classes, config, len(folder.classes))

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from conftest import NARROW, run_tool
+from mmengine.config import Config
+from mmpretrain.models import LinearClsHead, ResNet
 from mmpretrain.registry import MODELS
 from sklearn.linear_model import LogisticRegression
 
 import mmflowers.engine  # noqa: F401  registers
-from mmflowers.engine.frozen import Trunk, fit_linear
+from mmflowers.engine.frozen import BackboneTrunk, ClassifierTrunk, LayerTrunk, fit_linear
+from mmflowers.engine.loops import OutOfMemory
+from mmflowers.engine.optim import has_fast_bfloat16
+from mmflowers.engine.runner import FlowersRunner
+from mmflowers.engine.training import configure, train
 from mmflowers.errors import InputError
 from mmflowers.evaluation.predictions import read_predictions
+from mmflowers.models.classifier import classifier_layers
 
+names = itertools.count()
 RESNET = dict(
     backbone=dict(type="ResNet", depth=18, base_channels=8, stem_channels=8),
     neck=dict(type="GlobalAveragePooling"),
@@ -43,7 +54,8 @@ def test_trunk_and_rest_are_the_network(model: dict, layer: str) -> None:
     before = list(network.state_dict())
     inputs = torch.randn(2, 3, 64, 64)
     expected = network(inputs, mode="tensor")
-    trunk = Trunk(network, layer)
+    trunk = BackboneTrunk(network) if layer == "backbone" else LayerTrunk(network, layer)
+    trunk.check(inputs)
     features = trunk(inputs)
     with trunk.aside():
         torch.testing.assert_close(network(features, mode="tensor"), expected)
@@ -53,16 +65,45 @@ def test_trunk_and_rest_are_the_network(model: dict, layer: str) -> None:
 
 def test_a_layer_that_isnt_there_is_answered_with_those_that_are() -> None:
     with pytest.raises(InputError, match=r"no layer layer9 .*layer3, layer4, or backbone for all"):
-        Trunk(build(RESNET), "layer9")
+        LayerTrunk(build(RESNET), "layer9")
     with pytest.raises(InputError, match=r"blocks\.0, blocks\.1, .*blocks\.6, or backbone"):
-        Trunk(build(LITE), "blocks.7")
+        LayerTrunk(build(LITE), "blocks.7")
+
+
+@torch.no_grad()
+def test_a_classifier_in_the_backbone_is_found_there() -> None:
+    lenet = dict(type="LeNet5", num_classes=3)  # as VGG and Inception, and small
+    network = build(dict(backbone=lenet, head=dict(type="ClsHead")))
+    inputs = torch.randn(4, 1, 32, 32)
+    assert list(classifier_layers(network)) == ["backbone.classifier.2"]
+    trunk = ClassifierTrunk(network)
+    trunk.check(inputs)
+    expected, features = network(inputs, mode="tensor"), trunk(inputs)
+    assert features.shape == (4, 84)
+    with trunk.aside():
+        torch.testing.assert_close(network(features, mode="tensor"), expected)
+    with pytest.raises(InputError, match=r"backbone\.classifier\.2: with the whole backbone frozen nothing is left"):
+        BackboneTrunk(network)
+
+
+@torch.no_grad()
+def test_a_probe_refuses_a_head_whose_scores_are_not_those_of_its_last_layer() -> None:
+    arch = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=16)
+    backbone = dict(type="DistilledVisionTransformer", arch=arch, img_size=32, patch_size=16)
+    network = build(dict(backbone=backbone, head=dict(type="DeiTClsHead", num_classes=3, in_channels=16)))
+    assert list(classifier_layers(network)) == ["head.layers.head", "head.layers.head_dist"]
+    for layer in classifier_layers(network).values():
+        torch.nn.init.zeros_(layer.weight)  # as MMPretrain begins: every score is 0 whatever is left out
+    with pytest.raises(InputError, match=r"DeiTClsHead by its last linear layer .* · hint: --freeze-to"):
+        ClassifierTrunk(network).check(torch.randn(4, 3, 32, 32))
+    assert not network.head.layers.head_dist.weight.any()  # as it was
 
 
 @torch.no_grad()
 def test_a_cut_that_paths_lead_around_is_refused() -> None:
     network = build(RESNET)
-    with pytest.raises(InputError, match="can't be cut there"):
-        Trunk(network, "layer3.1.conv1").check(torch.randn(2, 3, 64, 64))
+    with pytest.raises(InputError, match=r"ResNet can't be cut after layer3\.1\.conv1: the rest needs more"):
+        LayerTrunk(network, "layer3.1.conv1").check(torch.randn(2, 3, 64, 64))
 
 
 @pytest.mark.parametrize("flags", [("--freeze-to", "layer2", "--views", "2"), ("--probe",)], ids=["layer2", "probe"])
@@ -82,8 +123,6 @@ def test_what_was_trained_on_features_is_a_whole_network(
 
 
 def test_the_trunk_stays_as_it_was(dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
-    from mmflowers.engine.training import configure, train
-
     torch.manual_seed(0)
     start = tmp_path / "start.pth"
     config = configure(
@@ -103,6 +142,111 @@ def test_the_trunk_stays_as_it_was(dataset: Path, tiny_config: Path, tmp_path: P
     same = {key: torch.equal(value, after[key]) for key, value in before.items()}
     assert all(same[key] for key in same if "layer4" not in key)
     assert not all(same[key] for key in same if "layer4" in key)
+
+
+@pytest.fixture
+def frozen(dataset: Path, tiny_config: Path, tmp_path: Path) -> Callable[..., Config]:
+    """Gives a settled config of the tiny network, frozen up to layer 3 where nothing else is said."""
+
+    def settled(*options: str, config: Path = tiny_config, **flags) -> Config:
+        settings = dict(data=dataset, weights="none", work_dir=tmp_path / "run", freeze_to="layer3", views=1) | flags
+        return configure(config, cfg_options=[f"experiment_name=frozen{next(names)}", *NARROW, *options], **settings)
+
+    return settled
+
+
+@pytest.fixture
+def with_mixup(tiny_config: Path, tmp_path: Path) -> Path:
+    """The tiny network's config with Mixup, as MMPretrain's recipes have it."""
+    augments = "model = dict(train_cfg=dict(augments=dict(type='Mixup', alpha=0.8)))"
+    (tmp_path / "mixup.py").write_text(f"_base_ = {str(tiny_config)!r}\n{augments}\n", encoding="utf-8")
+    return tmp_path / "mixup.py"
+
+
+def log_of(work_dir: Path) -> str:
+    (log,) = work_dir.glob("*/*.log")
+    return log.read_text()
+
+
+def test_mixup_is_refused_on_frozen_features(frozen: Callable[..., Config], with_mixup: Path) -> None:
+    with pytest.raises(InputError, match=r"Mixup can't be applied .* --cfg-options model\.train_cfg=None") as caught:
+        frozen(config=with_mixup)
+    assert len(caught.value.problems) == 1
+    found: list = []
+    frozen(config=with_mixup, problems=found)  # as tools/check.py asks
+    assert [(where, problem.what.partition(" ")[0]) for where, problem in found] == [("config", "Mixup")]
+    frozen("model.train_cfg=None", config=with_mixup)  # what the hint says
+
+
+def test_a_probe_says_that_it_leaves_mixup_out(frozen, with_mixup: Path, tmp_path: Path) -> None:
+    train(frozen(config=with_mixup, freeze_to=None, probe=True))
+    assert log_of(tmp_path / "run").count("no Mixup and no CutMix") == 1
+
+
+def test_features_beyond_float16_are_kept_in_the_type_they_are_computed_in(frozen, tmp_path: Path) -> None:
+    config = frozen("train_cfg.max_epochs=1")
+    state = MODELS.build(config.model).backbone.state_dict()
+    state["layer3.1.bn2.weight"].fill_(1e7)
+    torch.save({f"backbone.{key}": value for key, value in state.items()}, tmp_path / "start.pth")
+    config.load_from = str(tmp_path / "start.pth")
+    runner = FlowersRunner.from_cfg(config)
+    runner.train()
+    fast = has_fast_bfloat16(torch.device("cpu"))
+    for loop in (runner.train_loop, runner.val_loop):
+        features = loop.dataloader.dataset.features
+        assert features.isfinite().all() and features.max() > torch.finfo(torch.float16).max
+        assert features.dtype == (torch.bfloat16 if fast else torch.float32)
+    stored = "bfloat16" if fast else "float32"
+    assert log_of(tmp_path / "run").count(f"beyond float16: stored as {stored}") == 2  # of train and val
+
+
+@MODELS.register_module()
+class NarrowResNet(ResNet):
+    """Has memory for so many photos, in training and in evaluation."""
+
+    room: ClassVar = {True: 99, False: 99}
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if len(x) > self.room[self.training]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().forward(x)
+
+
+@MODELS.register_module()
+class NarrowHead(LinearClsHead):
+    """Has no memory for predictions."""
+
+    def predict(self, feats: tuple[torch.Tensor], data_samples: list | None = None) -> list:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize(
+    ("option", "room", "said"),
+    [
+        (
+            "model.backbone.type=NarrowResNet",
+            {True: 3, False: 99},
+            r"2 fit .* train_dataloader\.batch_size=2 optim_wrap",
+        ),
+        (
+            "model.backbone.type=NarrowResNet",
+            {True: 99, False: 6},
+            r"4 fit .* train_dataloader\.batch_size=4 optim_wrap",
+        ),
+        ("model.head.type=NarrowHead", {True: 99, False: 99}, r"4 fit .* val_dataloader\.batch_size=4"),
+    ],
+    ids=["training", "computing features", "validation"],
+)
+def test_out_of_memory_on_features_says_what_fits(frozen, option: str, room: dict, said: str, monkeypatch) -> None:
+    monkeypatch.setattr(NarrowResNet, "room", room)
+    with pytest.raises(OutOfMemory, match=f"out of memory with batches of 8; {said}"):
+        train(frozen(option, "train_cfg.max_epochs=1"))
+
+
+def test_features_larger_than_the_containers_memory_are_refused(frozen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmflowers.engine.frozen.available_memory", lambda: 10_000)
+    with pytest.raises(InputError, match=r"the feature maps need .* GB are free · hint: fewer --views"):
+        train(frozen())
 
 
 @pytest.mark.parametrize("classes", [2, 5])
