@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mmflowers.checks.data
+import mmflowers.checks.metrics
 import mmflowers.checks.photos
 import mmflowers.checks.recipe
 import mmflowers.checks.views

@@ -15,8 +15,10 @@ import torch
 from mmengine.device import get_device
 from mmengine.dist import get_world_size, is_main_process, master_only
 from mmengine.evaluator import Evaluator
+from mmengine.hooks import EarlyStoppingHook
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
+from mmengine.optim.scheduler.param_scheduler import ReduceOnPlateauParamScheduler
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
 from mmpretrain.registry import RUNNERS
@@ -324,8 +326,10 @@ class FlowersRunner(Runner):
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
         """Call the hooks; check the validation before ``after_val_epoch``, take a checkpoint after it was prepared."""
-        if fn_name == "after_val_epoch" and is_main_process():
-            self._check_validation()
+        if fn_name == "after_val_epoch":
+            if is_main_process():
+                self._check_validation()
+            self._check_monitors(kwargs.get("metrics") or {})
         super().call_hook(fn_name, **kwargs)
         if fn_name == "before_save_checkpoint":
             checkpoint = kwargs["checkpoint"]
@@ -351,6 +355,23 @@ class FlowersRunner(Runner):
             return
         found.require_sound("val")
         self.validated = Validation(found, self._counter.top1)
+
+    def _check_monitors(self, metrics: Mapping) -> None:
+        """See that the metrics that hooks and schedules go by are there: the checks can't know those of user's classes.
+
+        Raises:
+            InputError: One isn't. MMEngine would end in a KeyError, or never stop early.
+        """
+        if not metrics or not isinstance(self._train_loop, BaseLoop):
+            return
+        schedulers = self.param_schedulers or []
+        if isinstance(schedulers, dict):  # of several optimizers
+            schedulers = [scheduler for several in schedulers.values() for scheduler in several]
+        for each in (*self.hooks, *schedulers):
+            goes_by = isinstance(each, (EarlyStoppingHook, ReduceOnPlateauParamScheduler))
+            if goes_by and each.monitor not in metrics:
+                what = f"{type(each).__name__} monitors {each.monitor}, which no evaluator gives"
+                raise InputError(what, f"monitor one of {', '.join(metrics)}")
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
         """Wrap for distributed training, with the first process's statistics of BatchNorm for all.

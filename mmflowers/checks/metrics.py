@@ -1,0 +1,118 @@
+"""Checks of the metrics that hooks and schedules go by: the validation has to give them."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from mmflowers.checks.findings import Finding, check, error, warning
+from mmflowers.checks.keys import as_list, get, scope
+
+if TYPE_CHECKING:
+    from mmflowers.checks.run import Case
+
+KNOWN = ("mmpretrain.", "mmflowers.")  # modules whose metrics may be tried: they neither write nor send anything
+
+
+@check()
+def monitored_metrics(case: Case) -> Iterator[Finding]:
+    """Metrics that EarlyStoppingHook, ReduceOnPlateau or ``save_best`` go by and no evaluator gives."""
+    if case.testing:
+        return
+    validated = case.config.get("val_dataloader") is not None
+    given = _given(case) if validated else None
+    for where, metric in _monitored(case.config):
+        if not validated and not where.endswith("save_best"):
+            yield warning(where, f"{metric}, but there is no validation, so this never acts", "set val_dataloader")
+        elif given is not None and metric not in given:
+            what = f"no evaluator gives {metric}; val_evaluator gives {', '.join(sorted(given))}"
+            yield error(where, what, f"{where.rpartition('.')[2]}='{min(given)}'")
+
+
+@check()
+def early_stopping_can_compare(case: Case) -> Iterator[Finding]:
+    """An EarlyStoppingHook that can't tell whether larger is better."""
+    from mmengine.hooks import EarlyStoppingHook
+
+    for where, hook, kind in _hooks(case.config):
+        if issubclass(kind, EarlyStoppingHook) and "monitor" in hook:
+            try:
+                kind(**{key: value for key, value in hook.items() if key in ("monitor", "rule")})
+            except ValueError as problem:
+                yield error(f"{where}.rule", str(problem), "rule='greater' or rule='less'")
+
+
+def _monitored(config: Any) -> Iterator[tuple[str, str]]:
+    """The key and the metric of everything that goes by one, defaults of the constructors included."""
+    from mmengine.hooks import EarlyStoppingHook
+    from mmengine.optim.scheduler.param_scheduler import ReduceOnPlateauParamScheduler
+
+    for where, hook, kind in _hooks(config):
+        chosen = hook.get("save_best", _default(kind, "save_best"))
+        yield from ((f"{where}.save_best", name) for name in as_list(chosen) if isinstance(name, str) and name != "auto")
+        if issubclass(kind, EarlyStoppingHook) and isinstance(hook.get("monitor"), str):
+            yield f"{where}.monitor", hook["monitor"]
+    schedulers = config.get("param_scheduler")
+    for index, scheduler in enumerate(as_list(schedulers)):
+        kind = _class(scheduler, "PARAM_SCHEDULERS", config)
+        if kind is not None and issubclass(kind, ReduceOnPlateauParamScheduler):
+            where = f"param_scheduler.{index}.monitor" if isinstance(schedulers, list) else "param_scheduler.monitor"
+            yield where, scheduler.get("monitor", _default(ReduceOnPlateauParamScheduler, "monitor"))
+
+
+def _hooks(config: Any) -> Iterator[tuple[str, dict, type]]:
+    """Each hook of a config: its place, its dict and its class."""
+    defaults = config.get("default_hooks")
+    hooks = [(f"default_hooks.{name}", hook) for name, hook in (defaults.items() if isinstance(defaults, dict) else ())]
+    hooks += [(f"custom_hooks.{index}", hook) for index, hook in enumerate(as_list(config.get("custom_hooks")))]
+    for where, hook in hooks:
+        kind = _class(hook, "HOOKS", config)
+        if kind is not None:
+            yield where, hook, kind
+
+
+def _class(built: Any, registry: str, config: Any) -> type | None:
+    import mmpretrain.registry
+    from mmengine.registry import DefaultScope
+
+    kind = built.get("type") if isinstance(built, dict) else None
+    if isinstance(kind, str) and kind:
+        with DefaultScope.overwrite_default_scope(scope(config)):
+            kind = getattr(mmpretrain.registry, registry).get(kind)
+    return kind if inspect.isclass(kind) else None
+
+
+def _default(kind: type, argument: str) -> Any:
+    parameter = inspect.signature(kind.__init__).parameters.get(argument)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def _given(case: Case) -> set[str] | None:
+    """Names of the metrics that the evaluator gives, found by evaluating one made-up prediction a class.
+
+    None where that can't be known: a user's own metric isn't run, and one of MMPretrain's may need more than a class.
+    """
+    import torch
+    from mmengine.evaluator import Evaluator
+    from mmengine.registry import DefaultScope
+    from mmpretrain.registry import METRICS
+    from mmpretrain.structures import DataSample
+
+    classes = get(case.config, "model.head.num_classes")
+    configs = as_list(case.config.get("val_evaluator"))
+    kinds = [_class(metric, "METRICS", case.config) for metric in configs]
+    if type(classes) is not int or not all(kind and kind.__module__.startswith(KNOWN) for kind in kinds):
+        return None
+    scores = torch.eye(classes)
+    samples = [
+        DataSample().set_gt_label(label).set_pred_label(label).set_pred_score(scores[label]) for label in range(classes)
+    ]
+    try:
+        with DefaultScope.overwrite_default_scope(scope(case.config)):
+            evaluator = Evaluator([METRICS.build(copy.deepcopy(metric)) for metric in configs])
+        evaluator.process(samples)
+        return set(evaluator.evaluate(len(samples)))
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError):
+        return None  # arguments that other checks report, or a metric that needs another kind of prediction
