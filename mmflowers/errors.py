@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
+PACKAGE, STANDARD_LIBRARY = Path(__file__).parent, Path(sysconfig.get_path("stdlib"))
 NAMED = 3  # of many things an error names so many
 RELAYED = "Original Traceback (most recent call last):"
 
@@ -54,6 +58,23 @@ def some(items: Iterable[object]) -> str:
 def count(number: int, what: str = "photo") -> str:
     """``1 photo``, ``2 photos``."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def is_own(error: BaseException) -> bool:
+    """Whether an error arose in this package's own code: a bug, whatever the user's input was.
+
+    Where user's classes are built and called, any error may be the user's. It isn't where the innermost frame of the
+    traceback, the standard library's aside, is one of this package. An ``InputError`` is never a bug.
+    """
+    if isinstance(error, InputError):
+        return False
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    outside = [file for file in files if file.is_absolute() and not _is_standard(file)]
+    return bool(outside) and outside[-1].is_relative_to(PACKAGE)
+
+
+def _is_standard(file: Path) -> bool:
+    return file.is_relative_to(STANDARD_LIBRARY) and not {"site-packages", "dist-packages"} & set(file.parts)
 
 
 def _rebuild(problems: list[Problem]) -> InputError:

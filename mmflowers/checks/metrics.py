@@ -51,7 +51,7 @@ def _monitored(config: Any) -> Iterator[tuple[str, str]]:
 
     for where, hook, kind in _hooks(config):
         chosen = hook.get("save_best", _default(kind, "save_best"))
-        yield from ((f"{where}.save_best", name) for name in as_list(chosen) if isinstance(name, str) and name != "auto")
+        yield from ((f"{where}.save_best", name) for name in as_list(chosen) if name != "auto")
         if issubclass(kind, EarlyStoppingHook) and isinstance(hook.get("monitor"), str):
             yield f"{where}.monitor", hook["monitor"]
     schedulers = config.get("param_scheduler")

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mmflowers.checks.data
+import mmflowers.checks.machine
 import mmflowers.checks.metrics
+import mmflowers.checks.network
 import mmflowers.checks.photos
 import mmflowers.checks.recipe
 import mmflowers.checks.views
@@ -22,9 +24,11 @@ from mmflowers.checks import keys
 from mmflowers.checks.findings import CHECKS, Finding, from_problems, run_checks
 from mmflowers.datasets.folder import DatasetFolder, read_dataset_folder
 from mmflowers.datasets.wrappers import innermost
-from mmflowers.errors import InputError, Problem
+from mmflowers.errors import InputError, Problem, is_own
 
 if TYPE_CHECKING:
+    import torch
+
     from mmflowers.datasets.identity import PhotoSet
     from mmflowers.datasets.served import Served
     from mmflowers.datasets.views import View
@@ -163,6 +167,32 @@ class Case:
         return found
 
     @cached_property
+    def examples(self) -> dict[str, torch.Tensor]:
+        """The image that each side's pipeline makes of a photo, (channels, height, width), where it makes one."""
+        from mmflowers.datasets.views import example
+
+        found = {}
+        for side in self.sides:
+            dataset = innermost(self.config.get(f"{side}_dataloader")) or {}
+            steps = [step for step in keys.as_list(dataset.get("pipeline")) if isinstance(step, dict)]
+            with contextlib.suppress(InputError):  # reported by the check of what can be measured
+                image = example(steps, self.photo_size, keys.scope(self.config)) if steps else None
+                if getattr(image, "ndim", 0) == 3:
+                    found[side] = image
+        return found
+
+    @cached_property
+    def real_model(self) -> Any:
+        """The network with numbers in it, on the device of the run: what doubt about ``model`` is settled by.
+
+        Raises:
+            InputError: It can't be built.
+        """
+        from mmengine.device import get_device
+
+        return _build_model(self.config, (get_device(),))
+
+    @cached_property
     def meta(self) -> dict[str, Any]:
         """What the checkpoint says about itself."""
         from mmflowers.engine.loading import meta_of
@@ -201,6 +231,8 @@ class Case:
             except InputError as error:
                 found[side] = error
             except Exception as error:  # constructors check their arguments in every way there is
+                if is_own(error):
+                    raise
                 what = f"can't be built: {type(error).__name__}: {error}"
                 found[side] = InputError(what, "compare it with the dataloaders in configs/")
         return found
@@ -293,7 +325,7 @@ def _check(case: Case, problems: Iterable[tuple[str, Problem]]) -> list[Finding]
     return run_checks(case, checks, findings + _load(case))
 
 
-def _build_model(config: Any) -> Any:
+def _build_model(config: Any, devices: Sequence[str] = ("meta", "cpu")) -> Any:
     """The network of a config, on the meta device where its code allows: names and shapes are all that is needed.
 
     Raises:
@@ -313,13 +345,15 @@ def _build_model(config: Any) -> Any:
     model.setdefault("data_preprocessor", copy.deepcopy(config.get("data_preprocessor")))
     reason = None
     with DefaultScope.overwrite_default_scope(keys.scope(config)):
-        for device in ("meta", "cpu"):
+        for device in devices:
             logging.disable(logging.WARNING)  # what it says while it is built, it says again in the run
             try:
                 with torch.device(device):
                     return MODELS.build(copy.deepcopy(model))
-            except Exception as bug:  # constructors check their arguments in every way there is
-                reason = f"{type(bug).__name__}: {' '.join(str(bug).split())}"  # Hugging Face's have several lines
+            except Exception as error:  # as above
+                if is_own(error):
+                    raise
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"  # Hugging Face's have several lines
             finally:
                 logging.disable(logging.NOTSET)
     raise InputError(f"can't be built: {reason}", "mend the config's model")

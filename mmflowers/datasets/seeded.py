@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.registry import FUNCTIONS
+from mmengine.structures import BaseDataElement
 from mmpretrain.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
@@ -26,6 +27,7 @@ from mmflowers.errors import InputError
 MAX_WORKERS = 256  # of one loader that can be told apart
 PHOTOS, STEPS, EPOCHS = 0, 1, 2  # streams of random numbers that must not coincide
 SEEDING_VERSION = 2  # of how numbers are drawn from a key; 1 took the key itself for NumPy's entropy
+MORE_SHARED_MEMORY = "docker run --shm-size=2g gives more shared memory; or fewer num_workers (0 needs none)"
 SETTLING = 1.0  # seconds in which the workers that are alive finish what they are at
 
 
@@ -188,10 +190,34 @@ class SeededDataset(Dataset):
 
 @FUNCTIONS.register_module()
 def collate_samples(samples: list[dict] | dict, collate: str | Callable = "pseudo_collate", **options: Any) -> Any:
-    """Collate, by a function or a registered one's name, what doesn't come as a whole batch."""
-    if isinstance(samples, dict):
-        return samples
-    return (FUNCTIONS.get(collate) if isinstance(collate, str) else collate)(samples, **options)
+    """Collate, by a function or a registered one's name, what doesn't come as a whole batch.
+
+    A loader worker moves the batch to shared memory here. Torch would do it in a thread whose error reaches nobody: the
+    batch would be lost, and the training wait for it forever.
+
+    Raises:
+        InputError: There isn't enough shared memory, or too many files are open.
+    """
+    if not isinstance(samples, dict):
+        samples = (FUNCTIONS.get(collate) if isinstance(collate, str) else collate)(samples, **options)
+    if get_worker_info() is not None:
+        try:
+            _share(samples)
+        except RuntimeError as error:
+            what = f"a loader worker can't share its batch: {str(error).splitlines()[0]}"
+            raise InputError(what, MORE_SHARED_MEMORY) from error
+    return samples
+
+
+def _share(batch: Any) -> None:
+    if isinstance(batch, torch.Tensor):
+        if batch.device.type == "cpu":
+            batch.share_memory_()
+    elif isinstance(batch, BaseDataElement):
+        _share(batch.all_values())
+    elif isinstance(batch, (dict, list, tuple)):
+        for value in batch.values() if isinstance(batch, dict) else batch:
+            _share(value)
 
 
 @FUNCTIONS.register_module()

@@ -179,6 +179,25 @@ def random_steps(
         return _all_random_steps(steps, [images["noise"], *photos])
 
 
+def example(pipeline: Sequence[dict], size: tuple[int, int], scope: str = "mmpretrain") -> torch.Tensor:
+    """What a pipeline makes of one made-up photo: its ``inputs``, of shape (channels, height, width).
+
+    Args:
+        pipeline: See ``measure_view``, as for the rest.
+        size: Of the photo.
+        scope: The registry.
+
+    Raises:
+        InputError: The pipeline fails.
+    """
+    with _laid_out(pipeline, size, scope) as (steps, images):
+        seed_generators(SEED, 0)
+        sample: Any = _sample(images["noise"])
+        for step in steps:
+            sample = step(sample)
+        return sample["inputs"]
+
+
 @contextlib.contextmanager
 def _laid_out(pipeline: Sequence[dict], size: tuple[int, int], scope: str) -> Iterator[tuple[list, dict[str, str]]]:
     """The pipeline's transforms and the paths of the test images; generators are left as they were."""

@@ -24,6 +24,7 @@ from mmengine.runner.base_loop import BaseLoop
 from mmpretrain.registry import RUNNERS
 from torch.utils.data import DataLoader
 
+from mmflowers.datasets.seeded import MORE_SHARED_MEMORY
 from mmflowers.datasets.served import Coverage, coverage
 from mmflowers.engine import configuration
 from mmflowers.engine.checkpoints import CheckpointWriter, write_checkpoint
@@ -405,7 +406,7 @@ class FlowersRunner(Runner):
 
     @contextmanager
     def _explained_loaders(self) -> Iterator[None]:
-        """Say in a line that a loader's worker died, and of which photo."""
+        """Say in a line that a loader's worker died, and of which photo or for want of shared memory."""
         try:
             yield
         except RuntimeError as error:
@@ -415,6 +416,10 @@ class FlowersRunner(Runner):
             loaders = [getattr(loop, "dataloader", None) for loop in loops]
             datasets = [loader.dataset for loader in loaders if isinstance(loader, DataLoader)]
             photos = [photo for dataset in datasets for photo in dataset.died_reading(error)]
+            for told in (error, error.__cause__):  # torch says by what signal in the one or in the other
+                if "shared memory" in str(told):
+                    what = f"a loader worker died: {str(told).splitlines()[0]}"
+                    raise InputError(what, MORE_SHARED_MEMORY) from error
             raise InputError(
                 f"a loader worker died{' while it read ' + ', '.join(photos) if photos else ''}: "
                 f"{str(error).splitlines()[0]}",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import NARROW
+from mmengine.device import get_device
 from mmengine.evaluator import BaseMetric
-from mmpretrain.registry import METRICS
+from mmpretrain.registry import METRICS, TRANSFORMS
+from torch.utils.data import get_worker_info
 
 from mmflowers.checks.run import check_config
 from mmflowers.engine.training import configure, train
@@ -41,7 +46,7 @@ def check(dataset: Path, tiny_config: Path, tmp_path: Path) -> Check:
         (PLATEAU.format(", monitor='acc'"), "param_scheduler.monitor", "acc", "accuracy/top1"),
         (PLATEAU.format(""), "param_scheduler.monitor", "loss", "accuracy/top1"),
         (BEST.format("'acc'"), "default_hooks.checkpoint.save_best", "acc", "accuracy/top1"),
-        (OTHER_METRIC, "default_hooks.checkpoint.save_best", "accuracy/top1", "single-label/f1-score, single-label/pre"),
+        (OTHER_METRIC, "default_hooks.checkpoint.save_best", "accuracy/top1", "single-label/f1-score, single"),
     ],
     ids=["early stopping", "plateau", "plateau's default", "save_best", "save_best's default"],
 )
@@ -66,6 +71,17 @@ def test_early_stopping_without_a_rule_or_a_validation_is_told(check: Check) -> 
     assert finding == "warning: custom_hooks.0.monitor: accuracy/top1, but there is no validation, so this never acts"
 
 
+@pytest.fixture
+def run(check: Check, dataset: Path, tmp_path: Path) -> Callable[[], object]:
+    """Train by what was checked last, without the checks."""
+
+    def run() -> object:
+        options = dict(data=dataset, weights="none", work_dir=tmp_path / "run", cfg_options=NARROW)
+        return train(configure(tmp_path / "mine.py", **options))
+
+    return run
+
+
 @METRICS.register_module()
 class OwnMetric(BaseMetric):
     """A user's metric, whose names are known when it is computed."""
@@ -79,12 +95,157 @@ class OwnMetric(BaseMetric):
 
 @pytest.mark.parametrize("lines", [STOP.format("foo"), PLATEAU.format(", monitor='foo'")], ids=["stop", "plateau"])
 def test_a_metric_that_a_users_evaluator_does_not_give_ends_the_run_in_a_line(
-    lines: str, check: Check, dataset: Path, tmp_path: Path
+    lines: str, check: Check, run: Callable
 ) -> None:
     own = f"val_evaluator = dict(_delete_=True, type='OwnMetric')\n{BEST.format(repr('own'))}\n{lines}"
     assert not [line for line in check(own) if "no evaluator" in line]
-    config = configure(
-        tmp_path / "mine.py", data=dataset, weights="none", work_dir=tmp_path / "run", cfg_options=NARROW
-    )
     with pytest.raises(InputError, match="monitors foo, which no evaluator gives · hint: monitor one of own"):
-        train(config)
+        run()
+
+
+SMALL = """
+small_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='RandomResizedCrop', scale=32),
+    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(batch_size={}, drop_last={}, dataset=dict(pipeline=small_pipeline))
+"""
+
+
+def test_a_last_batch_of_one_photo_is_an_error_where_batchnorm_is_left_with_one_value(check: Check) -> None:
+    (finding,) = check(SMALL.format(39, False))  # 32 px leave 1 x 1 of the last stage, of 40 photos
+    assert finding.startswith("error: train_dataloader.batch_size: 40 photos leave a last batch of one photo")
+    assert "Expected more than 1 value per channel" in finding
+    (finding,) = check(SMALL.format(1, False))
+    assert finding.startswith("error: train_dataloader.batch_size: 1 makes batches of one photo")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [SMALL.format(39, True), SMALL.format(20, False), "train_dataloader = dict(batch_size=39)"],
+    ids=["dropped", "two whole batches", "2 x 2 values a channel"],
+)
+def test_a_last_batch_that_the_network_can_be_trained_on_is_no_finding(lines: str, check: Check) -> None:
+    assert check(lines) == []
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ("class_weight=[1.0, 2.0, 3.0]", "CrossEntropyLoss fails on 5 classes: RuntimeError: weight tensor"),
+        (
+            "_delete_=True, type='LabelSmoothLoss', label_smooth_val=0.1, num_classes=1000",
+            "LabelSmoothLoss fails on 5 classes: AssertionError: num_classes should equal",
+        ),
+        ("class_weight=[1.0, 2.0, 3.0, 4.0, 5.0]", ""),
+        ("_delete_=True, type='LabelSmoothLoss', label_smooth_val=0.1, num_classes=5", ""),
+    ],
+)
+def test_a_loss_of_another_number_of_classes_is_an_error(loss: str, message: str, check: Check) -> None:
+    found = check(f"model = dict(head=dict(loss=dict({loss})))")
+    assert len(found) == bool(message) and all(f"error: model.head.loss: {message}" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head", "message"),
+    [
+        (
+            "type='SwinTransformer', arch=dict(embed_dims=8, depths=[1] * 4, num_heads=[1] * 4)",
+            "in_channels=64",
+            "The input shape (6, 6) is smaller than the window size (7)",
+        ),
+        (
+            "type='TIMMBackbone', model_name='vit_tiny_patch16_224', features_only=True, out_indices=(0,)",
+            "in_channels=192",
+            "Input height (48) doesn't match model (224)",
+        ),
+    ],
+    ids=["Swin", "ViT"],
+)
+def test_images_of_a_size_that_the_network_cannot_take_are_an_error(
+    backbone: str, head: str, message: str, check: Check
+) -> None:
+    found = check(f"model = dict(backbone=dict(_delete_=True, {backbone}), head=dict({head}))", narrow=())
+    assert [line.split(" pixels: ")[0] for line in found] == [
+        f"error: model: fails on {side} images of 48 × 48" for side in ("train", "val")
+    ]
+    assert all(message in line for line in found)
+
+
+WORKERS = """
+worker_pipeline = [
+    dict(type='{}'),
+    dict(type='LoadImageFromFile'),
+    dict(type='RandomResizedCrop', scale=48),
+    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(num_workers=2, persistent_workers=False, dataset=dict(pipeline=worker_pipeline))
+"""
+
+
+def test_too_little_shared_memory_for_the_workers_is_a_warning(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "train_dataloader = dict(num_workers=2)"
+    usage, needed = shutil.disk_usage("/"), 8 * 2 * 2 * 3 * 48 * 48  # batch, workers, prefetched, bytes of an image
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
+    assert check(lines) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
+    found = check(lines)
+    told = "warning: train_dataloader.num_workers: prefetched batches take up to 0 MB of shared memory, /dev/shm has "
+    assert len(found) == Path("/dev/shm").is_dir() and all(line.startswith(told) for line in found)
+
+
+@TRANSFORMS.register_module()
+class NoSharedMemory:
+    """Leaves a loader worker with no room: its files, which shared memory is made of, may not be larger."""
+
+    def __call__(self, results: dict) -> dict:
+        if get_worker_info() is not None:  # the checks run it here
+            import resource
+
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        return results
+
+
+@TRANSFORMS.register_module()
+class BusError:
+    """Ends a loader worker as a page of shared memory that the system can't give does."""
+
+    def __call__(self, results: dict) -> dict:
+        if get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGBUS)
+        return results
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of a process and these signals are POSIX's")
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [("NoSharedMemory", "can't share its batch: unable to "), ("BusError", "died: DataLoader worker .* Bus error")],
+)
+def test_shared_memory_that_runs_out_ends_the_run_in_a_line(
+    step: str, message: str, check: Check, run: Callable
+) -> None:
+    assert check(WORKERS.format(step)) == []
+    with pytest.raises(InputError, match=f"a loader worker {message}") as caught:
+        run()
+    (problem,) = caught.value.problems
+    assert "--shm-size" in problem.hint and "\n" not in str(problem)
+
+
+AMP = "optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic', dtype='float16')"
+
+
+@pytest.mark.skipif(get_device() != "cpu", reason="a GPU has what AmpOptimWrapper needs")
+def test_an_amp_optim_wrapper_without_a_gpu_is_an_error(check: Check) -> None:
+    (finding,) = check(AMP)
+    assert finding.startswith(
+        "error: optim_wrapper: fails on this machine's cpu: AssertionError: ``AmpOptimizerWrapper`"
+    )
+
+
+def test_options_that_an_optimizer_refuses_are_an_error(check: Check) -> None:
+    (finding,) = check("optim_wrapper = dict(optimizer=dict(nesterov=True, momentum=0))")
+    assert finding.startswith("error: optim_wrapper: fails") and "Nesterov momentum requires a momentum" in finding

@@ -1,0 +1,137 @@
+"""Checks that run the network and the loss once, on made-up input, instead of knowing every network's rules."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from mmflowers.checks.findings import Finding, check, error
+from mmflowers.checks.keys import get, scope
+from mmflowers.errors import InputError, count, is_own
+
+if TYPE_CHECKING:
+    import torch
+
+    from mmflowers.checks.run import Case
+
+WORLD_SIZES = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")  # of torchrun, Slurm and MPI
+SHOWN = 200  # characters of a library's message
+SIZES = "its parts have to fit each other and the size of the images, which --laptop and --probe make smaller"
+
+
+@check()
+def network_takes_the_images(case: Case) -> Iterator[Finding]:
+    """Images of a size that the network can't take, parts that don't fit, and a last batch of one photo."""
+    from mmpretrain.models import BaseClassifier
+
+    if not isinstance(case.model, BaseClassifier):
+        return
+    tried = set()
+    for side, image in case.examples.items():
+        training = side == "train" and get(case.config, "train_cfg.type") != "LinearProbeLoop"
+        if (training, image.shape) in tried:
+            continue
+        tried.add((training, image.shape))
+        problem = _failure(case, image, 2, training)
+        if problem is not None:
+            height, width = image.shape[1:]
+            yield error("model", f"fails on {side} images of {height} × {width} pixels: {_told(problem)}", SIZES)
+        elif training and (batches := _batches_of_one(case)):
+            problem = _failure(case, image, 1, training)
+            if problem is not None:
+                hint = "a larger batch_size, or one that leaves no single photo; or train_dataloader.drop_last=True"
+                what = f"{batches}, which the network can't be trained on: {_told(problem)}"
+                yield error("train_dataloader.batch_size", what, hint)
+
+
+def _batches_of_one(case: Case) -> str:
+    """Which batches of the training have a single photo; empty if none has."""
+    loader = case.config.get("train_dataloader")
+    size, served = loader.get("batch_size"), case.loaders.get("train")
+    if size == 1:
+        return "1 makes batches of one photo"
+    if served is None or loader.get("drop_last") or type(size) is not int or size < 2:
+        return ""
+    processes = 1
+    if case.config.get("launcher", "none") != "none":
+        processes = int(next((os.environ[name] for name in WORLD_SIZES if name in os.environ), 1))
+    if processes > 1 and case.config.get("sync_bn"):
+        return ""  # which counts the photos of all processes
+    photos = -(-int(served.counts.sum()) // processes)
+    is_endless = photos > len(served.samples) > 0 and served.counts.max() > 1
+    return "" if photos % size != 1 or is_endless else f"{count(photos)} leave a last batch of one photo"
+
+
+def _failure(case: Case, image: torch.Tensor, images: int, training: bool) -> Exception | None:
+    """What the network raises for a batch of so many images, if it does.
+
+    It is tried without numbers first, which takes no time. Not every network can compute so, hence only an error with
+    numbers counts, in the very step that the run takes.
+    """
+    if _step(case, case.model, image, images, training, numbers=False) is None:
+        return None
+    try:
+        return _step(case, case.real_model, image, images, training, numbers=True)
+    except InputError as problem:
+        return problem
+
+
+def _step(case: Case, model: Any, image: torch.Tensor, images: int, training: bool, numbers: bool) -> Exception | None:
+    import torch
+    from mmpretrain.structures import DataSample
+
+    from mmflowers.engine.frozen import Trunk
+    from mmflowers.engine.loops import is_out_of_memory
+
+    device = next(model.parameters()).device
+    batch = {"inputs": [image] * images}
+    if numbers:
+        batch["data_samples"] = [DataSample().set_gt_label(label) for label in range(images)]
+    try:
+        model.to(device).train(training)  # moves the data preprocessor's input there too
+        layer = get(case.config, "train_cfg.freeze_to")
+        for module in Trunk(model, layer).modules if training and isinstance(layer, str) else ():
+            module.eval()
+        with torch.no_grad():
+            mode = ("loss" if training else "predict") if numbers else "tensor"
+            model(**model.data_preprocessor(batch, training), mode=mode)
+    except Exception as problem:  # networks refuse what they can't take in every way there is
+        if is_own(problem):
+            raise
+        return None if is_out_of_memory(problem) else problem
+    return None
+
+
+@check()
+def loss_takes_the_classes(case: Case) -> Iterator[Finding]:
+    """A loss whose ``class_weight`` or ``num_classes`` is of another number of classes than the head."""
+    import torch
+    from mmengine.registry import DefaultScope
+    from mmpretrain.models import ClsHead, MultiLabelClsHead
+    from mmpretrain.registry import MODELS
+
+    head, loss = getattr(case.model, "head", None), get(case.config, "model.head.loss")
+    classes = get(case.config, "model.head.num_classes")
+    if case.testing or not isinstance(head, ClsHead) or not isinstance(loss, dict) or type(classes) is not int:
+        return
+    target = torch.arange(2)
+    several = isinstance(head, MultiLabelClsHead)
+    if several or getattr(case.model.data_preprocessor, "to_onehot", False):  # as mixup gives them
+        target = torch.nn.functional.one_hot(target, classes).float()
+    try:
+        with DefaultScope.overwrite_default_scope(scope(case.config)):
+            module = MODELS.build(copy.deepcopy(loss))
+        module(torch.zeros(2, classes), target, avg_factor=2)
+    except Exception as problem:  # as above
+        if is_own(problem):
+            raise
+        what = f"{loss.get('type')} fails on {classes} classes: {_told(problem)}"
+        yield error("model.head.loss", what, f"num_classes={classes}, a class_weight of {classes} numbers, or neither")
+
+
+def _told(problem: Exception) -> str:
+    text = " ".join(str(problem).split()) or "no message"
+    text = text if len(text) <= SHOWN else f"{text[:SHOWN]} …"
+    return text if isinstance(problem, InputError) else f"{type(problem).__name__}: {text}"
