@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from mmflowers.errors import InputError, Problem
 from mmflowers.files import explained, write_text
 
+AFTERWARDS = "correct the errors first; what stays then is a bug of mmflowers, which --skip-checks goes round"
 KEPT = "checks.json"  # in the work dir; engine/record.py copies its warnings into the log
 
 
@@ -72,15 +74,23 @@ def check(pitfall: int = 0, *, of: str = "config") -> Callable[[Check], Check]:
 
 
 def run_checks(case: Any, checks: Iterable[Check], found: Iterable[Finding] = ()) -> list[Finding]:
-    """Run ``checks`` on ``case``; return what they find after ``found``, errors first, none twice."""
-    findings, crash = list(found), None
+    """Run ``checks`` on ``case``; return what they find after ``found``, errors first, none twice.
+
+    A check may fail on a config that is wrong in a way that another check reports. Its failure is reported beside that,
+    and never instead: without any error it is raised.
+    """
+    findings, crashes = list(found), []
     for function in checks:
         try:
             findings += function(case)
-        except Exception as bug:  # a config of wrong types: the check of types tells it
-            crash = crash or bug
-    if crash and not any(finding.level == "error" for finding in findings):
-        raise crash
+        except Exception as bug:  # of wrong types, or a bug
+            crashes.append(bug)
+    if crashes and not any(finding.level == "error" for finding in findings):
+        raise crashes[0]
+    for bug in crashes:
+        place = traceback.extract_tb(bug.__traceback__)[-1]
+        what = f"a check failed itself: {type(bug).__name__}: {' '.join(str(bug).split())}"
+        findings.append(warning(f"{Path(place.filename).name}:{place.lineno}", what, AFTERWARDS))
     return sorted(dict.fromkeys(findings), key=lambda finding: finding.level)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmflowers.checks.findings import Finding, check, error
+from mmflowers.datasets.wrappers import get
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
@@ -67,25 +68,8 @@ RATES = {  # numbers, the least and the largest each may be
     "optim_wrapper.optimizer.weight_decay": (0, math.inf),
     "model.head.loss.label_smooth_val": (0, 1),
 }
-KINDS = {  # what may lie where, beside nothing at all
-    dict: (
-        *("data_preprocessor", "val_cfg", "test_cfg", "default_hooks", "randomness", "env_cfg", "visualizer"),
-        *("val_dataloader", "test_dataloader", "optim_wrapper", "optim_wrapper.paramwise_cfg", "custom_imports"),
-        *(f"{loader}.sampler" for loader in LOADERS),
-    ),
-    (dict, list): ("val_evaluator", "test_evaluator", "param_scheduler", "model.neck"),
-    list: ("custom_hooks",),
-    str: ("load_from", "default_scope"),
-}
 TRAINING = ("model", "model.backbone", "model.head", "train_dataloader.dataset", "train_cfg", "optim_wrapper.optimizer")
 TESTING = ("model", "model.backbone", "model.head", "test_dataloader.dataset", "test_evaluator")
-
-
-def get(config: Any, path: str) -> Any:
-    """What lies at a dotted path of nested dicts; None where there is nothing."""
-    for key in path.split("."):
-        config = config.get(key) if isinstance(config, dict) or hasattr(config, "_cfg_dict") else None
-    return config
 
 
 def as_list(value: Any) -> list:
@@ -128,19 +112,14 @@ def parts_are_there(case: Case) -> Iterator[Finding]:
 @check(pitfall=13)
 def kinds(case: Case) -> Iterator[Finding]:
     """Dicts and lists where MMEngine takes them apart."""
-    for kind, paths in KINDS.items():
-        wanted = " or ".join(one.__name__ for one in as_list(kind))
-        for path in paths:
-            value = get(case.config, path)
-            items = value if isinstance(value, list) else []
-            if value is not None and not isinstance(value, kind):
-                yield error(path, f"a {wanted} is needed, not {value!r}", "see configs/")
-            elif not all(isinstance(item, dict) for item in items):
-                yield error(path, f"a list of dicts is needed, not {value!r}", "see configs/")
-    hooks = case.config.get("default_hooks")
-    for name, hook in hooks.items() if isinstance(hooks, dict) else ():
-        if hook is not None and not isinstance(hook, dict):
-            yield error(f"default_hooks.{name}", f"a dict is needed, not {hook!r}", "see configs/")
+    from mmflowers.engine.configuration import malformed
+
+    said = TESTING if case.testing else TRAINING  # by parts_are_there
+    optional = {option.partition("=")[0] for option in case.options}
+    for path, what in malformed(case.config):
+        if path not in said:
+            hint = "the command line can't write a dict: set it in a config" if path in optional else "see configs/"
+            yield error(path, what, hint)
 
 
 @check(pitfall=13)

@@ -1,9 +1,16 @@
-"""Configs of datasets that lie within those of others."""
+"""Configs that lie within those of others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+
+
+def get(config: Any, path: str) -> Any:
+    """What lies at a dotted path of nested dicts; None where there is nothing."""
+    for key in path.split("."):
+        config = config.get(key) if isinstance(config, dict) or hasattr(config, "_cfg_dict") else None
+    return config
 
 
 def innermost(loader: Any) -> dict | None:

@@ -5,19 +5,34 @@ from __future__ import annotations
 import argparse
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mmengine.config import Config, DictAction
 
-from mmflowers.datasets.wrappers import all_innermost
-from mmflowers.errors import InputError, Problem
+from mmflowers.datasets.wrappers import all_innermost, get
+from mmflowers.errors import InputError, Problem, count, is_own
 from mmflowers.evaluation.metrics import rule_of
 
 T = TypeVar("T")
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+KINDS = {  # what may lie where, beside nothing at all
+    dict: (
+        *("model", "model.backbone", "model.head", "model.head.loss", "model.data_preprocessor", "data_preprocessor"),
+        *("train_cfg", "val_cfg", "test_cfg", "default_hooks", "randomness", "env_cfg", "visualizer"),
+        *("optim_wrapper", "optim_wrapper.optimizer", "optim_wrapper.paramwise_cfg", "custom_imports"),
+        *(path for loader in LOADERS for path in (loader, f"{loader}.dataset", f"{loader}.sampler")),
+    ),
+    (dict, list): ("val_evaluator", "test_evaluator", "param_scheduler", "model.neck"),
+    list: ("custom_hooks", "visualizer.vis_backends"),
+    str: ("load_from", "default_scope"),
+    (str, os.PathLike): ("data_root",),
+}
+NEEDED = ("model", "model.head", "train_cfg", "train_dataloader", "optim_wrapper", "optim_wrapper.optimizer")
+FORM_ERRORS = (AttributeError, LookupError, TypeError, ValueError, ArithmeticError)
 LOOK = 50  # iterations between two looks at the loss, each of which waits for the GPU
 # Of the recipe's resolution. On the 2,276 training photos of the report, 5-fold cross-validation gave 94.3 % ± 0.4 for
 # 256 px, 94.4 for 192 px, 93.7 for 144 px and 92.6 for 128 px (EfficientNet-Lite0).
@@ -52,7 +67,9 @@ def load_config(path: str | Path) -> Config:
         raise InputError(f"no config at {path}", "the shipped ones are in configs/")
     try:
         read = Config.fromfile(path)
-    except Exception as error:  # a config is code: whatever its author got wrong is bad input, not our bug
+    except Exception as error:  # a config is code: whatever its author got wrong is bad input
+        if is_own(error):  # of a module of ours that the config imports
+            raise
         what = " ".join(str(error).split())
         raise InputError(f"{path} can't be read: {type(error).__name__}: {what}", "mend the config") from error
     config = RunConfig.__new__(RunConfig)
@@ -60,16 +77,48 @@ def load_config(path: str | Path) -> Config:
     return config
 
 
+def malformed(config: Config) -> Iterator[tuple[str, str]]:
+    """Where something lies that MMEngine can't take apart (``KINDS``): the key, and what is needed there."""
+    places = [(path, get(config, path), kind) for kind, paths in KINDS.items() for path in paths]
+    hooks = config.get("default_hooks")
+    places += [
+        (f"default_hooks.{name}", hook, dict) for name, hook in (hooks if isinstance(hooks, dict) else {}).items()
+    ]
+    for name in LOADERS:
+        for dataset in all_innermost(config.get(name)):
+            places.append((f"{name}.dataset.pipeline", dataset.get("pipeline"), (list, tuple)))
+            places.append((f"{name}.dataset.data_root", dataset.get("data_root"), (str, os.PathLike)))
+    for path, value, kind in places:
+        wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+        if value is not None and not isinstance(value, kind):
+            yield path, f"a {wanted} is needed, not {value!r}"
+        elif not all(isinstance(item, dict) for item in (value if isinstance(value, (list, tuple)) else ())):
+            yield path, f"a list of dicts is needed, not {value!r}"
+
+
+def _put_down_to_the_config(config: Config, error: Exception) -> list[Problem]:
+    """The places of a config that may have made a step of ours fail.
+
+    Raises:
+        Exception: ``error``, where the config is in order: then it is a bug of ours.
+    """
+    wrong = [(path, f"{what} in the config") for path, what in malformed(config)]
+    wrong += [(path, "the config has none") for path in NEEDED if get(config, path) is None]
+    if not wrong:
+        raise error
+    return [Problem(f"{path}: {what}", "compare it with the configs in configs/") for path, what in wrong]
+
+
 def _of_a_known_form(step: Callable[..., T]) -> Callable[..., T]:
-    """Make a step that trips over a config of another form say so; a check of each key would be most of this module."""
+    """Make a step that trips over a malformed config say so, and no other; a check of each key would be most of this
+    module."""
 
     @functools.wraps(step)
     def tried(config: Config, *arguments: Any, **options: Any) -> T:
         try:
             return step(config, *arguments, **options)
-        except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
-            what = f"the config hasn't the form of a classifier's training ({step.__name__}: {error})"
-            raise InputError(what, "compare it with the shipped ones in configs/") from error
+        except FORM_ERRORS as error:
+            raise InputError(problems=_put_down_to_the_config(config, error)) from error
 
     return tried
 
@@ -80,7 +129,8 @@ def attempt(found: list[tuple[str, Problem]], where: str, step: Callable[..., T]
     Args:
         found: Takes the problems, each with its place.
         where: The place.
-        step: Called with ``arguments``.
+        step: Called with ``arguments``. An error other than an ``InputError`` is put down to a config among them if
+            that is malformed; otherwise it is a bug and goes on.
 
     Returns:
         What the step returns; None if it fails.
@@ -89,9 +139,11 @@ def attempt(found: list[tuple[str, Problem]], where: str, step: Callable[..., T]
         return step(*arguments)
     except InputError as error:
         found.extend((where, problem) for problem in error.problems)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # not of the form that configs have
-        what = f"can't be settled: {type(error).__name__}: {error}"
-        found.append((where, Problem(what, "compare the config with configs/")))
+    except FORM_ERRORS as error:
+        configs = [argument for argument in arguments if isinstance(argument, Config)]
+        if not configs:
+            raise
+        found.extend((where, problem) for problem in _put_down_to_the_config(configs[0], error))
     return None
 
 
@@ -99,8 +151,11 @@ def merge_options(config: Config, options: Sequence[str]) -> None:
     """Apply ``--cfg-options``, each ``KEY=VALUE`` with a dotted key, read as MMEngine's ``DictAction`` reads them.
 
     Raises:
-        InputError: Not of that form, or a key leads through something that isn't a dict or list.
+        InputError: Not of that form, or keys lead through something that isn't a dict or list.
     """
+    problems = [problem for option in options if (problem := _unreachable(config, option.partition("=")[0]))]
+    if problems:
+        raise InputError(problems=problems)
     parser = argparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--options", nargs="+", action=DictAction)
     try:
@@ -108,6 +163,32 @@ def merge_options(config: Config, options: Sequence[str]) -> None:
             config.merge_from_dict(parser.parse_args(["--options", *options]).options)
     except (argparse.ArgumentError, ValueError, KeyError, TypeError, IndexError, AssertionError) as error:
         raise InputError(f"--cfg-options can't be applied: {error}", "KEY=VALUE, with dotted keys") from error
+
+
+def _unreachable(config: Config, key: str) -> Problem | None:
+    """Why an option's key leads nowhere, if it does; MMEngine would fail, or make a dict where a list is meant."""
+    lists = {
+        path
+        for kind, paths in KINDS.items()
+        if kind is list or list in (kind if isinstance(kind, tuple) else ())
+        for path in paths
+    }
+    place, value = "", config
+    for name in key.split("."):
+        if isinstance(value, list):
+            if not name.isdecimal() or int(name) >= len(value):
+                what = f"{place} has {count(len(value), 'item')}, counted from 0, and no {name}"
+                return Problem(f"--cfg-options {key}: {what}", "name one of them, or add an item in a config")
+            value = value[int(name)]
+        elif isinstance(value, (dict, Config)):
+            if name.isdecimal() and place in lists:
+                what = f"{place} is a dict, not a list" if value else f"the config has no {place}"
+                return Problem(f"--cfg-options {key}: {what}", f"set {place} in a config")
+            value = value.get(name, {})
+        else:
+            return Problem(f"--cfg-options {key}: {place} is {value!r}, not a dict", f"set {place} in a config")
+        place = f"{place}.{name}".lstrip(".")
+    return None
 
 
 def datasets(config: Config) -> Iterator[dict]:
@@ -218,7 +299,7 @@ def fit_to_laptop(config: Config, epochs: int = 3, scale: float = 5 / 7) -> None
 
     Every number of the recipe that counts epochs is scaled alike, so that a warm-up stays a warm-up and a step a step.
     """
-    full = config.train_cfg.max_epochs
+    full = _max_epochs(config, "--laptop")
     ratio = min(1.0, epochs / full)
     config.train_cfg.max_epochs = max(1, round(full * ratio))
     schedulers = config.get("param_scheduler") or []
@@ -226,16 +307,27 @@ def fit_to_laptop(config: Config, epochs: int = 3, scale: float = 5 / 7) -> None
         for key in ("begin", "end", "T_max", "step_size", "total_iters"):
             if isinstance(scheduler.get(key), int) and scheduler[key] > 0:
                 scheduler[key] = max(1, round(scheduler[key] * ratio))
-        if "T_max" in scheduler and "end" in scheduler:  # rounded apart, they needn't agree
-            scheduler["T_max"] = min(scheduler["T_max"], scheduler["end"] - scheduler.get("begin", 0))
+        if isinstance(scheduler.get("T_max"), int) and isinstance(scheduler.get("end"), int):  # rounded apart
+            scheduler["T_max"] = min(scheduler["T_max"], scheduler["end"] - (scheduler.get("begin") or 0))
         if "milestones" in scheduler:
-            scheduler["milestones"] = [max(1, round(at * ratio)) for at in scheduler["milestones"]]
+            scheduler["milestones"] = [
+                max(1, round(at * ratio)) if isinstance(at, int) else at for at in scheduler["milestones"] or ()
+            ]
     _scale_images(config, scale)
+
+
+def _max_epochs(config: Config, option: str) -> int:
+    """The epochs of a training, which ``option`` asks for."""
+    epochs = config.train_cfg.get("max_epochs")
+    if type(epochs) is not int or epochs < 1:
+        what = f"{option} needs train_cfg.max_epochs, an integer from 1; the config has {epochs!r}"
+        raise InputError(what, "train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=8)")
+    return epochs
 
 
 def _scale_images(config: Config, scale: float) -> None:
     # By identity: datasets may share a pipeline.
-    transforms = {id(step): step for dataset in datasets(config) for step in dataset.get("pipeline", [])}
+    transforms = {id(step): step for dataset in datasets(config) for step in dataset.get("pipeline") or ()}
     for transform in transforms.values():
         for key in ("scale", "crop_size", "size"):  # size: torchvision's word
             edge = transform.get(key)
@@ -243,6 +335,14 @@ def _scale_images(config: Config, scale: float) -> None:
                 transform[key] = round(edge * scale)
             elif isinstance(edge, (list, tuple)) and all(isinstance(e, int) and e > 8 for e in edge):  # no factors
                 transform[key] = type(edge)(round(e * scale) for e in edge)
+
+
+@_of_a_known_form
+def compute_in_bfloat16(config: Config) -> None:
+    """Take the ``BFloat16OptimWrapper``, without the options of the ``AmpOptimWrapper`` that the config may have."""
+    config.optim_wrapper.type = "BFloat16OptimWrapper"
+    for option in ("dtype", "loss_scale", "use_fsdp"):
+        config.optim_wrapper.pop(option, None)
 
 
 @_of_a_known_form
@@ -267,17 +367,21 @@ def make_fast(config: Config) -> None:
     loss = config.model.head.get("loss") or {}
     if loss.get("type") == "LabelSmoothLoss":
         loss["type"] = "FlowersLabelSmoothLoss"
-    config.optim_wrapper.type = "BFloat16OptimWrapper"
+    compute_in_bfloat16(config)
     config.optim_wrapper.where_fast = True
-    for key in ("dtype", "loss_scale", "use_fp64"):  # AmpOptimWrapper's
-        config.optim_wrapper.pop(key, None)
     if _can_be_fused(config.optim_wrapper.optimizer):
         config.optim_wrapper.optimizer.setdefault("fused", True)
-    config.train_cfg.loss_interval = LOOK
+    by_epoch = "EpochBasedTrainLoop" if config.train_cfg.get("by_epoch") else ""
+    if config.train_cfg.get("type", by_epoch) in ("EpochBasedTrainLoop", "ExactTrainLoop", "FrozenTrainLoop"):
+        config.train_cfg.loss_interval = LOOK
     if config.get("val_cfg") is not None:
         config.val_cfg.type = "FastValLoop"
+    for name in ("default_hooks", "env_cfg"):  # MMEngine has defaults for what a config leaves out of them
+        if config.get(name) is None:
+            config[name] = {}
     config.default_hooks.runtime_info = dict(type="LazyRuntimeInfoHook", interval=LOOK)
-    config.default_hooks.logger.interval = LOOK
+    if config.default_hooks.setdefault("logger", dict(type="LoggerHook")) is not None:
+        config.default_hooks.logger.interval = LOOK
     config.env_cfg.cudnn_benchmark = True
     kept = config.get("custom_hooks") or []
     config.custom_hooks = [*kept, *(dict(type=name) for name in FAST_HOOKS if dict(type=name) not in kept)]
@@ -319,6 +423,7 @@ def freeze(config: Config, freeze_to: str, views: int) -> None:
         InputError: The config exchanges its pipeline under way, when the photos have been looked at.
     """
     _refuse_switch(config, "--freeze-to")
+    _max_epochs(config, "--freeze-to")
     config.train_cfg.pop("by_epoch", None)
     config.train_cfg |= dict(type="FrozenTrainLoop", freeze_to=freeze_to, views=views)
 

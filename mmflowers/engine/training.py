@@ -118,7 +118,7 @@ def configure(
     config = configuration.load_config(config_path)
     config.work_dir = str(work_dir or config.get("work_dir") or Path("work_dirs") / Path(config_path).stem)
     config.launcher = launcher
-    attempt("config", _merge, config, data, laptop and not probe, seed, amp, command)
+    attempt("config", _merge, config, data, laptop and not probe, seed, amp)
     if fast or freeze_to or probe:
         attempt("config", configuration.make_fast, config)
     if freeze_to:
@@ -126,6 +126,7 @@ def configure(
     if probe:
         attempt("config", configuration.probe, config)
     attempt("config", configuration.merge_options, config, cfg_options)
+    attempt("config", _add_hooks, config, amp, command)
     attempt("config", configuration.settle_loaders, config)
     attempt("config", configuration.settle_best, config)
     attempt("config", configuration.refuse_mixed_images, config)
@@ -154,17 +155,21 @@ def _merge(
     laptop: bool,
     seed: int | None,
     amp: bool,
-    command: str,
 ) -> None:
     if data is not None:
         configuration.set_data_root(config, data)
     if laptop:
         configuration.fit_to_laptop(config)
     if seed is not None:
-        config.randomness = {**config.get("randomness", {}), "seed": seed}
+        config.randomness = {**(config.get("randomness") or {}), "seed": seed}
+    if amp:
+        configuration.compute_in_bfloat16(config)
+
+
+def _add_hooks(config: configuration.Config, amp: bool, command: str) -> None:
+    """Add hooks behind the config's own, after ``--cfg-options``, which count those alone."""
     hooks = [dict(type=RecordHook.__name__, command=command)]
     if amp:
-        config.optim_wrapper.type = "BFloat16OptimWrapper"
         hooks += [dict(type="ChannelsLastHook"), dict(type="FastDepthwiseHook")]
     config.custom_hooks = [*(config.get("custom_hooks") or []), *hooks]
 
@@ -280,7 +285,7 @@ def _resume_from(config: configuration.Config, checkpoint: Path) -> dict:
     config.resume, config.load_from = True, str(checkpoint)
     meta = meta_of(load_checkpoint_file(checkpoint))
     if isinstance(meta.get("seed"), int):
-        config.randomness = {**config.get("randomness", {}), "seed": meta["seed"]}
+        config.randomness = {**(config.get("randomness") or {}), "seed": meta["seed"]}
     return meta
 
 

@@ -15,9 +15,12 @@ from mmengine.evaluator import BaseMetric
 from mmpretrain.registry import METRICS, TRANSFORMS
 from torch.utils.data import get_worker_info
 
+from mmflowers import files
+from mmflowers.checks.findings import CHECKS
 from mmflowers.checks.run import check_config
+from mmflowers.datasets import wrappers
 from mmflowers.engine.training import configure, train
-from mmflowers.errors import InputError
+from mmflowers.errors import InputError, is_own
 
 Check = Callable[..., list[str]]
 STOP = "custom_hooks = [dict(type='EarlyStoppingHook', monitor='{}', rule='greater')]"
@@ -249,3 +252,121 @@ def test_an_amp_optim_wrapper_without_a_gpu_is_an_error(check: Check) -> None:
 def test_options_that_an_optimizer_refuses_are_an_error(check: Check) -> None:
     (finding,) = check("optim_wrapper = dict(optimizer=dict(nesterov=True, momentum=0))")
     assert finding.startswith("error: optim_wrapper: fails") and "Nesterov momentum requires a momentum" in finding
+
+
+@pytest.mark.parametrize("options", [{"amp": True}, {"fast": True}], ids=["amp", "fast"])
+def test_bfloat16_takes_the_place_of_an_amp_optim_wrapper(
+    options: dict, check: Check, dataset: Path, tmp_path: Path
+) -> None:
+    check(AMP)
+    config = configure(tmp_path / "mine.py", data=dataset, weights="none", work_dir=tmp_path / "run", **options)
+    kept = {key for key in config.optim_wrapper if key not in ("optimizer", "paramwise_cfg")}
+    assert config.optim_wrapper.type == "BFloat16OptimWrapper" and kept <= {"type", "where_fast"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "option", "message"),
+    [
+        ("custom_hooks = None", "custom_hooks.0.x=1", "custom_hooks is None, not a dict"),
+        ("custom_hooks = []", "custom_hooks.0.x=1", "custom_hooks has 0 items, counted from 0, and no 0"),
+        ("", "custom_hooks.1.command=x", "custom_hooks has 1 item, counted from 0, and no 1"),  # not the record's hook
+        ("", "custom_hooks.type=x", "custom_hooks has 1 item, counted from 0, and no type"),
+        (
+            "param_scheduler = dict(_delete_=True, type='StepLR', step_size=9)",
+            "param_scheduler.0.gamma=1",
+            "is a dict, n",
+        ),
+        ("default_hooks = None", "default_hooks.logger.interval=1", "default_hooks is None, not a dict"),
+        ("", "train_cfg.max_epochs.x=1", "train_cfg.max_epochs is 2, not a dict"),
+        ("", "default_hooks.foo.x=1", "error: default_hooks.foo: has no type that can be built"),
+        ("", "custom_hooks=[dict(type='EMAHook')]", "error: custom_hooks: a list of dicts is needed"),
+    ],
+)
+def test_an_option_that_reaches_what_the_config_does_not_have_is_an_error(
+    lines: str, option: str, message: str, check: Check
+) -> None:
+    (finding,) = [line for line in check(lines, option) if line.startswith("error")]
+    assert message in finding and ("--cfg-options" in finding or message.startswith("error"))
+
+
+def test_options_reach_the_configs_own_hooks_and_new_keys(check: Check) -> None:
+    sizes = "custom_hooks = [dict(type='ProgressiveResizeHook', sizes={})]"
+    assert check(sizes, "custom_hooks.0.sizes.2=48", "default_hooks.early.type=EmptyCacheHook") == []
+
+
+def test_flags_work_on_a_config_without_what_they_change(check: Check, dataset: Path, tmp_path: Path) -> None:
+    check("default_hooks = None\nenv_cfg = None\nrandomness = None\nparam_scheduler = None\ncustom_hooks = None")
+    options = dict(data=dataset, weights="none", work_dir=tmp_path / "run")
+    config = configure(tmp_path / "mine.py", laptop=True, fast=True, amp=True, freeze_to="layer3", seed=3, **options)
+    assert config.default_hooks.logger == dict(type="LoggerHook", interval=50)
+    assert config.env_cfg.cudnn_benchmark and config.randomness.seed == 3
+    assert configure(tmp_path / "mine.py", probe=True, **options).train_cfg.type == "LinearProbeLoop"
+
+
+@pytest.mark.parametrize("option", [{"laptop": True}, {"freeze_to": "layer3"}], ids=["--laptop", "--freeze-to"])
+def test_flags_that_count_epochs_refuse_a_training_by_iterations(
+    option: dict, check: Check, dataset: Path, tmp_path: Path
+) -> None:
+    check("train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=4, val_interval=2)")
+    with pytest.raises(InputError, match=r"needs train_cfg\.max_epochs, an integer from 1; the config has None"):
+        configure(tmp_path / "mine.py", data=dataset, weights="none", work_dir=tmp_path / "run", **option)
+
+
+def bug(*arguments: object, **options: object) -> None:
+    """A mistake of ours."""
+    raise TypeError("planted")
+
+
+@pytest.mark.parametrize("place", ["configuration._scale_images", "configuration.set_classes", "training._set_weights"])
+def test_a_bug_in_a_step_of_the_configuration_is_not_put_down_to_the_config(
+    place: str, tiny_config: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"mmflowers.engine.{place}", bug)
+    with pytest.raises(TypeError, match="planted"):
+        configure(tiny_config, data=dataset, weights="none", work_dir=tmp_path / "run", laptop=True)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["mmflowers.datasets.flowers.FlowersDataset.load_data_list", "mmflowers.datasets.seeded.SeededSampler.__init__"],
+)
+def test_a_bug_in_what_the_checks_build_is_not_put_down_to_the_config(
+    place: str, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, bug)
+    monkeypatch.setattr("mmflowers.errors.PACKAGE", Path(__file__).parent)  # where the bug is
+    with pytest.raises(TypeError, match="planted"):
+        check()
+
+
+def test_a_check_that_fails_hides_no_error_and_is_no_error(monkeypatch: pytest.MonkeyPatch, check: Check) -> None:
+    monkeypatch.setitem(CHECKS, "config", [bug, *CHECKS["config"]])
+    with pytest.raises(TypeError, match="planted"):
+        check()
+    error, failed = check("train_cgf = dict()")
+    assert error == "error: train_cgf: nothing reads this key"
+    assert (
+        failed.startswith(f"warning: {Path(__file__).name}:") and "a check failed itself: TypeError: planted" in failed
+    )
+
+
+def test_an_error_is_our_own_where_it_arose_in_the_package() -> None:
+    def error_of(step: Callable[[], object]) -> Exception:
+        with pytest.raises(Exception) as caught:
+            step()
+        return caught.value
+
+    assert is_own(error_of(lambda: wrappers.get({"a": 1}, None)))  # in a frame of ours
+    assert is_own(error_of(lambda: files.write_text(None, "x")))  # in the standard library, asked by ours
+    assert not is_own(error_of(lambda: METRICS.build(dict(type="none of that name"))))
+    assert not is_own(error_of(lambda: wrappers.all_innermost({"dataset": {}}).throw(InputError("x"))))
+    assert not is_own(error_of(lambda: int("x")))
+
+
+def test_a_malformed_config_is_told_by_its_keys(dataset: Path, tmp_path: Path, check: Check) -> None:
+    check("default_hooks = dict(_delete_=True, logger=3)\nmodel = dict(head='LinearClsHead')")
+    with pytest.raises(InputError) as caught:
+        configure(tmp_path / "mine.py", data=dataset, weights="none", work_dir=tmp_path / "run", fast=True)
+    told = {problem.what for problem in caught.value.problems}
+    assert "default_hooks.logger: a dict is needed, not 3 in the config" in told
+    assert "model.head: a dict is needed, not 'LinearClsHead' in the config" in told
