@@ -1,4 +1,4 @@
-"""Result files: written whole or not at all, disk errors in one line, CSV cells that no spreadsheet runs.
+"""Result files: written whole or not at all, disk errors in one line, CSV cells that no spreadsheet runs, locks.
 
 Imports nothing heavy; every room may use it.
 """
@@ -12,9 +12,11 @@ import io
 import itertools
 import os
 import re
+import socket
 import stat
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +24,8 @@ from mmflowers.errors import InputError
 
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})  # never a wrong path
 REFUSALS = DISK_ERRORS | {errno.EACCES, errno.EPERM}  # by the disk or its owner
+
+LOCK, HOLDER = ".training.lock", ".training.txt"  # in a work dir
 
 _ROOM, _RIGHTS = "free disk space", "check who may write there"
 _HINTS = {
@@ -296,3 +300,37 @@ def read_csv(path: str | Path) -> list[list[str]]:
     """
     with Path(path).open(newline="", encoding="utf-8") as file:
         return list(read_rows(file))
+
+
+@contextmanager
+def hold_work_dir(work_dir: str | Path) -> Iterator[None]:
+    """Hold the lock of a work dir, which one training at a time has; make the folder if it isn't there.
+
+    The operating system releases the lock when the process ends, however it ends. Who holds it is in a file of its own:
+    on Windows nobody else can read a locked one. Readers of the work dir need no lock.
+
+    Raises:
+        InputError: Another training holds it, which is named; the disk refuses it.
+    """
+    from filelock import FileLock, Timeout  # not needed by commands that only read
+
+    folder = Path(work_dir)
+    lock, holder = FileLock(folder / LOCK), folder / HOLDER
+    with explained(folder, elsewhere="choose another --work-dir"):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            who = "another process"
+            with contextlib.suppress(OSError):  # that has only just begun
+                who = holder.read_text(encoding="utf-8").strip()
+            what = f"another training writes to {work_dir}: {who}"
+            raise InputError(what, "wait until it has ended, or choose another --work-dir") from error
+    try:
+        since = datetime.now().isoformat(sep=" ", timespec="seconds")
+        write_text(holder, f"process {os.getpid()} on {socket.gethostname()} since {since}\n", sync=False)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            holder.unlink()
+        lock.release()

@@ -20,7 +20,9 @@ from mmflowers.commands import Parser, importing, run
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("config", nargs="?", help="(default: the one that the checkpoint's work dir keeps)")
-    parser.add_argument("checkpoint", nargs="?", help="(default: best.pth of the last run in work_dirs)")
+    parser.add_argument(
+        "checkpoint", nargs="?", help="(default: best.pth, or last.pth without validation, of the last run)"
+    )
     parser.add_argument("--data", metavar="DIR", help="dataset folder (default: the config's)")
     parser.add_argument(
         "--split", choices=("train", "val", "test"), default="val", help="the list to test on (default: val)"

@@ -35,7 +35,7 @@ def arguments() -> Parser:
         const=True,
         default=False,
         metavar="CHECKPOINT",
-        help="go on from last.pth, or from CHECKPOINT",
+        help="go on from last.pth, or from CHECKPOINT, with its weights",
     )
     parser.add_argument(
         "--amp", action="store_true", help="bfloat16 and channels-last: faster, on GPUs and on new CPUs"

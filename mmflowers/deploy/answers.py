@@ -16,7 +16,7 @@ from mmflowers.deploy.inputs import Input
 from mmflowers.deploy.neighbours import TrainingPhotos
 from mmflowers.deploy.photos import PhotoDataset, read_batches
 from mmflowers.errors import InputError
-from mmflowers.evaluation.tested import read_tested
+from mmflowers.evaluation.tested import default_checkpoint, read_tested
 from mmflowers.preparation.inspection import decode
 from mmflowers.visualization.cam import explain
 from mmflowers.visualization.pages import environment
@@ -166,7 +166,7 @@ def read_confusion(work_dir: Path, classes: tuple[str, ...]) -> np.ndarray:
         InputError: It wasn't tested, or with other classes.
     """
     path = work_dir / "predictions_val.csv"
-    hint = f"python tools/test.py {work_dir / 'best.pth'}"
+    hint = f"python tools/test.py {default_checkpoint(work_dir)}"
     if not path.is_file():
         raise InputError("the run hasn't been tested on its val split", hint)
     predictions, notes, *_ = read_tested(path, work_dir)

@@ -19,11 +19,11 @@ from mmflowers.deploy.inputs import Input
 from mmflowers.deploy.photos import PhotoDataset, read_batches
 from mmflowers.engine.configuration import load_config, set_classes
 from mmflowers.engine.frozen import ClassifierTrunk
-from mmflowers.engine.hooks import BEST
 from mmflowers.engine.loading import load_checkpoint_file, require_finite
 from mmflowers.engine.single_label import require_single_label
 from mmflowers.engine.weights import convert_state_dict, drop_sources
 from mmflowers.errors import InputError, Problem
+from mmflowers.evaluation.tested import default_checkpoint
 from mmflowers.models.folding import fold_batchnorm
 
 Photo = str | Path | Image.Image | np.ndarray
@@ -95,7 +95,7 @@ class FlowerClassifier:
         cls,
         work_dir: str | Path,
         *,
-        checkpoint: str = BEST,
+        checkpoint: str | None = None,
         device: str | torch.device | None = None,
         amp: bool = False,
         tta: bool = False,
@@ -105,7 +105,7 @@ class FlowerClassifier:
         Args:
             work_dir: Of the run, copied or moved if need be, or a checkpoint in such a folder. The config in it is
                 Python that is run.
-            checkpoint: The one in the folder to take.
+            checkpoint: The one in the folder to take; default ``best.pth``, without a validation ``last.pth``.
             device: As for the class.
             amp: As for the class.
             tta: As for the class.
@@ -115,13 +115,15 @@ class FlowerClassifier:
         """
         if Path(work_dir).is_file():
             work_dir, checkpoint = Path(work_dir).parent, Path(work_dir).name
-        path = Path(work_dir) / checkpoint
+        path = Path(work_dir) / checkpoint if checkpoint else default_checkpoint(Path(work_dir))
         if not path.is_file():
-            raise InputError(f"no trained run in {work_dir}: it has no {checkpoint}", "name the work dir of a training")
+            raise InputError(f"no trained run in {work_dir}: it has no {path.name}", "name the work dir of a training")
         configs = sorted(Path(work_dir).glob("*.py"))
         if len(configs) != 1:
             found = f"{len(configs)} configs" if configs else "no config"
-            raise InputError(f"{work_dir} holds {found}", "keep the one that the run was trained with beside best.pth")
+            raise InputError(
+                f"{work_dir} holds {found}", f"keep the one that the run was trained with beside {path.name}"
+            )
         config = load_config(configs[0])
         saved = load_checkpoint_file(path)
         classes = _classes(saved, path)

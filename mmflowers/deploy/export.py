@@ -22,11 +22,11 @@ from mmflowers.deploy.card import CARD, keeps_its_own, model_card
 from mmflowers.deploy.classifier import FlowerClassifier
 from mmflowers.deploy.inputs import Input
 from mmflowers.deploy.photos import PhotoDataset, read_batches
-from mmflowers.engine.hooks import BEST
 from mmflowers.engine.loading import load_checkpoint_file
 from mmflowers.engine.testing import kept_config
 from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.facts import find_dataset, tested_on
+from mmflowers.evaluation.tested import default_checkpoint
 from mmflowers.files import explained, file_sha256, sync_folder, write_bytes
 
 FILES = {
@@ -126,7 +126,7 @@ def export(
             says something else than the checkpoint, a disk that can't hold it.
     """
     _require_packages(chosen)
-    checkpoint = work_dir if work_dir.is_file() else work_dir / BEST
+    checkpoint = work_dir if work_dir.is_file() else default_checkpoint(work_dir)
     work_dir = checkpoint.parent
     out = out or work_dir / "export"
     classifier = FlowerClassifier.from_run(checkpoint, device="cpu")

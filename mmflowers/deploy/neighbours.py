@@ -17,8 +17,8 @@ from mmflowers.datasets.identity import content_digests
 from mmflowers.deploy.classifier import FlowerClassifier
 from mmflowers.deploy.inputs import Input
 from mmflowers.deploy.photos import PhotoDataset, read_batches
-from mmflowers.engine.hooks import BEST
 from mmflowers.errors import InputError
+from mmflowers.evaluation.tested import default_checkpoint
 from mmflowers.files import file_sha256, replacing
 
 CACHE = "train_features.npz"  # in the work dir
@@ -129,7 +129,7 @@ def _unit(features: np.ndarray) -> np.ndarray:
 
 def _network(work_dir: Path) -> str:
     """A digest of what the features follow from, beside the photos."""
-    files = [work_dir / BEST, *sorted(work_dir.glob("*.py"))]
+    files = [default_checkpoint(work_dir), *sorted(work_dir.glob("*.py"))]
     return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
 
 

@@ -488,3 +488,21 @@ def settle_loaders(config: Config) -> None:
     for name in LOADERS:
         if config.get(name) and not config[name].get("num_workers"):
             config[name].persistent_workers = False
+
+
+@_of_a_known_form
+def settle_checkpoints(config: Config) -> None:
+    """Let the run keep the checkpoints that ``--resume``, predict, test and export look for; None keeps none.
+
+    Raises:
+        InputError: The config has MMEngine's ``CheckpointHook``, which keeps others.
+    """
+    hooks = config.get("default_hooks")
+    if hooks is None:
+        hooks = config.default_hooks = {}
+    named = hooks.setdefault("checkpoint", dict(type="BestAndLastHook"))
+    if named is not None and str(named["type"]).rpartition(".")[2] == "CheckpointHook":
+        what = (
+            "default_hooks.checkpoint is MMEngine's CheckpointHook, whose epoch_N.pth aren't resumed and predicted with"
+        )
+        raise InputError(what, "default_hooks = dict(checkpoint=dict(_delete_=True, type='BestAndLastHook'))")

@@ -99,6 +99,9 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         with self._signals():
             self.runner.call_hook("before_train")
             self._decide_current_val_interval()
+            if self.nothing_left():
+                epochs = self._max_epochs
+                self.runner.logger.info(f"nothing left to train: epoch {epochs} of {epochs} is done")
             if self._epoch and not self.epoch_iter:
                 self._validate()  # the epoch that a resumed run had finished, if it hadn't come to that
             while self._epoch < self._max_epochs and not self.stop_training:
@@ -157,11 +160,19 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         for buffer in self.runner.model.buffers() if get_world_size() > 1 else ():
             broadcast(buffer, 0)
 
-    def _validate(self) -> None:
-        """Run the validation of the epochs done so far, if it is due and hasn't been run."""
+    def nothing_left(self) -> bool:
+        """Whether the checkpoint that is resumed was written after the last epoch and its validation."""
+        return self._epoch >= self._max_epochs and not self._validation_due()
+
+    def _validation_due(self) -> bool:
+        """Whether the epochs done so far are to be validated and haven't been."""
         due = self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
         done = self.runner.message_hub.get_info("epoch_validated", default=None) == self._epoch
-        if self.runner.val_loop is not None and self._epoch >= self.val_begin and due and not done:
+        return self.runner.val_loop is not None and self._epoch >= self.val_begin and due and not done
+
+    def _validate(self) -> None:
+        """Run the validation of the epochs done so far, if it is due and hasn't been run."""
+        if self._validation_due():
             self.runner.val_loop.run()
             self.runner.message_hub.update_info("epoch_validated", self._epoch)
             if self._asked_to_stop():

@@ -16,14 +16,14 @@ from mmflowers.datasets.served import Coverage, coverage
 from mmflowers.datasets.wrappers import innermost
 from mmflowers.engine import configuration
 from mmflowers.engine.hooks import BEST
-from mmflowers.engine.runner import FlowersRunner
+from mmflowers.engine.runner import LAST, FlowersRunner
 from mmflowers.engine.tracking import drop_trackers
 from mmflowers.engine.training import check_classes, join_process_group
 from mmflowers.engine.weights import drop_sources
 from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.metrics import CollectPredictions
 from mmflowers.evaluation.predictions import Predictions, write_predictions
-from mmflowers.evaluation.tested import write_record
+from mmflowers.evaluation.tested import default_checkpoint, write_record
 
 
 class Tested(NamedTuple):
@@ -61,7 +61,7 @@ def test(
 
     Args:
         config_path: The config the checkpoint was trained with; default the one its work dir keeps.
-        checkpoint: Default ``best.pth`` of the last run below ``runs``.
+        checkpoint: Default that of the last run below ``runs``: ``best.pth``, or ``last.pth`` without validation.
         data: Dataset folder in place of the config's.
         split: The list to test on, "val", "test" or "train".
         tta: Test-time augmentation: the scores are the mean over several views of a photo (``augment_test``).
@@ -80,7 +80,7 @@ def test(
         InputError: No run, config or checkpoint; a dataset folder that isn't in order or has other classes; photos that
             were counted twice, or that the split's list doesn't have.
     """
-    checkpoint = Path(checkpoint) if checkpoint else last_run(Path(runs)) / BEST
+    checkpoint = Path(checkpoint) if checkpoint else default_checkpoint(last_run(Path(runs)))
     config = configuration.load_config(config_path or kept_config(checkpoint.parent))
     out = Path(work_dir or checkpoint.parent)
     config.work_dir = str(out / "test")  # apart: MMEngine leaves the config that it runs in its work dir
@@ -167,7 +167,7 @@ def _fit(config: configuration.Config, split: str) -> list[str]:
 
 
 def last_run(runs: Path, otherwise: str = "name CONFIG and CHECKPOINT") -> Path:
-    """The work dir below ``runs`` whose best checkpoint is the newest.
+    """The work dir below ``runs`` whose checkpoint (``default_checkpoint``) is the newest.
 
     Args:
         runs: A folder of work dirs.
@@ -176,7 +176,9 @@ def last_run(runs: Path, otherwise: str = "name CONFIG and CHECKPOINT") -> Path:
     Raises:
         InputError: There is none.
     """
-    found = list(runs.glob(f"*/{BEST}"))
+    folders = {path.parent for path in runs.glob(f"*/{BEST}")}
+    folders |= {path.parent for path in runs.glob(f"*/{LAST}") if any(path.parent.glob("*.py"))}  # not train_torch's
+    found = {default_checkpoint(folder) for folder in folders}
     if not found:
         raise InputError(f"no trained run in {runs}", f"python tools/train.py CONFIG trains one, or {otherwise}")
     return max(found, key=lambda path: path.stat().st_mtime).parent

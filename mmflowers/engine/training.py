@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -28,6 +29,7 @@ from mmflowers.engine.tracking import add_trackers
 from mmflowers.engine.weights import drop_sources, fetch_weights, needs_download, start_in_model
 from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.history import format_score
+from mmflowers.files import LOCK, hold_work_dir
 
 # How processes are started for each launcher, and what each of them then finds in its environment.
 LAUNCHERS = {
@@ -35,6 +37,7 @@ LAUNCHERS = {
     "slurm": ("srun python", ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST")),
     "mpi": ("mpirun -n 2 -x MASTER_ADDR=… python", ("OMPI_COMM_WORLD_LOCAL_RANK", "MASTER_ADDR")),
 }
+RANKS = {"pytorch": "RANK", "slurm": "SLURM_PROCID", "mpi": "OMPI_COMM_WORLD_RANK"}
 
 
 class Outcome(NamedTuple):
@@ -90,7 +93,7 @@ def configure(
         config_path: A config of this project, or any MMPretrain classification config with our data side.
         data: Dataset folder in place of the config's.
         weights: Weights to start from in place of all that the config names (``load_from``, and in the model
-            ``init_cfg`` and ``pretrained``); "none" starts from scratch.
+            ``init_cfg`` and ``pretrained``); "none" starts from scratch. A resumed run has those of its checkpoint.
         work_dir: Default the config's, else ``work_dirs/<name of the config>``.
         resume: Go on from the work dir's ``last.pth`` (True) or from the given checkpoint.
         amp: bfloat16 autocast and channels-last memory, on a GPU or a CPU.
@@ -128,6 +131,7 @@ def configure(
     attempt("config", configuration.merge_options, config, cfg_options)
     attempt("config", _add_hooks, config, amp, command)
     attempt("config", configuration.settle_loaders, config)
+    attempt("config", configuration.settle_checkpoints, config)
     attempt("config", configuration.settle_best, config)
     attempt("config", configuration.refuse_mixed_images, config)
     folder = attempt("dataset", lambda: read_dataset_folder(configuration.data_root(config)))
@@ -139,6 +143,7 @@ def configure(
         config.resume = False
         attempt("work dir", _refuse_used_work_dir, config)
         attempt("weights", _set_weights, config, weights)
+    attempt("work dir", _refuse_held_work_dir, config)
     attempt("trackers", add_trackers, config, track)
     if problems is not None:
         problems.extend(found)
@@ -184,10 +189,23 @@ def train(config: configuration.Config, *, oom: Literal["stop", "retry"] = "stop
             ``last.pth`` if the run has got that far. Several processes always stop.
 
     Raises:
-        InputError: What building shows to be wrong: weights that don't fit, images that can't be read.
+        InputError: What building shows to be wrong: weights that don't fit, images that can't be read. Another training
+            writes to the work dir.
         OutOfMemory: See ``oom``.
     """
     join_process_group(config.launcher)
+    with hold_work_dir(config.work_dir) if is_first_process(config.launcher) else nullcontext():
+        return _train(config, oom)
+
+
+def is_first_process(launcher: str) -> bool:
+    """Whether this is the main process of a training, also before the processes have joined."""
+    return launcher == "none" or os.environ.get(RANKS[launcher], "0") == "0"
+
+
+def _train(config: configuration.Config, oom: Literal["stop", "retry"]) -> Outcome:
+    if not config.resume:
+        _refuse_used_work_dir(config)  # by a training that has ended since ``configure``
     while True:
         with explained_disk(config.work_dir):
             runner = FlowersRunner.from_cfg(config)
@@ -227,6 +245,13 @@ def _take_less(config: configuration.Config, error: OutOfMemory) -> None:
     config.experiment_name = f"{Path(config.work_dir).name}_{error.fits}_{time.monotonic_ns()}"
 
 
+def _refuse_held_work_dir(config: configuration.Config) -> None:
+    """Refuse a work dir that another training holds now, before anything is written into it."""
+    if is_first_process(config.launcher) and Path(config.work_dir, LOCK).exists():
+        with hold_work_dir(config.work_dir):
+            pass
+
+
 def _refuse_used_work_dir(config: configuration.Config) -> None:
     if Path(config.work_dir, LAST).exists():
         raise InputError(
@@ -259,18 +284,22 @@ def _set_resume(
     """Decide what is resumed, and that it can be, before anything is built."""
     last = Path(config.work_dir, LAST)
     checkpoint = last if resume is True else Path(str(resume))
-    if weights is not None:
-        raise InputError("--weights and --resume exclude each other", "a resumed run brings its weights")
     if not checkpoint.is_file():
         raise InputError(f"nothing to resume: no checkpoint at {checkpoint}", "train without --resume")
     if last.exists() and last.resolve() != checkpoint.resolve():
         raise InputError(
             f"{config.work_dir} holds another run than {checkpoint}", "--work-dir names a folder for what is resumed"
         )
+    if weights is None and any(option.startswith("load_from=") for option in cfg_options):
+        weights = config.get("load_from")
+    if weights is not None and is_first_process(config.launcher):  # as in a job script that is the same at each start
+        print(f"weights: those of {checkpoint}, which is resumed; {weights} isn't loaded", file=sys.stderr, flush=True)
+    if any(option.startswith("randomness") for option in cfg_options):
+        seed = config.randomness.get("seed")
     meta = _resume_from(config, checkpoint)
     if seed is not None and config.randomness.seed != seed:
-        what = f"--seed {seed}, but {checkpoint} is of a run with seed {config.randomness.seed}"
-        raise InputError(what, "leave --seed away: a resumed run keeps its seed")
+        what = f"seed {seed}, but {checkpoint} is of a run with seed {config.randomness.seed}"
+        raise InputError(what, "leave the seed out: a resumed run keeps its own")
     check_recipe(checkpoint, meta, config, cfg_options)
     if classes is not None:
         check_classes(checkpoint, classes, configuration.data_root(config))

@@ -70,6 +70,16 @@ _KINDS = {
 }
 
 
+def default_checkpoint(work_dir: Path) -> Path:
+    """The checkpoint of a run that is tested and predicted with: best.pth; last.pth where a run without validation has
+    no best.pth.
+
+    It needn't exist.
+    """
+    best, last = work_dir / "best.pth", work_dir / "last.pth"
+    return last if last.is_file() and not best.is_file() else best
+
+
 class TestedPredictions(NamedTuple):
     """The predictions of a run, checked against the record of their test.
 
@@ -129,6 +139,6 @@ def _notes(record: TestRecord, work_dir: Path) -> list[str]:
     notes = []
     if record.counted < record.listed:
         notes.append(f"of {record.counted} of the {record.listed} photos of {record.split}: not the top-1 of the split")
-    if record.checkpoint != "best.pth":
+    if checkpoint.name != default_checkpoint(work_dir).name:
         notes.append(f"of {record.checkpoint}, not of best.pth")
     return notes

@@ -21,7 +21,7 @@ from mmflowers.evaluation.facts import RunFacts, find_dataset, read_facts, teste
 from mmflowers.evaluation.history import History, read_history
 from mmflowers.evaluation.predictions import Predictions, per_class_table
 from mmflowers.evaluation.statistics import SIGNIFICANT, compare, wilson_interval
-from mmflowers.evaluation.tested import TestedPredictions, read_tested, require_same_photos
+from mmflowers.evaluation.tested import TestedPredictions, default_checkpoint, read_tested, require_same_photos
 from mmflowers.files import explained, write_csv, write_text
 from mmflowers.version import __version__
 from mmflowers.visualization.pages import environment
@@ -125,7 +125,7 @@ def _read_runs(work_dirs: Sequence[Path], split: str) -> list[Run]:
         path = folder / f"predictions_{split}.csv"
         if not path.is_file():
             option = "" if split == "val" else f" --split {split}"
-            hint = f"run first: python tools/test.py {folder / 'best.pth'}{option}"
+            hint = f"run first: python tools/test.py {default_checkpoint(folder)}{option}"
             problems.append(Problem(f"{folder} has no {path.name}", hint))
             continue
         try:
@@ -161,7 +161,8 @@ def _check_against_list(run: Run, root: Path, split: str) -> None:
     if wrong:
         path = run.work_dir / f"predictions_{split}.csv"
         hint = (
-            f"test again: python tools/test.py {run.work_dir / 'best.pth'}, or --data names the folder it was tested on"
+            f"test again: python tools/test.py {default_checkpoint(run.work_dir)}, or --data names the folder it was "
+            "tested on"
         )
         raise InputError(f"{path} is of other photos than {root / f'{split}.txt'}: {wrong}", hint)
 

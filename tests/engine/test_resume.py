@@ -200,7 +200,7 @@ def test_a_resumed_run_keeps_its_seed(run: Run) -> None:
     straight = run("straight", seed=5)
     with pytest.raises(Stopped):
         run("a", seed=5, hooks=[dict(type="SignalHook", at="iteration", number=3)])
-    with pytest.raises(InputError, match=r"--seed 6, but .* is of a run with seed 5"):
+    with pytest.raises(InputError, match=r"seed 6, but .* is of a run with seed 5"):
         run("a", seed=6)
     assert_equal(straight["state_dict"], run("a")["state_dict"])
 

@@ -178,7 +178,6 @@ def test_text_in_a_checkpoint_is_not_run_as_a_config(
     ("arguments", "words"),
     [
         (("--resume", "{best}", "--work-dir", "new"), ("best.pth can't be resumed: it has no", "message_hub")),
-        (("--resume", "--weights", "none"), ("--weights and --resume exclude each other",)),
         (("--cfg-options", "data_root=elsewhere"), ("names different dataset folders", "--data DIR sets all")),
     ],
 )
