@@ -46,7 +46,9 @@ def _fires(scheduler: dict, epochs: int) -> bool:
 
 @check(pitfall=11)
 def schedule_within_the_training(case: Case) -> Iterator[Finding]:
-    """Steps that come after the last epoch; a constant rate that is said so is what is meant."""
+    """Steps after the last epoch, and a schedule that ends before it; a constant rate that is named is meant."""
+    from mmflowers.engine.schedule import schedule_end
+
     epochs = get(case.config, "train_cfg.max_epochs")
     if case.testing or type(epochs) is not int:
         return
@@ -70,6 +72,13 @@ def schedule_within_the_training(case: Case) -> Iterator[Finding]:
         ):
             what = f"a cosine over {span} epochs is broken off after {left}: the rate never reaches its end"
             yield warning("param_scheduler", what, f"T_max={left}")
+    batches = None
+    if case.config.get("launcher", "none") == "none" and (train := case.loaders.get("train")):
+        batches = -(-int(train.counts.sum()) // get(case.config, "train_dataloader.batch_size"))
+    end = schedule_end(case.config, batches)
+    if end < epochs:
+        what = f"ends at epoch {end:g} of {epochs}: then the rate stays as it is, or rises again where a cosine goes on"
+        yield warning("param_scheduler", what, "let its last part end with train_cfg.max_epochs")
 
 
 @check(pitfall=12)

@@ -21,6 +21,7 @@ from mmflowers.datasets.served import samples_of
 from mmflowers.datasets.views import measure_view, usual_size
 from mmflowers.datasets.wrappers import innermost
 from mmflowers.engine.loading import load_checkpoint_file, meta_of
+from mmflowers.engine.schedule import follows_length, schedule_end, schedulers
 from mmflowers.engine.weights import fetch_weights, sources_in_model
 from mmflowers.errors import InputError
 
@@ -33,24 +34,32 @@ NOT_RECIPE = re.compile(
 )
 
 
-# What the best epoch is chosen by: with another, the numbers before and after a resumption can't be compared.
-MEASURE = ("val_dataloader.", "val_evaluator", "save_best")
+# What a resumed run can't change, not even on purpose. With another measure, the numbers before and after can't be
+# compared. Optimizer and schedulers come back out of the checkpoint with their settings: the new ones would be recorded
+# and not be used.
+KEPT = ("val_dataloader.", "val_evaluator", "save_best", "param_scheduler", "auto_scale_lr")
+KEPT += tuple(f"optim_wrapper.{key}" for key in ("optimizer.", "paramwise_cfg", "constructor"))
+LENGTHS = ("max_epochs", "max_iters")  # of train_cfg; without "max_" and "s" a checkpoint's keys for the place
 
 
 def recipe(config: Config) -> dict[str, str]:
     """What decides what is learned from a photo and how it is measured, by the config's dotted keys, as JSON.
 
-    Epochs, schedule and loaders aren't in it: a resumed run may go on longer, or elsewhere.
+    Loaders aren't in it: a resumed run may go on elsewhere.
     """
     parts = {
         "model": config.model,
         "data_preprocessor": config.model.get("data_preprocessor") or config.get("data_preprocessor") or {},
         "optim_wrapper": config.optim_wrapper,
-        "train_cfg": {key: config.train_cfg[key] for key in ("freeze_to", "views") if key in config.train_cfg},
+        "train_cfg": {
+            key: config.train_cfg[key] for key in ("freeze_to", "views", *LENGTHS) if key in config.train_cfg
+        },
         "train_dataloader.dataset.pipeline": (innermost(config.train_dataloader) or {}).get("pipeline", []),
         "val_dataloader.dataset.pipeline": (innermost(config.get("val_dataloader")) or {}).get("pipeline", []),
         "val_evaluator": config.get("val_evaluator") or [],
         "save_best": ((config.get("default_hooks") or {}).get("checkpoint") or {}).get("save_best"),
+        "param_scheduler": schedulers(config),
+        "auto_scale_lr": config.get("auto_scale_lr") or {},
     }
     if ((config.get("default_hooks") or {}).get("checkpoint") or {}).get("rule") == "less":  # unsaid where it isn't
         parts["save_best.rule"] = "less"
@@ -68,36 +77,64 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def check_recipe(checkpoint: Path, meta: dict, config: Config, cfg_options: Sequence[str]) -> None:
-    """Hold the recipe that is to be resumed against that of the checkpoint, where it has one.
+    """Hold the recipe that is to be resumed against that of the checkpoint.
 
     Args:
         checkpoint: Its path, for the message.
         meta: The checkpoint's.
         config: The one that would run.
-        cfg_options: ``KEY=VALUE``; what they change is changed on purpose, but for how the run is measured.
+        cfg_options: ``KEY=VALUE``; what they change is changed on purpose, but for what can't change (``KEPT``).
 
     Raises:
-        InputError: They differ, as when the first command had a ``--freeze-to`` that this one lacks.
+        InputError: They differ, as when the first command had a ``--freeze-to`` that this one lacks; the checkpoint has
+            no recipe; ``max_epochs`` is another one, and the schedule doesn't allow that.
     """
     kept = meta.get(RECIPE)
+    new_run = f"--weights {checkpoint} with another --work-dir starts a new run from its weights"
     if not isinstance(kept, dict):
-        return
+        what = f"{checkpoint} has no record of its recipe, so whether this config is the one it is of can't be known"
+        raise InputError(what, new_run)
     now = recipe(config)
+    if not any(key.startswith("param_scheduler") for key in kept):  # of an earlier version, which didn't record these
+        now = {key: value for key, value in now.items() if not key.startswith(("param_scheduler", "auto_scale_lr"))}
     meant = tuple(option.partition("=")[0] for option in cfg_options)
+    keys = sorted({*kept, *now} - {f"train_cfg.{name}" for name in LENGTHS}, key=str)
     changed = [
-        f"{key} was {str(kept.get(key, 'not set'))[:SHOWN]}, now {now.get(key, 'not set')[:SHOWN]}"
-        for key in sorted({*kept, *now}, key=str)
+        key
+        for key in sorted(keys, key=lambda key: key.startswith("param_scheduler"))  # many, and less telling
         if kept.get(key) != now.get(key)
-        and (key.startswith(MEASURE) or not any(f"{key}.".startswith(f"{name}.") for name in meant))
+        and (key.startswith(KEPT) or not any(f"{key}.".startswith(f"{name}.") for name in meant))
     ]
     if changed:
-        told = "; ".join(changed[:NAMED]) + (f"; and {len(changed) - NAMED} more" if len(changed) > NAMED else "")
+        told = [
+            f"{key} was {str(kept.get(key, 'not set'))[:SHOWN]}, now {now.get(key, 'not set')[:SHOWN]}"
+            for key in changed[:NAMED]
+        ]
+        told += [f"and {len(changed) - NAMED} more"] if len(changed) > NAMED else []
         command = str(meta.get(COMMAND) or "")
         started = f"give the options that it was started with: {command}" if command else "resume with its own config"
-        raise InputError(
-            f"{checkpoint} is of another recipe: {told}",
-            f"{started}; --cfg-options changes on purpose, --weights starts a new run from it",
-        )
+        on_purpose = "" if all(key.startswith(KEPT) for key in changed) else "--cfg-options changes on purpose, "
+        raise InputError(f"{checkpoint} is of another recipe: {'; '.join(told)}", f"{started}; {on_purpose}{new_run}")
+    for name in LENGTHS:
+        length, before = config.train_cfg.get(name), json.loads(kept.get(f"train_cfg.{name}", "null"))
+        if not isinstance(length, int):
+            continue
+        unit = name[len("max_") : -1]
+        # Within an epoch, that one has to be finished.
+        begun = meta.get(unit, 0) + (1 if unit == "epoch" and meta.get("epoch_iter") else 0)
+        if length < begun:
+            what = f"train_cfg.{name} is {length}, and {checkpoint} has come to {unit} {begun} already"
+            raise InputError(what, f"--cfg-options train_cfg.{name}={begun} ends there; {new_run}")
+        if before is None or length == before:
+            continue
+        change = f"{checkpoint} can't go on by this schedule: train_cfg.{name} was {before}, now {length}, and"
+        batches = (meta.get("batches") or [None])[-1]
+        end = schedule_end(config, batches, by_epoch=unit == "epoch")
+        if stretched := follows_length(config):
+            what = f"{change} {stretched[0]} names no end: with another length its rates would have been others"
+            raise InputError(what, f"{new_run} and a schedule of its own")
+        if before < length and end < length:
+            raise InputError(f"{change} param_scheduler ends at {unit} {end:g}", f"{new_run} and a schedule of its own")
 
 
 def changed_photos(meta: dict, now: dict[str, PhotoSet]) -> list[str]:

@@ -32,6 +32,7 @@ from mmflowers.engine.loading import load_checkpoint_file, meta_of, require_fini
 from mmflowers.engine.loops import ExactTrainLoop
 from mmflowers.engine.progress import ProgressHook, make_room, wants_bar
 from mmflowers.engine.record import RecordHook
+from mmflowers.engine.schedule import schedulers
 from mmflowers.engine.weights import convert_state_dict, downloads_when_built, fetch_weights, start_in_model
 from mmflowers.errors import InputError, count
 from mmflowers.evaluation.metrics import CountPhotos
@@ -253,6 +254,8 @@ class FlowersRunner(Runner):
         """
         super().resume(filename, resume_optimizer, resume_param_scheduler, **kwargs)
         loop, meta = self.train_loop, self.resumed_meta
+        if resume_param_scheduler and self._is_longer():
+            self._wind_schedulers(loop._epoch, loop._iter)
         if not isinstance(loop, ExactTrainLoop):
             return
         loop.epoch_iter = meta.get("epoch_iter", 0)
@@ -392,6 +395,14 @@ class FlowersRunner(Runner):
     def _batches(self) -> list[int]:
         """What the number of an iteration means: batch size, processes, batches an epoch."""
         return [self.train_loop.batch_size, get_world_size(), len(self.train_dataloader)]
+
+    def _is_longer(self) -> bool:
+        """Whether a scheduler without an end, which ends with the training, is resumed into another length of it."""
+        pairs = zip(schedulers(self.cfg), self.param_schedulers or (), strict=False)
+        return any(
+            "end" not in item and scheduler.end != (self.max_epochs if scheduler.by_epoch else self.max_iters)
+            for item, scheduler in pairs
+        )
 
     def _wind_schedulers(self, epochs: int, iters: int) -> None:
         """Build the schedulers anew and step them to a place, with the rates of the config as the start."""

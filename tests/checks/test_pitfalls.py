@@ -268,6 +268,12 @@ def test_11_a_schedule_that_never_fires(check) -> None:
     shown(check(f"{steps}\ntrain_cfg = dict(max_epochs=20)"), "warning", "never fires within 20 epochs")
     constant = "param_scheduler = dict(_delete_=True, type='ConstantLR', factor=1.0, by_epoch=True)"
     assert check(constant) == []  # a constant rate that is said so is meant
+    assert check("train_cfg = dict(max_epochs=2)") == []
+    shown(check("train_cfg = dict(max_epochs=4)"), "warning", "ends at epoch 2 of 4")
+    iterations = "param_scheduler = dict(_delete_=True, type='PolyLR', eta_min=1e-5, by_epoch=False, end=5)"
+    assert "ends at epoch 1 of 2" in str(check(iterations))  # 40 photos in batches of 8
+    warm_up = "param_scheduler = dict(_delete_=True, type='LinearLR', start_factor=0.1, by_epoch=True, end=1)"
+    assert check(warm_up) == []  # then the rate is the optimizer's
 
 
 def test_12_imagenets_rate_kept_for_fine_tuning(check, resnet18: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -56,15 +57,36 @@ Run = Callable[..., dict]
 @pytest.fixture
 def run(dataset: Path, tiny_config: Path, tmp_path: Path) -> Run:
     """Train in ``work_dir``, go on where there is something to go on with, and return ``last.pth``."""
+    return runner_in(tmp_path, dataset, tiny_config)
 
-    def train_it(work_dir: str, options: Sequence[str] = (), hooks: Sequence[dict] = (), **arguments) -> dict:
-        folder = tmp_path / work_dir
+
+@pytest.fixture(scope="module")
+def ended_once(dataset: Path, tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ended")
+    runner_in(folder, dataset, tiny_config)("ended")
+    return folder / "ended"
+
+
+@pytest.fixture
+def ended(ended_once: Path, tmp_path: Path) -> Path:
+    """The work dir of a training that has come to its end."""
+    return shutil.copytree(ended_once, tmp_path / "ended")
+
+
+def runner_in(parent: Path, dataset: Path, tiny_config: Path) -> Run:
+    def train_it(
+        work_dir: str, options: Sequence[str] = (), hooks: Sequence[dict] = (), extra: str = "", **arguments
+    ) -> dict:
+        folder, path = parent / work_dir, tiny_config
+        if extra:
+            path = parent / "tiny.py"
+            path.write_text(f"_base_ = {str(tiny_config)!r}\n{extra}\n", encoding="utf-8")
         resume = (folder / "last.pth").exists()
         weights = None if resume else "none"
         # MMEngine keeps a run's state under its name, which by default differs by the second only.
         name = f"experiment_name=test{next(names)}"
         config = configure(
-            tiny_config,
+            path,
             data=dataset,
             weights=weights,
             work_dir=folder,
@@ -227,7 +249,59 @@ def test_what_makes_a_run_quicker_or_is_changed_on_purpose_is_the_same_recipe(ru
     run("a", fast=True, options=["optim_wrapper.optimizer.lr=0.03"])
     with pytest.raises(InputError, match=r"of another recipe: optim_wrapper\.optimizer\.lr was 0\.03, now 0\.\d+"):
         run("a")
-    run("a", amp=True, options=["train_cfg.max_epochs=4", "optim_wrapper.optimizer.lr=0.04"])
+    run("a", amp=True, options=["optim_wrapper.optimizer.lr=0.03", "optim_wrapper.clip_grad.max_norm=1.0"])
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("optim_wrapper.optimizer.lr=0.04", r"optim_wrapper\.optimizer\.lr was 0\.\d+, now 0\.04"),
+        ("optim_wrapper.optimizer.momentum=0.8", r"optim_wrapper\.optimizer\.momentum was 0\.9, now 0\.8"),
+        ("optim_wrapper.optimizer.weight_decay=0.1", r"optimizer\.weight_decay was not set, now 0\.1"),
+        ("optim_wrapper.paramwise_cfg.bias_lr_mult=2", r"paramwise_cfg\.bias_lr_mult was not set, now 2"),
+        ("param_scheduler.1.eta_min=0.001", r"param_scheduler\.1\.eta_min was not set, now 0\.001"),
+        ("auto_scale_lr.base_batch_size=4", r"auto_scale_lr\.base_batch_size was not set, now 4"),
+        ("train_cfg.max_epochs=4", r"train_cfg\.max_epochs was 2, now 4, and param_scheduler ends at epoch 2"),
+        ("train_cfg.max_epochs=1", r"train_cfg\.max_epochs is 1, and .*last\.pth has come to epoch 2 already"),
+        ("randomness.seed=7", r"seed 7, but .*last\.pth is of a run with seed 0"),
+    ],
+)
+def test_what_a_resumed_run_would_not_use_is_refused_and_not_recorded(
+    option: str, told: str, run: Run, ended: Path
+) -> None:
+    before = (ended / "tiny.py").read_bytes(), (ended / "last.pth").read_bytes()
+    with pytest.raises(InputError, match=told) as caught:
+        run("ended", options=[option])
+    (problem,) = caught.value.problems
+    assert "--cfg-options changes on purpose" not in problem.hint
+    assert ((ended / "tiny.py").read_bytes(), (ended / "last.pth").read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    ["dict(type='MultiStepLR', milestones=[1, 3], by_epoch=True)", "dict(type='ConstantLR', factor=1.0)"],
+)
+def test_a_longer_training_goes_on_as_if_it_had_been_that_long_from_the_start(schedule: str, run: Run) -> None:
+    extra = f"param_scheduler = [{schedule}]"
+    run("a", extra=extra)
+    longer, straight = (run(folder, ["train_cfg.max_epochs=5"], extra=extra) for folder in ("a", "straight"))
+    for part in ("state_dict", "optimizer", "param_schedulers"):
+        assert_equal(longer[part], straight[part], part)
+
+
+def test_a_schedule_whose_rates_follow_from_the_length_keeps_its_length(run: Run) -> None:
+    extra = "param_scheduler = [dict(type='CosineAnnealingLR', by_epoch=True)]"
+    run("a", extra=extra)
+    with pytest.raises(InputError, match="was 2, now 3, and CosineAnnealingLR names no end"):
+        run("a", ["train_cfg.max_epochs=3"], extra=extra)
+
+
+def test_a_checkpoint_without_a_record_of_its_recipe_is_not_resumed(run: Run, ended: Path) -> None:
+    checkpoint = torch.load(ended / "last.pth", weights_only=True)
+    del checkpoint["meta"]["recipe"]
+    torch.save(checkpoint, ended / "last.pth")
+    with pytest.raises(InputError, match="has no record of its recipe"):
+        run("ended")
 
 
 def build_loader(config: Config, **changes) -> DataLoader:
