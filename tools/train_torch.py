@@ -39,6 +39,7 @@ from mmflowers.checks.run import check_dataset
 from mmflowers.commands import Parser, progress, run
 from mmflowers.datasets.folder import DatasetFolder, read_dataset_folder
 from mmflowers.errors import InputError, Problem
+from mmflowers.files import hold_work_dir
 
 # The recipe
 EPOCHS = 25
@@ -401,9 +402,22 @@ def main(args: argparse.Namespace) -> None:
     if state and state.get("settings") != settings:
         what = f"{args.work_dir / 'last.pth'} is of another run: {state.get('settings')}, now {settings}"
         raise InputError(what, "resume with the settings and the dataset of its start, or begin anew with --force")
-    if not args.skip_checks:
-        report(findings, args.work_dir)  # below all refusals: it writes into the work dir
+    with hold_work_dir(args.work_dir):  # below all refusals: from here on files are written into it
+        if not args.skip_checks:
+            report(findings, args.work_dir)
+        train(args, device, folder, photos, model, settings, state)
 
+
+def train(
+    args: argparse.Namespace,
+    device: torch.device,
+    folder: DatasetFolder,
+    photos: dict[str, PhotoSet],
+    model: nn.Module,
+    settings: dict,
+    state: dict | None,
+) -> None:
+    """Train to the last epoch, from the start or from ``state``, the content of last.pth."""
     model.fc = nn.Linear(model.fc.in_features, len(folder.classes))  # instead of ImageNet's 1,000 classes
     model.to(device, memory_format=torch.channels_last if args.amp else torch.preserve_format)
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=MOMENTUM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -71,6 +72,19 @@ def test_a_second_training_in_a_work_dir_is_refused_while_the_first_one_runs(
         run_test(None, run / "best.pth")  # readers aren't kept out
         with pytest.raises(InputError, match="another training writes to"):
             start(resume=True)
+
+
+def test_train_torch_is_refused_a_work_dir_that_is_held(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = runpy.run_path(str(ROOT / "tools" / "train_torch.py"))
+    arguments = ("--data", dataset, "--work-dir", tmp_path / "run", "--weights", "none", "--device", "cpu")
+    monkeypatch.setattr(sys, "argv", ["train_torch.py", *map(str, arguments)])
+    with hold_work_dir(tmp_path / "run"):
+        before = sorted((tmp_path / "run").iterdir())
+        with pytest.raises(InputError, match="another training writes to"):
+            script["main"](script["parse_arguments"]())
+        assert sorted((tmp_path / "run").iterdir()) == before
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has neither SIGKILL nor fork")
