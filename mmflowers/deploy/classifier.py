@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -194,7 +195,7 @@ class FlowerClassifier:
         if self._inferencer.model is self.model and isinstance(pixels, Tensor):
             with torch.no_grad():
                 few = self.model.data_preprocessor({"inputs": pixels[:2]})["inputs"]
-            self._inferencer.model = fold_batchnorm(self.model, few)
+            self._inferencer.model = _folded(self.model, few)
         views = [pixels]
         if self.tta:
             views.append(pixels.flip(-1) if isinstance(pixels, Tensor) else [image.flip(-1) for image in pixels])
@@ -227,6 +228,17 @@ class _BFloat16(nn.Module):
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
             maps = self.backbone(x)
         return tuple(map_.float() for map_ in maps)
+
+
+def _folded(model: BaseModel, inputs: Tensor) -> BaseModel:
+    """``fold_batchnorm``, which compares in float32, for a model whose backbone may be a ``_BFloat16``."""
+    if not isinstance(model.backbone, _BFloat16):
+        return fold_batchnorm(model, inputs)
+    plain = copy.deepcopy(model)
+    plain.backbone = plain.backbone.backbone
+    folded = fold_batchnorm(plain, inputs)
+    folded.backbone = _BFloat16(folded.backbone)
+    return folded
 
 
 def _prediction(name: str, scores: np.ndarray, classes: tuple[str, ...], top_k: int) -> Prediction:

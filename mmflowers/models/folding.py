@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +26,15 @@ def foldable(model: nn.Module, inputs: Tensor) -> list[tuple[str, str]]:
     """Names of the convolutions and norms that ``fold`` may make one, whatever their weights are.
 
     Which follows which is seen in a forward pass. The folded copy is compared with the model; where they differ (a path
-    around the normalisation, say), none may.
+    around the normalisation, say), none may. Both compute in float32 for that, under the caller's autocast too: the
+    rounding of bfloat16 is larger than the tolerance. Autocast that a module of the model switches on itself stays on.
 
     Args:
         model: See ``fold_batchnorm``.
         inputs: Likewise.
     """
-    plain = copy.deepcopy(model).eval()
-    with _no_search():
+    plain, inputs = copy.deepcopy(model).eval().float(), inputs.float()
+    with _exact(inputs.device):
         pairs = _pairs(plain, inputs)
         expected, got = plain.extract_feat(inputs), fold(plain, pairs).extract_feat(inputs)
     return pairs if all(_close(one, other) for one, other in zip(expected, got, strict=True)) else []
@@ -49,15 +49,13 @@ def fold(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
     return folded
 
 
-@contextmanager
-def _no_search() -> Iterator[None]:
-    """Without cuDNN's trial of its kernels for every new shape, if it is on: it never pays for a pass or two."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
+def _exact(device: torch.device) -> AbstractContextManager:
+    """Float32 without autocast and TF32, and without cuDNN's trial of its kernels, which doesn't pay for two passes."""
+    stack, cudnn = ExitStack(), torch.backends.cudnn
+    stack.enter_context(torch.autocast(device.type, enabled=False))
+    kept = dict(enabled=cudnn.enabled, deterministic=cudnn.deterministic)
+    stack.enter_context(cudnn.flags(**kept, benchmark=False, allow_tf32=False))
+    return stack
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

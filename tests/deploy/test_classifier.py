@@ -72,7 +72,9 @@ def test_photos_that_cannot_be_read_are_all_named(classifier: FlowerClassifier, 
 
 
 def test_bfloat16_says_nearly_the_same(classifier: FlowerClassifier, trained: Path, photos: list[Path]) -> None:
-    quick = FlowerClassifier.from_run(trained, amp=True).predict(photos)
+    loaded = FlowerClassifier.from_run(trained, amp=True)
+    quick = loaded.predict(photos)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in loaded._inferencer.model.modules())
     for one, other in zip(quick, classifier.predict(photos), strict=True):
         assert one.scores == pytest.approx(other.scores, abs=0.03)
         assert one.scores.sum() == pytest.approx(1, abs=1e-5)

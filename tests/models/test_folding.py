@@ -8,7 +8,7 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 import mmflowers.engine  # noqa: F401  registers
-from mmflowers.models.folding import fold_batchnorm
+from mmflowers.models.folding import fold_batchnorm, foldable
 
 RESNET = dict(backbone=dict(type="ResNet", depth=50, base_channels=8, stem_channels=8), width=256)
 LITE = dict(backbone=dict(type="TIMMBackbone", model_name="tf_efficientnet_lite0", features_only=False), width=1280)
@@ -39,6 +39,21 @@ def test_the_folded_network_is_the_same_without_its_norms(model: dict) -> None:
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize(("model", "pairs"), [(RESNET, 53), (LITE, 49)], ids=["resnet", "lite"])
+@torch.no_grad()
+def test_under_bfloat16_autocast_all_pairs_are_folded_too(model: dict, pairs: int) -> None:
+    network = build(**model)
+    inputs = torch.randn(3, 3, 64, 64)
+    expected = network(inputs, mode="tensor")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert len(foldable(network, inputs[:1])) == pairs
+        folded = fold_batchnorm(network, inputs[:1])
+        got, unfolded = folded(inputs, mode="tensor"), network(inputs, mode="tensor")
+    for one, other in ((got, unfolded), (got, expected)):  # 8 bits of a mantissa, through 50 layers
+        assert (one - other).abs().max() < 0.05 * expected.abs().max()
+    torch.testing.assert_close(folded(inputs, mode="tensor"), expected, rtol=1e-3, atol=1e-4)
 
 
 class Around(nn.Module):
