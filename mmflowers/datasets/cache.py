@@ -233,8 +233,11 @@ def in_threads(make: Callable[[int], np.ndarray], count: int) -> Iterator[np.nda
         raise InputError(problems=problems)
 
 
+def has_room(device: torch.device, size: int) -> bool:
+    """Whether ``device`` is a GPU that can keep ``size`` bytes and still train."""
+    return device.type == "cuda" and size <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
+
+
 def to_device(array: np.ndarray, device: torch.device) -> Tensor | None:
     """The array on a GPU that has room for it; else None."""
-    if device.type != "cuda" or array.nbytes > DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return None
-    return torch.from_numpy(np.asarray(array)).to(device)
+    return torch.from_numpy(np.asarray(array)).to(device) if has_room(device, array.nbytes) else None

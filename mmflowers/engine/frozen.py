@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset
 
 from mmflowers.commands import progress
+from mmflowers.datasets.augmentation import on_device
+from mmflowers.datasets.cache import has_room
 from mmflowers.datasets.seeded import Draw
 from mmflowers.datasets.wrappers import innermost
 from mmflowers.engine.loops import ExactTrainLoop, OutOfMemory, is_out_of_memory
@@ -362,7 +364,8 @@ class FeatureDataset(Dataset):
 
     Args:
         dataset: The ``SeededDataset`` of the photos, for all else that is asked of a dataset.
-        features: float16 (float32 or bfloat16 where numbers exceed its range) of shape (views, n, …), channels last.
+        features: float16 (float32 or bfloat16 where numbers exceed its range) of shape (views, n, …), channels last. A batch
+            and its labels are where they are, on a GPU or in the host's memory.
     """
 
     def __init__(self, dataset: Dataset, features: Tensor) -> None:
@@ -380,11 +383,13 @@ class FeatureDataset(Dataset):
         return getattr(self.dataset, name)
 
     def __getitems__(self, draws: list[Draw]) -> dict[str, Any]:
-        indices = torch.tensor([draw.index for draw in draws])
-        features = self.features[draws[0].epoch % len(self.features)][indices]
+        indices = np.array([draw.index for draw in draws])
+        features = self.features[draws[0].epoch % len(self.features)]
+        features = features[on_device(indices, features.device)]
+        labels = on_device(self.labels[indices].numpy(), features.device).split(1)
         samples = [
             DataSample(metainfo={"img_path": self.paths[index], "sample_idx": index}).set_gt_label(label)
-            for index, label in zip(indices.tolist(), self.labels[indices].split(1), strict=True)
+            for index, label in zip(indices.tolist(), labels, strict=True)
         ]
         inputs = features.permute(0, 3, 1, 2) if features.ndim == 4 else features
         return {"inputs": inputs, "data_samples": samples, "features": True}
@@ -464,16 +469,14 @@ class FrozenTrainLoop(ExactTrainLoop):
                 found = found.permute(0, 2, 3, 1)
             if features is None:
                 shape = (views * count, *found.shape[1:])
-                _require_memory(shape, torch.float16)
-                features = torch.empty(shape, dtype=torch.float16)
+                features = _allocate(shape, torch.float16, found.device)
             largest = float(found.abs().max())
             if features.dtype == torch.float16 and largest > torch.finfo(torch.float16).max:
-                _require_memory(features.shape, found.dtype)
-                features = features.to(found.dtype)
+                features = _allocate(features.shape, found.dtype, found.device).copy_(features)
                 kind = str(found.dtype).removeprefix("torch.")
                 self.runner.logger.info(f"feature maps reach {largest:.3g}, beyond float16: stored as {kind}")
             start = number * size
-            features[start : start + len(found)] = found.cpu()
+            features[start : start + len(found)] = found
         features = features.view(views, count, *features.shape[1:])
         dataset = FeatureDataset(loader.dataset, features)
         return DataLoader(dataset, batch_sampler=loader.batch_sampler, collate_fn=_as_it_is)
@@ -495,14 +498,22 @@ def _folded(model: nn.Module, inputs: Tensor) -> nn.Module:
     return fold_batchnorm(model, inputs) if plain else model
 
 
-def _require_memory(shape: Sequence[int], dtype: torch.dtype) -> None:
-    """Refuse feature maps that don't fit beside everything else, where the system says what is free."""
-    needed, free = math.prod(shape) * dtype.itemsize, available_memory()
+def _allocate(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An empty tensor for feature maps: on a GPU that has room for them, else in the host's memory.
+
+    Raises:
+        InputError: They don't fit into the host's memory beside everything else, where the system says what is free.
+    """
+    needed = math.prod(shape) * dtype.itemsize
+    if has_room(device, needed):
+        return torch.empty(shape, dtype=dtype, device=device)
+    free = available_memory()
     if free is not None and needed > MEMORY_SHARE * free:
         raise InputError(
             f"the feature maps need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
             "fewer --views, or --freeze-to a later layer, whose maps are smaller",
         )
+    return torch.empty(shape, dtype=dtype)
 
 
 @LOOPS.register_module()
@@ -550,7 +561,7 @@ class LinearProbeLoop(FrozenTrainLoop):
         self.runner.call_hook("before_train_epoch")
         dataset = self.dataloader.dataset
         layer = self._classifier
-        features, labels = dataset.features[0].float(), dataset.labels
+        features, labels = dataset.features[0].float().cpu(), dataset.labels  # L-BFGS reads its loss at each step
         weight, bias = fit_linear(features, labels, layer.out_features, self.STRENGTHS)
         with torch.no_grad():
             layer.weight.copy_(weight)

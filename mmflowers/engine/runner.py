@@ -21,6 +21,7 @@ from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wra
 from mmengine.optim.scheduler.param_scheduler import ReduceOnPlateauParamScheduler
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
+from mmengine.runner.checkpoint import weights_to_cpu
 from mmpretrain.registry import RUNNERS
 from torch.utils.data import DataLoader
 
@@ -317,7 +318,10 @@ class FlowersRunner(Runner):
             super().save_checkpoint(out_dir, filename, *args, save_optimizer=save_optimizer, **kwargs)
         except _Prepared as prepared:
             write = self._writer.submit if self._writer else write_checkpoint
-            write(prepared.checkpoint, Path(out_dir, filename))
+            # What hooks have put in (EMA) is on the GPU still, where the copy of a checkpoint that waits has no place.
+            entries = prepared.checkpoint.items()
+            on_host = {key: weights_to_cpu(value) if key.endswith("state_dict") else value for key, value in entries}
+            write(on_host, Path(out_dir, filename))
 
     def finish_saving(self) -> None:
         """Wait until the checkpoints that were saved are on the disk.
