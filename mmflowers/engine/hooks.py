@@ -180,6 +180,9 @@ class CurvesHook(Hook):
 class ChannelsLastHook(Hook):
     """Lay the model's convolutions out as NHWC: faster on CPUs and on GPUs with tensor cores, same numbers."""
 
+    # Before EMAHook copies the model: averages of another layout would be updated tensor by tensor on a GPU.
+    priority = "ABOVE_NORMAL"
+
     def before_run(self, runner: Runner) -> None:
         """Convert the model in place; activations follow the weights."""
         runner.model.to(memory_format=torch.channels_last)

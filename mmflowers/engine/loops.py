@@ -377,6 +377,7 @@ class _Evaluation:
         judged = iter(judged)
         for batch in self._samples:
             evaluator.process(data_samples=list(islice(judged, len(batch))), data_batch=None)
+        self.begin()  # what it kept is the training's memory again
 
 
 @LOOPS.register_module()

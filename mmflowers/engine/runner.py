@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from mmflowers.datasets.seeded import MORE_SHARED_MEMORY
 from mmflowers.datasets.served import Coverage, coverage
+from mmflowers.datasets.wrappers import all_innermost
 from mmflowers.engine import configuration
 from mmflowers.engine.checkpoints import CheckpointWriter, write_checkpoint
 from mmflowers.engine.loading import load_checkpoint_file, meta_of, require_finite
@@ -126,6 +127,8 @@ class FlowersRunner(Runner):
             "sampler": dict(type="SeededSampler", sampler=dataloader["sampler"]),
         }
         cfg.setdefault("worker_init_fn", dict(type="leave_signals_to_the_trainer"))
+        if not cfg.get("num_workers") and any(each.get("cache") for each in all_innermost(dataloader)):
+            cfg["pin_memory"] = False  # its photos may be on the GPU already, which torch refuses to pin
         collate = cfg.get("collate_fn") or "pseudo_collate"
         collate = dict(collate) if isinstance(collate, dict) else {"type": collate}
         cfg["collate_fn"] = dict(type="collate_samples", collate=collate.pop("type"), **collate)

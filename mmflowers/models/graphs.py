@@ -62,6 +62,11 @@ class GraphedForward:
     def __call__(self, inputs: Tensor) -> Any:
         if self._given_up or not self._module.training or not torch.is_grad_enabled() or inputs.requires_grad:
             return self._forward(inputs)
+        if self._last is None:  # the first batch, which no graph is for yet
+            outputs = self._forward(inputs)
+            self._given_up = not any(output.requires_grad for output in tree_leaves(outputs))  # a frozen backbone
+            self._last = (inputs.shape, inputs.dtype)
+            return outputs
         form = (inputs.shape, inputs.dtype)
         again, self._last = form == self._last, form
         if again and form != self._captured:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import NARROW
 from mmengine.config import Config
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmpretrain.registry import HOOKS
 from replay import Replay
 from simulated_gpu import GPUTensor, simulated_gpu, waited
@@ -53,10 +53,15 @@ class WaitsHook(Hook):
         state = [*runner.model.parameters(), *runner.model.buffers()]
         state += [value for values in runner.optim_wrapper.state_dict()["state"].values() for value in values.values()]
         assert all(isinstance(value, GPUTensor) for value in state if torch.is_tensor(value) and value.ndim)
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):  # of one layout, which foreach kernels ask for
+                strides = [[p.stride() for p in model.parameters()] for model in (hook.ema_model, runner.model)]
+                assert strides[0] == strides[1]
 
 
 def add_ema(config: Config) -> None:
-    config.custom_hooks.append(dict(type="EMAHook", ema_type="ForeachEMA", momentum=0.1))
+    # First, as where a config has it and --fast adds its hooks.
+    config.custom_hooks.insert(0, dict(type="EMAHook", ema_type="ForeachEMA", momentum=0.1))
 
 
 def mix(config: Config) -> None:
@@ -151,6 +156,13 @@ def test_an_export_stays_on_the_cpu_where_there_is_a_gpu(
         exported = export(trained, tmp_path / "out", chosen=("torchscript", "slim"), workers=0)
         assert not waited
     assert [check.same for check in exported.checks] == [exported.photos] * 2
+
+
+def test_photos_that_may_be_on_the_gpu_are_not_pinned(dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
+    options = ["train_dataloader.pin_memory=True"]
+    for fast in (False, True):
+        config = configure(tiny_config, data=dataset, weights="none", work_dir=tmp_path, fast=fast, cfg_options=options)
+        assert FlowersRunner.build_dataloader(config.train_dataloader).pin_memory is not fast
 
 
 def test_the_simulation_finds_what_a_gpu_would(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,14 @@ def test_nothing_is_captured_in_an_evaluation() -> None:
     assert replay.made == 0
 
 
+def test_nothing_is_captured_or_warned_of_where_nothing_is_learned() -> None:
+    network, replay, warnings = nn.Identity().train(), Replay(), []
+    network.forward = GraphedForward(network, before_capture=lambda: None, warn=warnings.append, make=replay)
+    for _ in range(3):
+        network(torch.randn(4, 3, 12, 12))
+    assert replay.made == 0 and not warnings
+
+
 def test_a_copy_of_the_network_computes_with_its_own_weights() -> None:
     network, lock = Network(), threading.Lock()  # which can't be copied, as a Runner can't
     network.forward = GraphedForward(network, before_capture=lock.locked, warn=print, make=Replay())
