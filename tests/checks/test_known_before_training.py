@@ -100,7 +100,8 @@ class OwnMetric(BaseMetric):
 def test_a_metric_that_a_users_evaluator_does_not_give_ends_the_run_in_a_line(
     lines: str, check: Check, run: Callable
 ) -> None:
-    own = f"val_evaluator = dict(_delete_=True, type='OwnMetric')\n{BEST.format("'own', rule='greater'")}\n{lines}"
+    best = BEST.format("'own', rule='greater'")
+    own = f"val_evaluator = dict(_delete_=True, type='OwnMetric')\n{best}\n{lines}"
     assert not [line for line in check(own) if "no evaluator" in line]
     with pytest.raises(InputError, match="monitors foo, which no evaluator gives · hint: monitor one of own"):
         run()
