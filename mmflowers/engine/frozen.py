@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.dist import get_world_size
 from mmengine.model import is_model_wrapper
@@ -364,8 +365,8 @@ class FeatureDataset(Dataset):
 
     Args:
         dataset: The ``SeededDataset`` of the photos, for all else that is asked of a dataset.
-        features: float16 (float32 or bfloat16 where numbers exceed its range) of shape (views, n, …), channels last. A batch
-            and its labels are where they are, on a GPU or in the host's memory.
+        features: float16 (float32 or bfloat16 where numbers exceed its range) of shape (views, n, …), channels last. A
+            batch and its labels are where they are, on a GPU or in the host's memory.
     """
 
     def __init__(self, dataset: Dataset, features: Tensor) -> None:
