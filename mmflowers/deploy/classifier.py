@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from mmflowers.engine.single_label import require_single_label
 from mmflowers.engine.weights import convert_state_dict, drop_sources
 from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.tested import default_checkpoint
-from mmflowers.models.folding import fold_batchnorm
+from mmflowers.models.folding import fold_batchnorm, in_float32
 
 Photo = str | Path | Image.Image | np.ndarray
 
@@ -224,10 +224,10 @@ class _BFloat16(nn.Module):
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> Any:
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
             maps = self.backbone(x)
-        return tuple(map_.float() for map_ in maps)
+        return in_float32(maps)
 
 
 def _folded(model: BaseModel, inputs: Tensor) -> BaseModel:

@@ -459,7 +459,7 @@ class FrozenTrainLoop(ExactTrainLoop):
                     inputs = model.data_preprocessor(batch, False)["inputs"]
                     if folded is None:
                         trunk.check(inputs[:4])
-                        folded = self._trunk(_folded(model, inputs[:4]))
+                        folded = self._trunk(fold_batchnorm(model, inputs[:4]))
                     found = folded(inputs)
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -490,13 +490,6 @@ class FrozenTrainLoop(ExactTrainLoop):
 
 def _as_it_is(batch: dict) -> dict:
     return batch
-
-
-def _folded(model: nn.Module, inputs: Tensor) -> nn.Module:
-    """The model with fused norms; itself where outputs aren't plain tensors, which ``fold_batchnorm`` can't compare."""
-    outputs = model.extract_feat(inputs)
-    plain = isinstance(outputs, tuple) and all(isinstance(output, Tensor) for output in outputs)
-    return fold_batchnorm(model, inputs) if plain else model
 
 
 def _allocate(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -18,13 +18,14 @@ from mmengine.dist import all_reduce, broadcast, get_rank, get_world_size
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, TestLoop, ValLoop, autocast
 from mmpretrain.registry import LOOPS
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 from mmflowers.commands import Stopped, on_terminal
 from mmflowers.datasets.seeded import STEPS, SeededSampler, seed_generators
 from mmflowers.errors import InputError
 from mmflowers.files import write_text
-from mmflowers.models.folding import fold, foldable
+from mmflowers.models.folding import fold, foldable, in_float32
 
 ONE_SIGNAL = 0.5  # seconds; `timeout` and the like signal the process and its group, which are two signals to it
 NAMED = 3  # files of a batch that an error names; the list beside the run has all
@@ -328,7 +329,7 @@ class _Evaluation:
         """Forget the last one, whose weights may have been others."""
         self._network: torch.nn.Module | None = None
         self._waiting: list[torch.Tensor] = []
-        self._features: list[tuple[torch.Tensor, ...]] = []
+        self._features: list[Any] = []  # tuples of maps, or what else the backbone gives
         self._samples: list[list] = []
 
     @torch.no_grad()
@@ -358,9 +359,9 @@ class _Evaluation:
         self._together = 1
         self._features.extend(map(self._extract, waiting))
 
-    def _extract(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _extract(self, inputs: torch.Tensor) -> Any:
         with self._precision():
-            return tuple(map_.float() for map_ in self._network.extract_feat(inputs))
+            return in_float32(self._network.extract_feat(inputs))
 
     @torch.no_grad()
     def judge(self, evaluator: Any) -> None:
@@ -368,7 +369,8 @@ class _Evaluation:
         if self._waiting:
             self._compute()
         samples = [sample for batch in self._samples for sample in batch]
-        judged = self._model.head.predict(tuple(map(torch.cat, zip(*self._features, strict=True))), samples)
+        features = tree_map(lambda *parts: parts[0] if parts[0] is None else torch.cat(parts), *self._features)
+        judged = self._model.head.predict(features, samples)
         for name in ("pred_score", "pred_label", "gt_label"):
             if all(name in sample for sample in judged):
                 values = torch.stack([sample.get(name) for sample in judged]).cpu()

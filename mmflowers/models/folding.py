@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from contextlib import AbstractContextManager, ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 def fold_batchnorm(model: nn.Module, inputs: Tensor) -> nn.Module:
@@ -36,7 +38,7 @@ def foldable(model: nn.Module, inputs: Tensor) -> list[tuple[str, str]]:
     plain, inputs = copy.deepcopy(model).eval().float(), inputs.float()
     with _exact(inputs.device):
         pairs = _pairs(plain, inputs)
-        expected, got = plain.extract_feat(inputs), fold(plain, pairs).extract_feat(inputs)
+        expected, got = (tree_leaves(one.extract_feat(inputs)) for one in (plain, fold(plain, pairs)))
     return pairs if all(_close(one, other) for one, other in zip(expected, got, strict=True)) else []
 
 
@@ -49,6 +51,11 @@ def fold(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
     return folded
 
 
+def in_float32(features: Any) -> Any:
+    """Features in float32, in the tuples and lists that the backbone gives them in; what isn't a tensor as it is."""
+    return tree_map(lambda value: value.float() if isinstance(value, Tensor) else value, features)
+
+
 def _exact(device: torch.device) -> AbstractContextManager:
     """Float32 without autocast and TF32, and without cuDNN's trial of its kernels, which doesn't pay for two passes."""
     stack, cudnn = ExitStack(), torch.backends.cudnn
@@ -58,7 +65,9 @@ def _exact(device: torch.device) -> AbstractContextManager:
     return stack
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
+def _close(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor):  # Inception has None where an auxiliary output would be
+        return one is other
     # A share of the largest value: single small ones are sums of large ones that cancel out.
     return bool((one - other).abs().max() <= 1e-3 * one.abs().max())
 

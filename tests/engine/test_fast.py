@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +17,8 @@ from conftest import NARROW, ROOT, run_tool
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
-from mmpretrain.registry import HOOKS
+from mmpretrain.registry import HOOKS, MODELS
+from mmpretrain.structures import DataSample
 from ours.rates import measure_rates
 from replay import Replay
 
@@ -24,6 +27,7 @@ from mmflowers.datasets.augmentation import STILL, Augmentation
 from mmflowers.datasets.flowers import FlowersDataset
 from mmflowers.datasets.seeded import Draw, SeededDataset
 from mmflowers.engine import CUDAGraphHook, OutOfPlaceHook, configuration
+from mmflowers.engine.loops import _Evaluation
 from mmflowers.engine.optim import has_fast_bfloat16
 from mmflowers.engine.training import configure, train
 from mmflowers.errors import InputError
@@ -343,3 +347,29 @@ def test_their_rates_are_measured_with_a_validation_in_the_middle_of_an_epoch(
     replay(config)
     rates = measure_rates(config, started=time.time(), warmup=2, iterations=2)
     assert rates["eval_images"] == 10 and rates["images_per_second"] > 0
+
+
+def test_a_fast_evaluation_of_a_network_with_nested_features_gives_what_the_plain_one_does() -> None:
+    torch.manual_seed(0)
+    model = MODELS.build(
+        dict(
+            type="ImageClassifier",
+            backbone=dict(type="InceptionV3", num_classes=3, aux_logits=False),
+            head=dict(type="ClsHead", loss=dict(type="CrossEntropyLoss")),
+            data_preprocessor=dict(type="ClsDataPreprocessor", num_classes=3, mean=[128] * 3, std=[64] * 3),
+        )
+    ).eval()
+    batches = [
+        {
+            "inputs": torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8),
+            "data_samples": [DataSample() for _ in "ab"],
+        }
+        for _ in range(2)
+    ]
+    expected = [sample.pred_score for batch in batches for sample in model.val_step(copy.deepcopy(batch))]
+    evaluation = _Evaluation(SimpleNamespace(model=model), nullcontext)
+    for batch in batches:
+        evaluation.take(batch)
+    found = []
+    evaluation.judge(SimpleNamespace(process=lambda data_samples, data_batch: found.extend(data_samples)))
+    torch.testing.assert_close(torch.stack([s.pred_score for s in found]), torch.stack(expected), rtol=1e-3, atol=1e-4)

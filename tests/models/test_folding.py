@@ -83,3 +83,24 @@ def test_what_cant_be_folded_stays(kind: type[nn.Module]) -> None:
     inputs = torch.randn(2, 3, 8, 8)
     (got,) = fold_batchnorm(network, inputs).extract_feat(inputs)
     assert torch.equal(got, network.extract_feat(inputs)[0])
+
+
+class Nested(nn.Module):
+    """Gives None and a list, as Inception and Conformer do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def extract_feat(self, inputs: torch.Tensor) -> tuple:
+        maps = self.norm(self.conv(inputs))
+        return None, [maps, maps.mean((2, 3))]
+
+
+def test_norms_of_a_backbone_that_gives_none_and_lists_are_folded_too() -> None:
+    network = Nested().eval()
+    network.norm.running_mean += 1
+    inputs = torch.randn(2, 3, 8, 8)
+    assert foldable(network, inputs) == [("conv", "norm")]
+    _, maps = fold_batchnorm(network, inputs).extract_feat(inputs)
+    torch.testing.assert_close(maps, network.extract_feat(inputs)[1], rtol=1e-4, atol=1e-5)

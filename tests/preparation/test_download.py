@@ -301,7 +301,7 @@ def test_a_second_process_on_the_same_file_is_refused(server, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no flock there; the hash alone guards")
-@pytest.mark.parametrize("sha256", [SHA256, SHA256[:8], ""])
+@pytest.mark.parametrize("sha256", [SHA256, SHA256[:8], ""], ids=["sha256", "prefix", "unknown"])
 def test_processes_that_want_the_same_file_wait_for_the_first_and_take_its_file(server, tmp_path, sha256):
     server.pause_s = 0.3
     found = []
