@@ -1,11 +1,11 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Measure what the documents claim.
+"""Reproduce the measurements in the documentation: speed, memory and time to accuracy.
 
 examples:
-  python benchmarks/benchmark.py prepare --source photos     # rate against a bare loop that reads, hashes and decodes
+  python benchmarks/benchmark.py prepare --source photos     # files/s, against a loop that only reads, hashes, decodes
   python benchmarks/benchmark.py prepare --memory 100000     # peak memory with that many small photos
   python benchmarks/benchmark.py predict --run work_dirs/mine --source my_dataset     # predict.py against test.py
-  python benchmarks/benchmark.py train configs/resnet50_flowers.py "configs/resnet50_flowers.py --amp"     # rates
+  python benchmarks/benchmark.py train configs/resnet50_flowers.py "configs/resnet50_flowers.py --amp"     # images/s
   python benchmarks/benchmark.py train configs/efficientnet_lite0_flowers.py --to-accuracy 95 --repeats 5
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from mmflowers.commands import Parser, existing_folder, run
 
 TRAINING = """\
-Compare trainings in rounds, each round of each a fresh process, every other round in backward order.
+Compare trainings in rounds. Every measurement is a new process, and every other round runs in reverse order.
 
 examples:
   python benchmarks/benchmark.py train configs/resnet50_flowers.py configs/resnet18_flowers.py --json rates.json
@@ -35,50 +35,61 @@ MEASURE = (sys.executable, __file__, "measure")
 def main() -> None:
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    prepare = commands.add_parser("prepare", help="the preparation of photos: speed, memory")
+    prepare = commands.add_parser("prepare", help="measure speed or memory of the preparation")
     what = prepare.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "--source", type=existing_folder, metavar="DIR", help="a folder of class folders to measure the speed on"
+        "--source", type=existing_folder, metavar="DIR", help="measure the speed on this folder of class folders"
     )
-    what.add_argument("--memory", type=int, metavar="N", help="measure the memory instead, on N small rendered photos")
-    prepare.add_argument("--workers", type=int, default=2, metavar="N", help="processes on either side (default: 2)")
+    what.add_argument("--memory", type=int, metavar="N", help="measure the memory on N small synthetic photos instead")
+    prepare.add_argument("--workers", type=int, default=2, metavar="N", help="processes on both sides (default: 2)")
     prepare.add_argument("--repeats", type=int, default=5, metavar="N", help="of the measurement (default: 5)")
     prepare.add_argument("--json", action="store_true", help="print the figures as JSON")
-    predict = commands.add_parser("predict", help="prediction against the test of the same photos: speed")
+    predict = commands.add_parser("predict", help="compare the speed of predict.py and test.py on the same photos")
     predict.add_argument("--run", type=existing_folder, required=True, metavar="WORK_DIR", help="a trained run")
     predict.add_argument(
         "--source", type=existing_folder, required=True, metavar="DIR", help="a dataset folder with the run's classes"
     )
-    predict.add_argument("--workers", type=int, default=2, metavar="N", help="processes that decode (default: 2)")
+    predict.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="processes that decode photos (default: 2)"
+    )
     predict.add_argument("--repeats", type=int, default=5, metavar="N", help="of the measurement (default: 5)")
     predict.add_argument("--json", action="store_true", help="print the figures as JSON")
     train = commands.add_parser(
         "train",
         description=TRAINING,
-        help="trainings against each other, in rounds of fresh processes: rates, waiting, memory; time to an accuracy",
+        help="compare trainings: images/s, data-loading time, memory, time to an accuracy",
     )
     train.add_argument(
         "trainings",
         nargs="+",
         metavar="CONFIG",
-        help='what one types after tools/train.py: a config, or a config and options in quotes: "CONFIG --amp"',
+        help='arguments of tools/train.py: a config, or a config and options in quotes: "CONFIG --amp"',
     )
-    train.add_argument("--to-accuracy", type=float, metavar="X", help="time whole trainings to a val top-1 of X %%")
+    train.add_argument(
+        "--to-accuracy",
+        type=float,
+        metavar="X",
+        help="measure the time that whole trainings take to a val top-1 of X %%",
+    )
     train.add_argument("--data", metavar="DIR", help="dataset folder (default: the configs')")
     train.add_argument(
         "--weights",
         metavar="FILE|none",
-        help="as of tools/train.py (default: none, as rates don't depend on them; with --to-accuracy the configs')",
+        help="same as in tools/train.py (default: none, as they don't change the speed; --to-accuracy: the configs')",
     )
-    train.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override all of the configs")
-    train.add_argument("--repeats", type=_positive, default=3, metavar="N", help="rounds (default: 3)")
+    train.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of all configs")
+    train.add_argument("--repeats", type=_positive, default=3, metavar="N", help="number of rounds (default: 3)")
     train.add_argument(
-        "--iterations", type=_positive, metavar="N", help="that are timed in a round (default: 20; on a GPU 200)"
+        "--iterations", type=_positive, metavar="N", help="timed iterations per round (default: 20; on a GPU 200)"
     )
-    train.add_argument("--warmup", type=_positive, metavar="N", help="that are left out before (default: 3; 30)")
-    train.add_argument("--threads", type=_positive, metavar="N", help="of each process (default: torch's)")
-    train.add_argument("--json", type=_new_file, metavar="FILE", help="write machine, versions and all rounds there")
-    commands.add_parser("measure").add_argument("task", help="as JSON, from the command that compares")
+    train.add_argument(
+        "--warmup", type=_positive, metavar="N", help="untimed iterations before them (default: 3; on a GPU 30)"
+    )
+    train.add_argument("--threads", type=_positive, metavar="N", help="threads of each process (default: torch's)")
+    train.add_argument(
+        "--json", type=_new_file, metavar="FILE", help="write machine, versions and all rounds to this file"
+    )
+    commands.add_parser("measure").add_argument("task", help="JSON task, passed by the train command")
     args = parser.parse_args()
     {"prepare": _prepare, "predict": _predict, "train": _train, "measure": _measure}[args.command](args)
 
@@ -154,7 +165,7 @@ def _train(args) -> None:
 
 def _measure(args) -> None:
     sys.path.append(str(TOOLS))
-    import train  # tools/train.py: its options, and the config that it makes of them
+    import train  # tools/train.py, for its options and the config that they give
     from ours.rates import measure_rates
 
     task = json.loads(args.task)

@@ -1,7 +1,7 @@
-"""Damage photos in ways that leave them readable, and count what the preparation finds, beside good photos it drops.
+"""Count how many damaged photos the preparation detects, and how many intact photos it drops by mistake.
 
-Every damaged photo is made in memory, of one drawn from the folder. Where the decoded pixels stay what they were, the
-damage is harmless and counted apart. Prints a Markdown table.
+Every damaged photo is made in memory from a random photo of the folder; Pillow can still read many of them. Damage
+that doesn't visibly change the decoded pixels is harmless and counted separately. Prints Markdown tables.
 
 examples:
   python benchmarks/damage.py --photos flower_photos
@@ -28,26 +28,30 @@ from mmflowers.commands import Parser, existing_folder, progress, run
 from mmflowers.errors import InputError
 from mmflowers.preparation.inspection import examine
 
-VISIBLE_LEVELS = 16  # of 256: a pixel that is off by more is wrong
-VISIBLE_SHARE = 0.001  # of the pixels; with fewer wrong ones the damage is harmless
+VISIBLE_LEVELS = 16  # of 256: a pixel that differs by more is wrong
+VISIBLE_SHARE = 0.001  # of the pixels: with a smaller share of wrong pixels the damage is harmless
 EOI = b"\xff\xd9"
 MARKER = re.compile(rb"\xff[^\x00\xff]")
 
-Draw = Callable[[], bytes]  # another photo of the folder
+Draw = Callable[[], bytes]  # returns the bytes of another photo of the folder
 
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--photos", type=existing_folder, required=True, metavar="DIR", help="JPEGs, in any folders")
-    parser.add_argument("--number", type=int, default=1000, help="damages of each kind (default: 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the damages (default: 0)")
-    parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
-    parser.add_argument("--kinds", nargs="+", metavar="WORD", help="only kinds with one of these words in their name")
+    parser.add_argument(
+        "--photos", type=existing_folder, required=True, metavar="DIR", help="folder with JPEGs, searched recursively"
+    )
+    parser.add_argument("--number", type=int, default=1000, help="damaged photos of each kind (default: 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the damage (default: 0)")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes (default: 2)")
+    parser.add_argument(
+        "--kinds", nargs="+", metavar="WORD", help="test only kinds with one of these words in their name"
+    )
     run(partial(benchmark, parser.parse_args()))
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    """Make the damages, examine them and print the table."""
+    """Damage photos, examine them and print the tables."""
     paths = sorted(path for path in args.photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     if not paths:
         raise InputError(f"{args.photos} has no JPEG", "give a folder with photos, in folders of any depth")
@@ -91,7 +95,7 @@ _seed = 0
 def _start(paths: list[Path], seed: int) -> None:
     global _paths, _seed
     _paths, _seed = paths, seed
-    warnings.simplefilter("ignore")  # Pillow's, on EXIF and the like
+    warnings.simplefilter("ignore")  # Pillow's, about EXIF and other metadata
 
 
 def _damage(job: tuple[str, int]) -> tuple[str, str]:
@@ -156,7 +160,7 @@ def _opened(data: bytes) -> Image.Image:
 
 
 def _varied(data: bytes, rng: random.Random) -> bytes:
-    """Save a photo as a JPEG with options drawn at random."""
+    """Save a photo as a JPEG with random options."""
     image = _opened(data).convert(rng.choice(("RGB", "RGB", "RGB", "L", "CMYK")))
     options = {"quality": rng.choice((1, 10, 30, 50, 75, 90, 95, 100)), "subsampling": rng.choice((0, 1, 2))}
     options |= {name: rng.random() < 0.5 for name in ("progressive", "optimize")}
@@ -165,7 +169,7 @@ def _varied(data: bytes, rng: random.Random) -> bytes:
         ("restart_marker_rows", 1),
         ("comment", rng.randbytes(rng.randrange(2000))),
         ("icc_profile", rng.randbytes(rng.randrange(1, 200_000))),
-        ("exif", b"Exif\0\0" + _saved("JPEG", quality=50)(data, rng)[:60000]),  # a thumbnail, of a sort
+        ("exif", b"Exif\0\0" + _saved("JPEG", quality=50)(data, rng)[:60000]),  # like an EXIF thumbnail
     ):
         if rng.random() < 0.2:
             options[name] = value
@@ -182,12 +186,12 @@ def _encoded(image: Image.Image, options: dict) -> bytes:
 
 
 def _followed(data: bytes, rng: random.Random) -> bytes:
-    """Append what cameras and programs append: zeros, bytes of their own, another photo."""
+    """Append what cameras and programs append: zeros, proprietary data, another photo."""
     return data + rng.choice((bytes(4096), rng.randbytes(5000), data, b"\n"))
 
 
 def _padded(data: bytes, rng: random.Random) -> bytes:
-    """Fill up between image data and end marker, as some cameras do."""
+    """Insert padding between image data and end marker, as some cameras do."""
     assert data.endswith(EOI)
     return data[:-2] + rng.choice((b"\0", b"\xff")) * rng.choice((1, 2, 16, 512 - len(data) % 512)) + EOI
 
@@ -209,7 +213,7 @@ GOOD = {
 
 
 def _scan(data: bytes) -> int:
-    """Offset of a JPEG's entropy-coded data."""
+    """Return the offset of a JPEG's entropy-coded data."""
     at = 2
     while data[at + 1] != 0xDA:
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -217,7 +221,7 @@ def _scan(data: bytes) -> int:
 
 
 def _body(data: bytes) -> tuple[int, int]:
-    """Offsets between which a file's pixels are."""
+    """Return the start and end offset of a file's pixel data."""
     return (_scan(data), len(data) - 2) if data.startswith(b"\xff\xd8") else (len(data) // 20 + 64, len(data) - 12)
 
 
@@ -267,7 +271,7 @@ def _enlarged(data: bytes, rng: random.Random, draw: Draw) -> bytes:
 
 
 def _without_restarts(data: bytes, rng: random.Random, draw: Draw) -> bytes:
-    """Lose a restart marker, or all from one to another one."""
+    """Remove one restart marker, or everything between two of them."""
     at = [found.start() for found in MARKER.finditer(data, _scan(data)) if 0xD0 <= data[found.start() + 1] <= 0xD7]
     first = rng.randrange(len(at) - 1)
     last = rng.choice((first, rng.randrange(first, len(at))))
@@ -287,14 +291,14 @@ def _saved_again(format_: str) -> Callable:
 
 
 def _shorter_riff(data: bytes, rng: random.Random, draw: Draw) -> bytes:
-    """Cut a WebP and write the sizes that are left into its two headers."""
+    """Truncate a WebP and correct the sizes in its two headers."""
     data = data[: 2 * (rng.randrange(*_body(data)) // 2)]
     size = (len(data) - 8).to_bytes(4, "little")
     return data[:4] + size + data[8:16] + (len(data) - 20).to_bytes(4, "little") + data[20:]
 
 
 def _shorter_png(data: bytes, rng: random.Random, draw: Draw) -> bytes:
-    """Leave out part of a PNG's last chunk of image data, with the checksum that is right for what is left."""
+    """Cut a PNG's image data within its first IDAT chunk, and correct the chunk's length and checksum."""
     import zlib
 
     at = data.index(b"IDAT")

@@ -1,4 +1,4 @@
-# The recipe of EfficientNet-Lite0 on images that grow: two epochs each at 128, 160, 192 and 224 px. For --fast.
+# EfficientNet-Lite0 with progressive resizing: two epochs each at 128, 160, 192 and 224 px. For --fast.
 _base_ = "../configs/efficientnet_lite0_flowers.py"
 
 custom_hooks = [

@@ -1,12 +1,13 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Show what the training pipeline of a config does to photos, as a picture: the pixels that the network gets.
+"""Draw the output of a config's training pipeline as a picture: the pixels that the network gets.
 
 examples:
   python tools/browse.py configs/resnet50_flowers.py
   python tools/browse.py configs/resnet18_flowers.py --data my_dataset --number 12 --views 4 --out views.png
   python tools/browse.py configs/resnet18_flowers.py --cfg-options train_dataloader.dataset.pipeline.4.hue=0.5
 
-A row is a photo: as it is, as a test sees it, and as the first epochs of a training with that seed see it.
+Each row shows one photo: the original, the output of the test pipeline, and the augmented views that the first epochs
+of a training with that seed get.
 """
 
 from __future__ import annotations
@@ -25,13 +26,20 @@ def main() -> None:
         "--split",
         choices=("train", "val", "test"),
         default="train",
-        help="the list to draw photos from (default: train)",
+        help="the split to choose photos from (default: train)",
     )
-    parser.add_argument("--number", type=positive, default=8, metavar="N", help="of photos (default: 8)")
-    parser.add_argument("--views", type=positive, default=6, metavar="N", help="of each photo (default: 6)")
-    parser.add_argument("--seed", type=natural, metavar="N", help="of photos and augmentation (default: the config's)")
+    parser.add_argument("--number", type=positive, default=8, metavar="N", help="number of photos (default: 8)")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the picture, a .png (default: work_dirs/browse_<config>.png)"
+        "--views", type=positive, default=6, metavar="N", help="augmented views of each photo (default: 6)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=natural,
+        metavar="N",
+        help="random seed of the choice of photos and of augmentation (default: the config's)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="output file, a .png (default: work_dirs/browse_<config>.png)"
     )
     parser.add_cfg_options()
     args = parser.parse_args()

@@ -1,12 +1,13 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Say everything that can be known to be wrong before a training starts: config, dataset folder, weights.
+"""Check a config, its dataset folder and its weights before training starts.
 
 examples:
   python tools/check.py configs/resnet50_flowers.py
   python tools/check.py configs/efficientnet_lite0_flowers.py --data my_dataset --deep
   python tools/check.py --data my_dataset            # the dataset folder alone
 
-Warnings and errors go to stderr, one a line; with an error the exit code is 2. docs/pitfalls.md explains them.
+Warnings and errors are printed on stderr, one per line. The exit code is 2 if there is an error. docs/pitfalls.md
+explains the checks.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from mmflowers.commands import Parser, importing, run
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("config", nargs="?", help="a file of configs/ (default: the dataset folder alone is checked)")
+    parser.add_argument("config", nargs="?", help="config file, from configs/ (default: check only the dataset folder)")
     parser.add_argument("--data", metavar="DIR", help="dataset folder (default: the config's)")
-    parser.add_argument("--weights", metavar="FILE|none", help="as of tools/train.py")
+    parser.add_argument("--weights", metavar="FILE|none", help="same as in tools/train.py")
     parser.add_argument("--deep", action="store_true", help="decode every photo, compare train and val pixel by pixel")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="as of tools/train.py")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="same as in tools/train.py")
     args = parser.parse_args()
     if args.config is None and args.data is None:
         parser.error("a config or --data is needed")
@@ -37,7 +38,7 @@ def main() -> None:
         started = time.perf_counter()
         findings = check_dataset(args.data, deep=args.deep)
     else:
-        with importing():  # all of it now, as the time of imports isn't that of the checks
+        with importing():  # imported here, so that the time of the checks excludes that of imports
             import mmflowers.datasets.flowers
             import mmflowers.engine.training  # noqa: F401
             from mmflowers.checks.run import check_config

@@ -1,10 +1,10 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Show a trained run as a page in the browser: drop photos or take them with the camera.
+"""Serve a web page that classifies photos with a trained run, from files or from the camera.
 
 examples:
   python tools/demo.py                                    the last run in work_dirs, on http://127.0.0.1:7860
   python tools/demo.py --run work_dirs/mine --port 8000
-  python tools/demo.py --host 0.0.0.0                     for everybody in the network
+  python tools/demo.py --host 0.0.0.0                     reachable from the local network
   python tools/demo.py --allow-host flowers.example       behind a proxy of that name
 """
 
@@ -20,7 +20,10 @@ from mmflowers.commands import Parser, existing_folder, importing, run
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--run", type=existing_folder, metavar="WORK_DIR", help="the run to show (default: the last in work_dirs)"
+        "--run",
+        type=existing_folder,
+        metavar="WORK_DIR",
+        help="work dir of the run (default: the last run in work_dirs)",
     )
     parser.add_argument(
         "--data",
@@ -29,7 +32,10 @@ def main() -> None:
         help="dataset folder with the training photos (default: the one it was trained on, if it is still there)",
     )
     parser.add_argument(
-        "--host", default="127.0.0.1", metavar="ADDRESS", help="(default: 127.0.0.1, only this machine)"
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on (default: 127.0.0.1, only this machine)",
     )
     parser.add_argument(
         "--allow-host",
@@ -37,10 +43,14 @@ def main() -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a name by which browsers reach the page, besides the machine's own; may be repeated",
+        help="additional host name under which browsers open the page; may be repeated",
     )
-    parser.add_argument("--port", type=_port, metavar="N", help="(default: the first free one from 7860 on)")
-    parser.add_argument("--workers", type=_natural, default=2, metavar="N", help="processes that decode (default: 2)")
+    parser.add_argument(
+        "--port", type=_port, metavar="N", help="port to listen on (default: the first free one from 7860)"
+    )
+    parser.add_argument(
+        "--workers", type=_natural, default=2, metavar="N", help="processes that decode photos (default: 2)"
+    )
     args = parser.parse_args()
 
     from mmflowers.deploy.demo import require_gradio, serve

@@ -1,10 +1,10 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Export a trained run for other programs, each file checked on the run's photos: ONNX, TorchScript, a slim checkpoint.
+"""Export a trained run as ONNX, TorchScript or a slim checkpoint, and verify each file on the run's photos.
 
 examples:
   python tools/export.py                                   the last run in work_dirs, all formats, into its export/
   python tools/export.py --run work_dirs/mine --formats onnx slim --out exported
-  python tools/export.py --run work_dirs/mine --preprocessing    ONNX that takes pixels as Pillow and OpenCV hold them
+  python tools/export.py --run work_dirs/mine --preprocessing    normalisation included: takes uint8 RGB images
 """
 
 from __future__ import annotations
@@ -24,24 +24,28 @@ def main() -> None:
         "--run",
         type=Path,
         metavar="WORK_DIR",
-        help="the run to export, or a checkpoint beside its config (default: the last in work_dirs)",
+        help="work dir of the run, or a checkpoint next to its config (default: the last run in work_dirs)",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the files go (default: export in the work dir)")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="(default: all of them)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: export in the work dir)")
+    parser.add_argument(
+        "--formats", nargs="+", choices=FORMATS, default=FORMATS, help="formats to export (default: all)"
+    )
     parser.add_argument(
         "--preprocessing",
         action="store_true",
-        help="ONNX and TorchScript normalise: they take uint8 RGB of shape (n, height, width, 3)",
+        help="include normalisation in ONNX and TorchScript: input is uint8 RGB of shape (n, height, width, 3)",
     )
     parser.add_argument(
-        "--data", type=existing_folder, metavar="DIR", help="dataset folder to check on (default: the run's)"
+        "--data", type=existing_folder, metavar="DIR", help="dataset folder to verify the files on (default: the run's)"
     )
     parser.add_argument(
-        "--license", metavar="ID", help="of the network, for its card, as Hugging Face names it: apache-2.0, …"
+        "--license",
+        metavar="ID",
+        help="license of the network for the model card, as a Hugging Face identifier: apache-2.0, …",
     )
     args = parser.parse_args()
 
-    with contextlib.redirect_stdout(sys.stderr):  # mmengine tells stdout of timm's networks
+    with contextlib.redirect_stdout(sys.stderr):  # mmengine prints on stdout about timm's networks
         with importing():
             from mmflowers.deploy.export import export
             from mmflowers.engine.testing import last_run

@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Predict photos with a trained run: a line for each, or a file of rows; what can't be read gets a row too.
+"""Predict the classes of photos with a trained run. Each photo gets a line or a row, unreadable files too.
 
 examples:
   python tools/predict.py photo.jpg                                  with the last run in work_dirs
@@ -25,28 +25,37 @@ def main() -> None:
         "images",
         nargs="*",
         metavar="IMAGES",
-        help="files, folders (with all below), quoted globs, archives, http(s) addresses; - reads a list from stdin",
+        help="files, folders (recursive), quoted globs, archives or http(s) URLs; - reads a list from stdin",
     )
     parser.add_argument(
         "--run",
         metavar="WORK_DIR",
-        help="the run to predict with, or a checkpoint beside its config (default: the last in work_dirs)",
+        help="work dir of the run, or a checkpoint next to its config (default: the last run in work_dirs)",
     )
     parser.add_argument(
-        "--top-k", type=positive, default=3, metavar="K", help="likeliest classes in a row (default: 3)"
+        "--top-k", type=positive, default=3, metavar="K", help="most likely classes per photo (default: 3)"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="rows go into this .csv, .jsonl or .parquet file")
-    parser.add_argument("--sort-into", type=Path, metavar="DIR", help="copy each photo into DIR/<its class>")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the predictions to this .csv, .jsonl or .parquet file"
+    )
+    parser.add_argument("--sort-into", type=Path, metavar="DIR", help="copy each photo into DIR/<predicted class>")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--move", dest="how", action="store_const", const="move", help="with --sort-into: move instead")
     how.add_argument("--link", dest="how", action="store_const", const="link", help="with --sort-into: link instead")
-    parser.add_argument("--cam", type=Path, metavar="DIR", help="draw into DIR where the network looked (Grad-CAM)")
+    parser.add_argument("--cam", type=Path, metavar="DIR", help="write Grad-CAM overlays into DIR")
     parser.add_argument(
-        "--camera", type=int, nargs="?", const=0, metavar="N", help="watch camera N (default: 0) until Ctrl-C"
+        "--camera",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="N",
+        help="predict the images of camera N (default: 0) until Ctrl-C",
     )
-    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="photos at a time (default: 32)")
-    parser.add_argument("--workers", type=natural, default=2, metavar="N", help="processes that decode (default: 2)")
-    parser.add_argument("--amp", action="store_true", help="bfloat16, faster on processors and GPUs that have it")
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="photos per batch (default: 32)")
+    parser.add_argument(
+        "--workers", type=natural, default=2, metavar="N", help="processes that decode photos (default: 2)"
+    )
+    parser.add_argument("--amp", action="store_true", help="bfloat16, faster on CPUs and GPUs that support it")
     parser.add_argument(
         "--tta", action="store_true", help="test-time augmentation: mean scores of a photo and its mirror image"
     )
@@ -66,7 +75,7 @@ def main() -> None:
     if args.out:
         check_output(args.out)
 
-    with contextlib.redirect_stdout(sys.stderr):  # rows go to stdout; OneDL's mmpretrain talks there as it is imported
+    with contextlib.redirect_stdout(sys.stderr):  # rows go to stdout, where OneDL's mmpretrain prints on import
         with importing():
             from mmflowers.deploy.classifier import FlowerClassifier
             from mmflowers.deploy.predicting import predict_all

@@ -1,10 +1,10 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Show a tested run as one self-contained page: what it was trained on, its curves, mistakes and calibration.
+"""Write a self-contained HTML report of a tested run: its dataset, curves, mistakes and calibration.
 
 examples:
   python tools/report.py                                   the last run in work_dirs
   python tools/report.py work_dirs/mine                    → work_dirs/mine/report/report.html
-  python tools/report.py work_dirs/mine work_dirs/other    side by side: is the second better, or is it chance?
+  python tools/report.py work_dirs/mine work_dirs/other    side by side: is the difference significant?
   python tools/report.py work_dirs/mine --out mine.html --cam
 """
 
@@ -24,19 +24,19 @@ def main() -> None:
         nargs="*",
         type=existing_folder,
         metavar="work_dir",
-        help="of a tested run (default: the last run in work_dirs); further ones are compared with the first",
+        help="work dir of a tested run (default: the last run in work_dirs); others are compared with the first",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the page (default: report/report.html in the first work dir)"
+        "--out", type=Path, metavar="FILE", help="output file (default: report/report.html in the first work dir)"
     )
     parser.add_argument(
         "--data", type=existing_folder, metavar="DIR", help="dataset folder (default: the one it was tested on)"
     )
     parser.add_argument(
-        "--split", choices=("train", "val", "test"), default="val", help="the list to report on (default: val)"
+        "--split", choices=("train", "val", "test"), default="val", help="the split to report on (default: val)"
     )
     parser.add_argument(
-        "--cam", action="store_true", help="show under mistakes and doubtful hits where best.pth looked (Grad-CAM)"
+        "--cam", action="store_true", help="add Grad-CAM overlays to mistakes and low-confidence correct predictions"
     )
     args = parser.parse_args()
 
@@ -45,12 +45,12 @@ def main() -> None:
     work_dirs = args.work_dirs
     if not work_dirs:
         with importing():
-            from mmflowers.engine.testing import last_run  # loads torch, which is not needed otherwise
+            from mmflowers.engine.testing import last_run  # imports torch, which is not needed otherwise
 
         work_dirs = [last_run(Path("work_dirs"))]
     classifier = None
     if args.cam:
-        with contextlib.redirect_stdout(sys.stderr):  # mmengine tells stdout of timm's networks
+        with contextlib.redirect_stdout(sys.stderr):  # mmengine prints on stdout about timm's networks
             with importing():
                 from mmflowers.deploy.classifier import FlowerClassifier
 

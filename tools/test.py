@@ -1,11 +1,11 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Test a trained classifier: top-1 with its interval, precision and recall of each class, every prediction in a file.
+"""Test a trained classifier: top-1 with 95 % interval, precision and recall per class, a file of all predictions.
 
 examples:
   python tools/test.py                                     the best checkpoint of the last run, on val
   python tools/test.py --split train
-  python tools/test.py --against work_dirs/another         is it better than that one, or is it chance?
-  python tools/test.py work_dirs/mine/best.pth --tta --against work_dirs/mine    do mirror images help?
+  python tools/test.py --against work_dirs/another         is the difference significant?
+  python tools/test.py work_dirs/mine/best.pth --tta --against work_dirs/mine    does TTA help?
   python tools/test.py configs/resnet50_flowers.py work_dirs/resnet50_flowers/best.pth --data my_dataset
 """
 
@@ -19,28 +19,34 @@ from mmflowers.commands import Parser, importing, run
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("config", nargs="?", help="(default: the one that the checkpoint's work dir keeps)")
+    parser.add_argument("config", nargs="?", help="config file (default: the one in the checkpoint's work dir)")
     parser.add_argument(
-        "checkpoint", nargs="?", help="(default: best.pth, or last.pth without validation, of the last run)"
+        "checkpoint",
+        nargs="?",
+        help="checkpoint (default: best.pth of the last run, or its last.pth if it had no validation)",
     )
     parser.add_argument("--data", metavar="DIR", help="dataset folder (default: the config's)")
     parser.add_argument(
-        "--split", choices=("train", "val", "test"), default="val", help="the list to test on (default: val)"
+        "--split", choices=("train", "val", "test"), default="val", help="the split to test on (default: val)"
     )
     parser.add_argument(
         "--tta", action="store_true", help="test-time augmentation: mean scores of a photo and its mirror image"
     )
-    parser.add_argument("--amp", action="store_true", help="half precision, faster on processors and GPUs that have it")
-    parser.add_argument("--work-dir", metavar="DIR", help="where the predictions go (default: beside the checkpoint)")
+    parser.add_argument("--amp", action="store_true", help="half precision, faster on CPUs and GPUs that support it")
     parser.add_argument(
-        "--against", metavar="FILE|DIR", help="compare photo by photo with these predictions, or those of a work dir"
+        "--work-dir", metavar="DIR", help="output folder of the predictions (default: next to the checkpoint)"
     )
-    parser.add_argument("--skip-checks", action="store_true", help="leave out what tools/check.py looks at")
+    parser.add_argument(
+        "--against",
+        metavar="FILE|DIR",
+        help="compare photo by photo with this file of predictions, or with those in a work dir",
+    )
+    parser.add_argument("--skip-checks", action="store_true", help="skip the checks of tools/check.py")
     parser.add_launcher()
     parser.add_cfg_options()
     args = parser.parse_args()
     if args.config and not args.checkpoint and args.config.endswith((".pth", ".safetensors")):
-        args.config, args.checkpoint = None, args.config  # a checkpoint alone: its config lies beside it
+        args.config, args.checkpoint = None, args.config  # only a checkpoint: its config is in the same folder
     elif args.config and not args.checkpoint:
         parser.error("with a config a checkpoint is needed too")
 

@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Train a classifier on a dataset folder, on a GPU where there is one.
+"""Train a classifier on a dataset folder, on a GPU if there is one.
 
 examples:
   python tools/train.py configs/resnet50_flowers.py
@@ -18,58 +18,59 @@ from mmflowers.commands import Parser, importing, natural, run
 
 
 def arguments() -> Parser:
-    """What a training takes, here and in ``benchmarks/benchmark.py train``."""
+    """Return the parser of the training options, which ``benchmarks/benchmark.py train`` uses too."""
     parser = Parser(description=__doc__)
-    parser.add_argument("config", help="a file of configs/")
+    parser.add_argument("config", help="config file, from configs/")
     parser.add_argument("--data", metavar="DIR", help="dataset folder (default: the config's, flower_dataset)")
     parser.add_argument(
         "--weights",
         metavar="FILE|none",
-        help="weights to start from, in OpenMMLab's, torchvision's or timm's key names; none: from scratch "
+        help="pretrained weights with the key names of OpenMMLab, torchvision or timm; none: from scratch "
         "(default: the config's)",
     )
-    parser.add_argument("--work-dir", metavar="DIR", help="where the results go (default: work_dirs/<config>)")
+    parser.add_argument("--work-dir", metavar="DIR", help="output folder (default: work_dirs/<config>)")
     parser.add_argument(
         "--resume",
         nargs="?",
         const=True,
         default=False,
         metavar="CHECKPOINT",
-        help="go on from last.pth, or from CHECKPOINT, with its weights",
+        help="resume from last.pth, or from CHECKPOINT",
     )
     parser.add_argument(
         "--amp", action="store_true", help="bfloat16 and channels-last: faster, on GPUs and on new CPUs"
     )
-    parser.add_argument("--seed", type=natural, metavar="N", help="of all that is random (default: the config's, 0)")
-    parser.add_argument("--laptop", action="store_true", help="a small run to see it work: 3 epochs, smaller images")
+    parser.add_argument("--seed", type=natural, metavar="N", help="random seed (default: the config's, 0)")
+    parser.add_argument("--laptop", action="store_true", help="a short run to try it out: 3 epochs, smaller images")
     parser.add_argument(
-        "--fast", action="store_true", help="the same recipe on photos decoded once and augmented on the device"
+        "--fast", action="store_true", help="the same recipe, with photos decoded once and augmented on the device"
     )
     parser.add_argument(
         "--freeze-to",
         metavar="LAYER",
-        help="train only what comes after this layer (layer3, blocks.4; backbone: the head alone), on feature maps "
-        "computed once",
+        help="train only the layers after this one (layer3, blocks.4; backbone: head only), on precomputed features",
     )
     parser.add_argument(
-        "--views", type=int, default=4, metavar="N", help="augmented views of a photo for --freeze-to (default: 4)"
+        "--views", type=int, default=4, metavar="N", help="augmented views per photo for --freeze-to (default: 4)"
     )
     parser.add_argument(
-        "--probe", action="store_true", help="a quick look: fit the head on the weights' features of small images"
+        "--probe",
+        action="store_true",
+        help="linear probe for a quick estimate: fit only the head, on features of small images",
     )
     parser.add_argument(
         "--oom",
         choices=("stop", "retry"),
         default="stop",
-        help="out of memory: stop and say what fits (default), or go on with that and the same effective batch",
+        help="out of memory: stop and print what fits (default), or retry with that and the same effective batch size",
     )
-    parser.add_argument("--skip-checks", action="store_true", help="leave out what tools/check.py looks at")
+    parser.add_argument("--skip-checks", action="store_true", help="skip the checks of tools/check.py")
     parser.add_argument(
         "--track",
         action="append",
         default=[],
         choices=("tensorboard", "mlflow", "wandb"),
-        help="let a tracker follow the run; what it keeps lies in the work dir; repeatable",
+        help="log the run to an experiment tracker, into the work dir; may be repeated",
     )
     parser.add_launcher()
     parser.add_cfg_options()
@@ -77,7 +78,7 @@ def arguments() -> Parser:
 
 
 def settle(args):
-    """The config that the arguments ask for, checked."""
+    """Return the checked config that the arguments describe."""
     with importing():
         from mmflowers.checks.findings import report
         from mmflowers.checks.run import check_training

@@ -3,18 +3,18 @@
 
 examples:
   python tools/train_torch.py                        # the whole exercise: 25 epochs on flower_dataset/
-  python tools/train_torch.py --resume               # go on after an interruption
+  python tools/train_torch.py --resume               # continue after an interruption
   python tools/train_torch.py --amp --batch-size 64  # bfloat16 and a larger batch: faster, not the exercise's recipe
 
-Read it from top to bottom: constants, command line, transforms, data, model, one epoch, files, checks, training.
-The dataset folder and its split are those of Exercise 1 (tools/prepare_flowers.py), so the accuracies compare.
+Read the file from top to bottom: constants, command line, transforms, data, model, one epoch, files, checks, training.
+The dataset folder and its split are those of Exercise 1 (tools/prepare_flowers.py), so the accuracies are comparable.
 
-The work dir gets best_model.pth (the state_dict of the epoch with the best validation accuracy) and classes.txt beside
-it, history.txt and history.csv (a row an epoch, accuracies in percent), last.pth (what --resume needs). On the CPU a
-resumed run ends with the same bits as one never interrupted, given the same number of workers and of threads.
-A work dir that holds a run already is left alone unless --resume or --force is given.
+The work dir gets best_model.pth (the state_dict of the epoch with the best validation accuracy), classes.txt,
+history.txt and history.csv (one row per epoch, accuracies in percent) and last.pth (for --resume). On the CPU, a
+resumed run gives bit-identical weights to an uninterrupted one, with the same number of workers and threads.
+A work dir that already holds a run is not changed unless --resume or --force is given.
 """
-# ruff: noqa: E402  torch is imported below the command line, so that --help and a mistyped flag are answered at once
+# ruff: noqa: E402  torch is imported after the command line is parsed, so that --help and wrong options respond at once
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ MOMENTUM = 0.9
 STEP_EPOCHS, STEP_FACTOR = 7, 0.1  # the learning rate falls tenfold after 7, 14 and 21 epochs
 
 # The images
-CROP, RESIZE = 224, 256  # pixels: what the network sees; the shorter side before validation's centre crop
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB in 0..1, as the pretrained layers expect
-JITTER = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.02}  # little hue: colour tells flowers apart
-ROTATION = 15  # degrees, either way
+CROP, RESIZE = 224, 256  # pixels: input size of the network; shorter side before validation's centre crop
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB in 0..1, as the pretrained layers expect
+JITTER = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.02}  # little hue: flowers differ in colour
+ROTATION = 15  # degrees, in both directions
 AFFINE = {
     "degrees": 0,
     "translate": (0.1, 0.1),
     "scale": (0.9, 1.1),
     "shear": 5,
-}  # shares of the side; shear in degrees
+}  # translate as a share of the side; shear in degrees
 
 WEIGHTS = "resnet18-f37072fd.pth"  # torchvision's ResNet18_Weights.IMAGENET1K_V1
-NETWORK_TIMEOUT = 20  # seconds of silence
+NETWORK_TIMEOUT = 20  # seconds without an answer
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -75,40 +75,42 @@ def parse_arguments() -> argparse.Namespace:
     )
     work_dir = Path("work_dirs/torch_resnet18")
     parser.add_argument(
-        "--work-dir", type=Path, default=work_dir, metavar="DIR", help=f"where the results go (default: {work_dir})"
+        "--work-dir", type=Path, default=work_dir, metavar="DIR", help=f"output folder (default: {work_dir})"
     )
     weights_help = "local file with torchvision's key names; none = from scratch (default: download torchvision's)"
     parser.add_argument("--weights", metavar="FILE|none", help=weights_help)
-    parser.add_argument("--epochs", type=int, default=EPOCHS, metavar="N", help=f"(default: {EPOCHS})")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N", help=f"(default: {BATCH_SIZE})")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, metavar="N", help=f"number of epochs (default: {EPOCHS})")
+    parser.add_argument(
+        "--batch-size", type=int, default=BATCH_SIZE, metavar="N", help=f"photos per batch (default: {BATCH_SIZE})"
+    )
     parser.add_argument(
         "--lr", type=float, default=LEARNING_RATE, metavar="X", help=f"learning rate (default: {LEARNING_RATE})"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast and channels-last memory")
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda", "mps"),
         default="auto",
-        help="(default: auto, a GPU if there is one)",
+        help="device to train on (default: auto, a GPU if there is one)",
     )
     parser.add_argument(
         "--workers",
         type=int,
         default=min(4, os.cpu_count() or 1),
         metavar="N",
-        help="processes that load photos (default: one a core, 4 at most)",
+        help="processes that load photos (default: one per core, at most 4)",
     )
     parser.add_argument(
         "--start-method",
         choices=("default", "spawn", "fork"),
         default="default",
-        help="of the workers (default: PyTorch's)",
+        help="start method of the worker processes (default: PyTorch's)",
     )
-    parser.add_argument("--skip-checks", action="store_true", help="leave out what tools/check.py looks at")
+    parser.add_argument("--skip-checks", action="store_true", help="skip the checks of tools/check.py")
     rerun = parser.add_mutually_exclusive_group()
-    rerun.add_argument("--resume", action="store_true", help="go on from last.pth of the work dir")
-    rerun.add_argument("--force", action="store_true", help="replace the run that the work dir holds")
+    rerun.add_argument("--resume", action="store_true", help="resume from last.pth in the work dir")
+    rerun.add_argument("--force", action="store_true", help="replace the run in the work dir")
     return parser.parse_args()
 
 
@@ -143,7 +145,7 @@ VAL_TRANSFORMS = [T.Resize(RESIZE), T.CenterCrop(CROP), T.ToTensor(), T.Normaliz
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decode a photo as RGB; raises InputError where it can't be decoded to its last pixel."""
+    """Decode a photo as RGB; raise InputError if any part of it can't be decoded."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -154,7 +156,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 class Flowers(Dataset):
-    """The photos of one list of the dataset folder: (3 x 224 x 224 float32 tensor, label) pairs."""
+    """The photos of one split of the dataset folder as (3 x 224 x 224 float32 tensor, label) pairs."""
 
     def __init__(self, root: Path, samples: list[tuple[str, int]], steps: list) -> None:
         self.root, self.samples, self.transform = root, samples, T.Compose(steps)
@@ -168,7 +170,7 @@ class Flowers(Dataset):
 
 
 def seed_everything(seed: int) -> None:
-    """Seed this process; a DataLoader draws its order, and the seeds of its workers' three generators, from torch's."""
+    """Seed Python, NumPy and torch; a DataLoader takes its order and its workers' seeds from torch's generator."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -178,17 +180,17 @@ def seed_everything(seed: int) -> None:
 
 
 def load(path: Path) -> dict:
-    """Load a dict that torch.save wrote. Only tensors and plain values: a full pickle could run any command."""
+    """Load a dict written by torch.save, tensors and plain values only: a full pickle could execute any code."""
     try:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # UnpicklingError, RuntimeError, EOFError, OSError: each kind of damage has its own
-        # Not torch's message: it advises to load the file unsafely.
+    except Exception as error:  # UnpicklingError, RuntimeError, EOFError, OSError: it depends on the damage
+        # torch's own message is left out, because it advises loading the file unsafely.
         reason = getattr(error, "strerror", None) or "it is damaged, or holds more than tensors and plain values"
         raise InputError(f"{path} can't be loaded safely: {reason}", "a .pth file of plain tensors is needed") from None
 
 
 def imagenet_weights() -> dict:
-    """Return torchvision's own weights: from its cache, else downloaded into it and verified."""
+    """Return torchvision's own weights, from its cache or downloaded into it and verified."""
     path = Path(torch.hub.get_dir(), "checkpoints", WEIGHTS)
     if path.is_file():
         return load(path)
@@ -196,7 +198,7 @@ def imagenet_weights() -> dict:
     try:
         enum = models.ResNet18_Weights.IMAGENET1K_V1
         return enum.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
-    except (OSError, HTTPException, RuntimeError) as error:  # no answer, broken off, wrong hash
+    except (OSError, HTTPException, RuntimeError) as error:  # no answer, connection lost, wrong hash
         hint = f"put {WEIGHTS} into {path.parent}, or name a copy with --weights FILE (--weights none: from scratch)"
         raise InputError(f"{WEIGHTS} can't be downloaded: {error}", hint) from None
     finally:
@@ -204,17 +206,17 @@ def imagenet_weights() -> dict:
 
 
 def resnet18(weights: str | None) -> nn.Module:
-    """Build ImageNet's ResNet-18 with torchvision's weights (None), untrained ("none"), or with those of a file.
+    """Build ImageNet's ResNet-18 with torchvision's weights (None), random weights ("none"), or weights from a file.
 
     Raises:
-        InputError: Where they aren't a ResNet-18 in torchvision's key names, each difference named.
+        InputError: The weights aren't a ResNet-18 with torchvision's key names; each difference is named.
     """
     model = models.resnet18()
     if weights == "none":
         return model
     state_dict = load(Path(weights).expanduser()) if weights else imagenet_weights()
 
-    def shapes(tensors: dict) -> dict:  # of what has to match: not the last layer, nor the counters that old files lack
+    def shapes(tensors: dict) -> dict:  # to compare: without the last layer and the counters that old files lack
         named = {str(name): tuple(getattr(tensor, "shape", ["no tensor"])) for name, tensor in tensors.items()}
         return {n: shape for n, shape in named.items() if not n.startswith("fc.") and "num_batches_tracked" not in n}
 
@@ -236,13 +238,13 @@ criterion = nn.CrossEntropyLoss()  # the mean over a batch
 
 
 def one_epoch(model: nn.Module, loader: DataLoader, optimizer, device, amp: bool, what: str) -> tuple[float, int]:
-    """Go through all photos once, learning from them if there is an optimizer.
+    """Go through all photos once, and train on them if an optimizer is given.
 
     Returns:
-        The mean loss of a photo and the number of photos told right.
+        The mean loss per photo and the number of correct predictions.
     """
     training = optimizer is not None
-    model.train(training)  # in training BatchNorm uses the batch's statistics, in evaluation those it has gathered
+    model.train(training)  # BatchNorm uses the batch's statistics in training and its running statistics in evaluation
     layout = torch.channels_last if amp else torch.preserve_format
     loss_sum, correct = 0.0, 0
     for images, labels in progress(loader, total=len(loader), what=what, every_seconds=60):
@@ -268,7 +270,7 @@ def one_epoch(model: nn.Module, loader: DataLoader, optimizer, device, amp: bool
 
 
 def write(path: Path, content: str | dict) -> None:
-    """Put text, or a dict of tensors, into a file in such a way that at any moment the old or the new one is whole."""
+    """Write text, or a dict of tensors, to a file atomically: after a crash the old or the new file is complete."""
     buffer = io.BytesIO(content.encode() if isinstance(content, str) else b"")
     if not isinstance(content, str):
         torch.save(content, buffer)
@@ -303,7 +305,7 @@ def write_history(work_dir: Path, history: list[dict], best: str) -> None:
 
 
 def read_and_decode(data: Path) -> DatasetFolder:
-    """Read the dataset folder and decode each photo once: a broken one is known now, not in the middle of an epoch."""
+    """Read the dataset folder and decode each photo once, so that a broken one is found before the first epoch."""
     folder = read_dataset_folder(data)
     names = [name for samples in folder.samples.values() for name, _ in samples]
 
@@ -314,7 +316,7 @@ def read_and_decode(data: Path) -> DatasetFolder:
             return error.problems
         return []
 
-    with ThreadPool(os.cpu_count()) as pool:  # threads do: Pillow lets go of Python's lock while it decodes
+    with ThreadPool(os.cpu_count()) as pool:  # threads are enough: Pillow releases the GIL while it decodes
         decoded = progress(pool.imap(problems_of, names, chunksize=8), total=len(names), what="checking photos")
         if problems := [problem for found in decoded for problem in found]:
             raise InputError(problems=problems)
@@ -322,13 +324,13 @@ def read_and_decode(data: Path) -> DatasetFolder:
 
 
 def trained_before(weights: str | None) -> PhotoSet | None:
-    """Return the photos that an earlier run's weights were trained on; last.pth in the same folder has them."""
+    """Return the photos that the weights of an earlier run were trained on, from last.pth in the same folder."""
     beside = Path(weights or WEIGHTS).expanduser().with_name("last.pth")
     return from_state(load(beside).get("trained_on")) if weights not in (None, "none") and beside.is_file() else None
 
 
 def check_split(folder: DatasetFolder, val: PhotoSet, weights: str | None) -> None:
-    """Refuse weights that were trained on photos that are in val now, under any name and in any format."""
+    """Refuse weights that were trained on photos of val, even if their names or formats differ."""
     trained_on = trained_before(weights)
     if trained_on is None:
         return
@@ -348,7 +350,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def open_work_dir(work_dir: Path, resume: bool, force: bool) -> dict | None:
-    """Return the state to go on from, None for a fresh start."""
+    """Return the state to resume from; None for a new run."""
     names = [name for name in ("last.pth", "best_model.pth") if (work_dir / name).is_file()]
     if resume and len(names) < 2:
         raise InputError(f"{work_dir} has no last.pth and best_model.pth to resume from", "start without --resume")
@@ -362,7 +364,7 @@ def open_work_dir(work_dir: Path, resume: bool, force: bool) -> dict | None:
 
 
 def main(args: argparse.Namespace) -> None:
-    problems: list[Problem] = []  # all that can be known to be wrong is said before training, at once
+    problems: list[Problem] = []  # all problems are reported together, before training
 
     def attempt(step, *arguments):
         try:
@@ -383,8 +385,8 @@ def main(args: argparse.Namespace) -> None:
     folder = attempt(read_and_decode, args.data)
     device = attempt(pick_device, args.device)
     state = attempt(open_work_dir, args.work_dir, args.resume, args.force)
-    model = attempt(resnet18, "none" if args.resume else args.weights)  # a resumed run brings its own tensors
-    photos = {}  # identified by content: names can change, and a photo be replaced under its name
+    model = attempt(resnet18, "none" if args.resume else args.weights)  # a resumed run loads its own weights below
+    photos = {}  # identified by content, since names can change and photos can be replaced
     if folder:
         for split, samples in folder.samples.items():
             photos[split] = read_photos([(args.data / name, label) for name, label in samples])
@@ -402,7 +404,7 @@ def main(args: argparse.Namespace) -> None:
     if state and state.get("settings") != settings:
         what = f"{args.work_dir / 'last.pth'} is of another run: {state.get('settings')}, now {settings}"
         raise InputError(what, "resume with the settings and the dataset of its start, or begin anew with --force")
-    with hold_work_dir(args.work_dir):  # below all refusals: from here on files are written into it
+    with hold_work_dir(args.work_dir):  # after all checks, because files are written into it from here on
         if not args.skip_checks:
             report(findings, args.work_dir)
         train(args, device, folder, photos, model, settings, state)
@@ -436,10 +438,10 @@ def train(
     earlier = from_state(state.get("trained_on")) if state else trained_before(args.weights)
     trained_on = joined([photos["train"], earlier]).state()
     val_set = Flowers(args.data, folder.samples["val"], VAL_TRANSFORMS)
-    train_loader = DataLoader(train_set, shuffle=True, **loading)  # new workers each epoch: they take the epoch's seed
+    train_loader = DataLoader(train_set, shuffle=True, **loading)  # new workers in each epoch, to use its seed
     val_loader = DataLoader(val_set, persistent_workers=args.workers > 0, **loading)
     names = [name for name, _ in folder.samples["val"]]
-    match = match_prepared(args.data, "val", names, otherwise=names)  # otherwise: a folder that was made by hand
+    match = match_prepared(args.data, "val", names, otherwise=names)  # otherwise: for a folder that was made by hand
     there = f"{len(names) - len(match.added)} of {len(match.prepared)} prepared photos of val"
     measured = f"accuracy on {there}" if match.missing or match.added else "val top-1"
     counts = f"{len(train_set)} photos to train, {len(val_set)} to validate, {len(folder.classes)} classes"
@@ -452,7 +454,7 @@ def train(
 
     for epoch in range(len(history) + 1, args.epochs + 1):
         started = time.perf_counter()
-        # All that is random in an epoch follows from this number, so --resume needs no generator's state.
+        # Everything random in an epoch depends on this seed, so --resume needs no state of a generator.
         seed_everything(1000 * args.seed + epoch)
         what, lr = f"epoch {epoch}/{args.epochs}", optimizer.param_groups[0]["lr"]
         train_loss, train_correct = one_epoch(model, train_loader, optimizer, device, args.amp, f"{what} train")
@@ -470,7 +472,7 @@ def train(
         state = {"settings": settings, "history": history, "best_correct": best_correct, "best": best}
         state |= {"trained_on": trained_on}
         state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-        write(args.work_dir / "last.pth", state)  # after the others: if the epoch breaks off, --resume repeats it
+        write(args.work_dir / "last.pth", state)  # written last: --resume repeats an epoch that was interrupted
         numbers = f"train loss {train_loss:.4f} acc {train_acc:.2f} %  val loss {val_loss:.4f} acc {val_acc:.2f} %"
         print(f"{what}  lr {lr:.2g}  {numbers}  {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
 
