@@ -1,4 +1,4 @@
-"""The manners all commands share: errors, exit codes, signals, progress. Imports nothing heavy."""
+"""Shared command-line behaviour: error format, exit codes, signals, progress bars. Has no slow imports."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that keeps the description's line breaks and complains in the house's one-line form."""
+    """An argument parser that keeps the description's line breaks and prints errors in one line, as ``run`` does."""
 
     def __init__(self, *args, **kwargs) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def parse_args(self, *args, **kwargs) -> argparse.Namespace:  # type: ignore[override]
-        """Parse; or where the shell asks what could come next, answer that and leave."""
+        """Parse the arguments; if the shell asks for completions, print these and exit."""
         if "_ARGCOMPLETE" in os.environ:
             import argcomplete
 
@@ -43,24 +43,24 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(*args, **kwargs)
 
     def add_launcher(self) -> None:
-        """Take what torchrun, Slurm and MPI are told apart by, as MMEngine's tools do."""
+        """Add ``--launcher`` (torchrun, Slurm or MPI) and ``--local_rank``, as in MMEngine's tools."""
         self.add_argument(
             "--launcher",
             choices=("none", "pytorch", "slurm", "mpi"),
             default="none",
-            help="what starts several processes; torchrun is pytorch's (default: none)",
+            help="launcher of a distributed run; pytorch means torchrun (default: none)",
         )
         self.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
     def add_cfg_options(self) -> None:
-        """Take changes to a config, in one ``--cfg-options`` or in several."""
+        """Add ``--cfg-options``, which may be repeated."""
         self.add_argument(
             "--cfg-options",
             action="extend",
             nargs="+",
             default=[],
             metavar="KEY=VALUE",
-            help="override the config, dotted keys",
+            help="override config values, with dotted keys",
         )
 
     def error(self, message: str) -> NoReturn:
@@ -76,22 +76,22 @@ class Stopped(BaseException):
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Run a command's ``main`` and leave the process as every command of this project does.
+    """Run a command's ``main`` and exit the process with the project's exit codes and error format.
 
-    Exit codes: 0 done, 1 a bug (with its traceback), 2 bad input (``error: what · hint: what to do``, one line for
-    each problem), 130 and 143 after SIGINT and SIGTERM.
+    Exit codes: 0 success, 1 a bug (with its traceback), 2 bad input (``error: what · hint: what to do``, one line per
+    problem), 130 after SIGINT, 143 after SIGTERM.
     """
 
     asked: list[int] = []
 
     def stop(signum: int, frame: object) -> NoReturn:
         asked.append(signum)
-        if hasattr(signal, "SIGCHLD"):  # a signal to the whole group ends torch's loader workers too, and its handler
-            signal.signal(signal.SIGCHLD, lambda *_: None)  # would raise a RuntimeError for them over Stopped
+        if hasattr(signal, "SIGCHLD"):  # a signal to the process group also ends DataLoader workers; torch's
+            signal.signal(signal.SIGCHLD, lambda *_: None)  # handler would replace Stopped by a RuntimeError
         raise KeyboardInterrupt if signum == signal.SIGINT else Stopped(signum)
 
     def not_lost(unraisable) -> None:
-        # A signal that arrives in a callback (around a fork, in a finaliser) raises where Python drops exceptions.
+        # Python discards exceptions in callbacks (around a fork, in a finaliser): send a signal from there again.
         asked = {Stopped: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}.get(unraisable.exc_type)
         if asked is None:
             sys.__unraisablehook__(unraisable)
@@ -99,7 +99,7 @@ def run(main: Callable[[], object]) -> NoReturn:
             threading.Timer(0.1, signal.raise_signal, (asked,)).start()
 
     signal.signal(signal.SIGTERM, stop)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where the shell has it ignored
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if the shell set it to be ignored
         signal.signal(signal.SIGINT, stop)
     sys.unraisablehook = not_lost
     code = 0
@@ -119,26 +119,28 @@ def run(main: Callable[[], object]) -> NoReturn:
     except Stopped as stopped:
         code = 128 + stopped.signum
         print("stopped", file=sys.stderr)
-    except BrokenPipeError:  # `… | head` went away: nobody is left to read what we would say
+    except BrokenPipeError:  # the reader, such as `… | head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception:
-        if asked:  # a library's bare `except:` has made another error of it (MMEngine's, around its config formatter)
+        if (
+            asked
+        ):  # a library's bare `except:` turned the signal into another error, as MMEngine's config formatter does
             code = 128 + asked[0]
             print("stopped", file=sys.stderr)
         else:
             traceback.print_exc()
             code = EXIT_BUG
-    # On its way out Python looks for garbage, several times, in all that the libraries define: a second or two of work.
+    # Python collects garbage several times at exit, in all objects of the libraries. This would take 1 to 2 seconds.
     gc.freeze()
     sys.exit(code)
 
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Import the libraries in it: meanwhile no garbage is looked for.
+    """Disable garbage collection for the imports in the ``with`` block.
 
-    PyTorch and OpenMMLab's packages make half a million objects, none of them garbage; Python's looking through them
-    again and again as they grow in number takes a quarter of their import.
+    Importing PyTorch and OpenMMLab's packages creates half a million objects, none of them garbage. Collecting takes a
+    quarter of the import time.
     """
     gc.disable()
     try:
@@ -148,7 +150,7 @@ def importing() -> Iterator[None]:
 
 
 def progress(items: Iterable[T], *, total: int, what: str, every_seconds: float = 10.0) -> Iterator[T]:
-    """Yield ``items`` and show on stderr how far it is: a bar on a terminal, a plain line now and then in a log."""
+    """Yield ``items`` and show the progress on stderr: a bar on a terminal, else a line every ``every_seconds``."""
     if on_terminal():
         yield from open_bar(items, total=total, desc=what)
         return
@@ -161,7 +163,7 @@ def progress(items: Iterable[T], *, total: int, what: str, every_seconds: float 
 
 
 def on_terminal() -> bool:
-    """Whether stderr is a terminal that a bar can be drawn on."""
+    """Return whether stderr is a terminal that can show a progress bar."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
@@ -169,7 +171,7 @@ _bars: weakref.WeakSet[tqdm] = weakref.WeakSet()
 
 
 def open_bar(*args, **kwargs) -> tqdm:
-    """Open a bar on the terminal, with tqdm's arguments; it is wiped off when it is closed."""
+    """Open a progress bar with tqdm's arguments; it is erased when it is closed."""
     from tqdm import tqdm
 
     bar = tqdm(*args, unit="", dynamic_ncols=True, leave=False, **kwargs)
@@ -178,20 +180,20 @@ def open_bar(*args, **kwargs) -> tqdm:
 
 
 def close_bars() -> None:
-    """Close the bars that an error or a signal has left open: what is printed next begins on a clean line."""
+    """Close the bars that an error or a signal left open, so that the next output starts on a new line."""
     for bar in list(_bars):
         bar.close()
 
 
 def processors() -> int:
-    """Processors that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def existing_folder(text: str) -> Path:
-    """An argparse type: a folder that must be there."""
+    """Parse the path of an existing folder, as an argparse ``type``."""
     path = Path(text).expanduser()
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is not a folder")
@@ -199,7 +201,7 @@ def existing_folder(text: str) -> Path:
 
 
 def existing_file(text: str) -> Path:
-    """An argparse type: a file that must be there."""
+    """Parse the path of an existing file, as an argparse ``type``."""
     path = Path(text).expanduser()
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"{text} is not a file")
@@ -207,7 +209,7 @@ def existing_file(text: str) -> Path:
 
 
 def natural(text: str) -> int:
-    """An argparse type: a number from 0."""
+    """Parse an integer from 0, as an argparse ``type``."""
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} is less than 0")
@@ -215,7 +217,7 @@ def natural(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """An argparse type: a number from 1."""
+    """Parse an integer from 1, as an argparse ``type``."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
@@ -225,13 +227,13 @@ def positive(text: str) -> int:
 def _leave_process_group() -> None:
     """Wait for the other processes of a distributed run, then close the connections to them.
 
-    A process that ends with them open can abort on its way out (SIGABRT from Gloo's threads), and torchrun then stops
-    the main process, which still writes the predictions.
+    A process that exits with open connections can abort (SIGABRT from Gloo's threads). torchrun then stops the main
+    process, which may still be writing the predictions.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return
-    with contextlib.suppress(RuntimeError):  # another process has ended, with an error that it prints itself
+    with contextlib.suppress(RuntimeError):  # another process ended with an error, which it prints itself
         distributed.barrier()
     distributed.destroy_process_group()
 

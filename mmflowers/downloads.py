@@ -1,4 +1,4 @@
-"""Downloads that go on where they were interrupted, are verified, and only then get their name."""
+"""Download files with resumption after interruptions, checksum verification and a cache."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from mmflowers.files import file_sha256
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 30.0
-ATTEMPTS = 4  # an address, each going on where the one before broke off
-PAUSE_S = 1.0  # before the second attempt; twice that before the third, and so on
-SLOW_WINDOW_S, SLOW_BYTES_PER_S = 60.0, 1024  # a server that drips never runs into the read timeout
-MAX_BYTES = 64 << 30  # where the size isn't known beforehand
+ATTEMPTS = 4  # per address; each resumes where the one before stopped
+PAUSE_S = 1.0  # before the second attempt, twice as long before the third, and so on
+SLOW_WINDOW_S, SLOW_BYTES_PER_S = 60.0, 1024  # a very slow server never triggers the read timeout
+MAX_BYTES = 64 << 30  # limit if the size isn't known beforehand
 CHUNK_BYTES = 1 << 17
-MAX_PHOTO_BYTES, PHOTO_S = 64 << 20, 60.0  # of a single photo
+MAX_PHOTO_BYTES, PHOTO_S = 64 << 20, 60.0  # limits for a single photo
 RETRIED_STATUSES = {408, 429, 500, 502, 503, 504}
 
 
 class _Failed(Exception):
-    """This address won't give the file."""
+    """The file can't be downloaded from this address."""
 
 
 class _Interrupted(Exception):
-    """This address may give the rest when asked again."""
+    """The download was interrupted; another attempt may succeed."""
 
 
 def fetch(
@@ -49,25 +49,24 @@ def fetch(
     limit: int = MAX_BYTES,
     wait: bool = False,
 ) -> Path:
-    """Return a local file with the given hash: from ``folder`` if it is there, else from the first address that has it.
+    """Return a local file with the given hash: from the cache ``folder``, or from the first address that has it.
 
-    What arrives is kept in a ``.part`` file that a later call continues (HTTP Range). Because the hash decides, plain
-    http is as good as https.
+    Received data is kept in a ``.part`` file, and a later call resumes the download (HTTP Range). With a
+    ``sha256``, http is as safe as https.
 
     Args:
         urls: http or https addresses of the same file, tried in order.
-        sha256: 64 lower-case hex digits, or the first of them; empty where nothing is known, and then any file in the
-            cache is taken and no download is continued.
-        folder: The cache; made if missing.
-        size: In bytes, where it is known: a wrong size is then seen before the download.
-        hint: What the user can do when nothing helps.
-        cached_as: The name in the cache; default one that begins with the hash.
-        limit: The most bytes that are taken.
-        wait: Whether to wait for another process that is just downloading the file.
+        sha256: 64 lower-case hex digits, or the first of them. If it is empty, any file in the cache is accepted and no
+            download is resumed.
+        folder: The cache; created if missing.
+        size: In bytes, if known: a wrong size is then detected before the download.
+        hint: What the user can do if all addresses fail.
+        cached_as: The file name in the cache; the default begins with the hash.
+        limit: The maximum size in bytes.
+        wait: Whether to wait for another process that is downloading the file.
 
     Raises:
-        InputError: In one line, when no address gives the file or (without ``wait``) another process is just
-            downloading it.
+        InputError: No address provides the file, or (without ``wait``) another process is downloading it.
     """
     name = file_name(urls[0])
     target = folder / (cached_as or f"{sha256[:16]}-{name}")
@@ -98,8 +97,10 @@ def fetch(
         received = _size(part)
         if len(reasons) < len(urls):
             if os.name == "nt":
-                part.close()  # there an open file can't be renamed
-            Path(part.name).replace(target)  # while it is locked: who waits for it must not take it for a part
+                part.close()  # Windows can't rename an open file
+            Path(part.name).replace(
+                target
+            )  # while it is locked: a waiting process must not mistake it for a partial file
             return target
     if received == 0 or not sha256:
         Path(part.name).unlink()
@@ -109,15 +110,15 @@ def fetch(
 
 
 def is_cached(path: Path, sha256: str) -> bool:
-    """Whether a file is there whose sha256 begins with these hex digits, of which there may be none."""
+    """Return whether the file exists and its sha256 begins with these hex digits; "" matches any."""
     return path.is_file() and (not sha256 or file_sha256(path).startswith(sha256))
 
 
 def fetch_photo(url: str, *, limit: int = MAX_PHOTO_BYTES, seconds: float = PHOTO_S) -> bytes:
-    """Return the bytes that an address sends, if they can be those of an image; nothing is kept.
+    """Return the bytes of an image at an address, without storing them in the cache.
 
     Raises:
-        InputError: In one line: no answer, an error page, more than ``limit`` bytes, or not done within ``seconds``.
+        InputError: No response, not an image, more than ``limit`` bytes, or not complete within ``seconds``.
     """
     deadline = time.monotonic() + seconds
     data = bytearray()
@@ -141,31 +142,31 @@ def fetch_photo(url: str, *, limit: int = MAX_PHOTO_BYTES, seconds: float = PHOT
         raise InputError(_one_line(f"answers {error.code} {error.reason}")) from error
     except TimeoutError as error:
         raise InputError("no answer in time") from error
-    except (_Failed, OSError, http.client.HTTPException, ValueError) as error:  # ValueError: no address at all
+    except (_Failed, OSError, http.client.HTTPException, ValueError) as error:  # ValueError: not a URL
         reason = getattr(error, "reason", error)
         raise InputError(_one_line(str(getattr(reason, "strerror", None) or reason or type(error).__name__))) from error
     return bytes(data)
 
 
 def file_name(url: str) -> str:
-    """Return the last part of an address, safe as the name of a file."""
+    """Return the last part of an address as a safe file name."""
     return re.sub(r"[^\w.+-]", "_", unquote(urlsplit(url).path).rpartition("/")[2]).lstrip(".")[-100:] or "download"
 
 
 def looks_like_html(head: bytes) -> bool:
-    """Whether the first bytes are those of a web page: what login and error pages send in place of a file."""
+    """Return whether the first bytes are those of a web page, such as a login or error page sent instead of a file."""
     return (
         head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html", b"<head", b"<!--"))
     )
 
 
 def _download(url: str, part: BinaryIO, sha256: str, size: int | None, most: int) -> None:
-    """Complete ``part`` from one address, or raise _Failed; what arrived stays in it unless it is wrong."""
+    """Complete ``part`` from one address or raise _Failed; received data is kept unless it is wrong."""
     reason = ""
     for attempt in range(ATTEMPTS):
         time.sleep(PAUSE_S * attempt)
         if not sha256:
-            part.truncate(0)  # nothing would tell that two versions were mixed
+            part.truncate(0)  # without a hash, a mix of two versions couldn't be detected
         start = _size(part)
         if size is None or start != size:
             try:
@@ -181,19 +182,19 @@ def _download(url: str, part: BinaryIO, sha256: str, size: int | None, most: int
         reason = f"what it sends has the sha256 {digest}, expected is {sha256}"
         if start == 0:
             break
-        # Two files may have been mixed, the older part being from another version: once more from the beginning.
+        # The older part may be from another version of the file: download it again from the beginning.
     raise _Failed(reason)
 
 
 def _request(url: str, part: BinaryIO, start: int, size: int | None, most: int) -> int:
-    """Append what is missing after ``start`` bytes; return where the answer really began (0: a whole new file)."""
+    """Append the data after ``start`` bytes; return where the response really began (0: the whole file)."""
     headers = {"Range": f"bytes={start}-"} if start else {}
     try:
         response = _opener().open(_asked_for(url, headers), timeout=CONNECT_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416 and start:
-            return start  # nothing comes after what is there: the hash tells whether it is the file
+            return start  # no bytes follow those received; the hash shows whether the file is complete
         raise (_Interrupted if error.code in RETRIED_STATUSES else _Failed)(
             f"answers {error.code} {error.reason}"
         ) from error
@@ -211,7 +212,7 @@ def _request(url: str, part: BinaryIO, start: int, size: int | None, most: int) 
                 part.truncate(0)
                 raise _Interrupted("it sends another range than the one asked for")
             total = None if said[2] == "*" else int(said[2])
-        else:  # a server that doesn't know ranges sends all of it
+        else:  # a server without range support sends the whole file
             start = 0
             length = response.headers.get("Content-Length", "")
             total = int(length) if re.fullmatch(r"\d{1,18}", length) else None
@@ -226,7 +227,7 @@ def _request(url: str, part: BinaryIO, start: int, size: int | None, most: int) 
                 if received == 0 and looks_like_html(chunk):
                     raise _Failed("it sends a web page in place of the file")
                 if received == start:
-                    part.truncate(start)  # only now: a page of a captive portal must not cost what was there
+                    part.truncate(start)  # not earlier: the page of a captive portal must not delete received data
                 received += len(chunk)
                 if received > limit:
                     part.truncate(0)
@@ -255,7 +256,7 @@ def _page(response: http.client.HTTPResponse, start: int) -> str:
 
 
 def _chunks(response: http.client.HTTPResponse, total: int, done: int, name: str) -> Iterator[bytes]:
-    """Yield what arrives as it arrives, show how far it is on stderr, and give up on a server that only drips."""
+    """Yield the data as it arrives, show the progress on stderr, and raise TimeoutError if the server is too slow."""
     from tqdm import tqdm
 
     shown = marked = time.monotonic()
@@ -282,13 +283,13 @@ def _chunks(response: http.client.HTTPResponse, total: int, done: int, name: str
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req, fp, code, msg, headers, newurl):
-        if urlsplit(newurl).scheme not in ("http", "https"):  # the base class lets ftp pass
+        if urlsplit(newurl).scheme not in ("http", "https"):  # the base class allows ftp
             raise _Failed(f"it redirects to {urlsplit(newurl).scheme}:, which isn't http(s)")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 class _PatientOnceConnected:
-    """A connection with one timeout for the handshake and a longer one for the answer; urllib knows only one."""
+    """A connection with one timeout to connect and a longer one to read; urllib has only one for both."""
 
     def connect(self) -> None:
         super().connect()
@@ -311,7 +312,7 @@ class _HTTP(urllib.request.HTTPHandler):
 class _HTTPS(urllib.request.HTTPSHandler):
     def https_open(self, req):
         context = ssl.create_default_context()
-        with contextlib.suppress(ImportError):  # some Pythons find no authorities of the system's
+        with contextlib.suppress(ImportError):  # some Python builds don't find the system's CA certificates
             import certifi
 
             context.load_verify_locations(certifi.where())
@@ -319,7 +320,7 @@ class _HTTPS(urllib.request.HTTPSHandler):
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Return an opener that speaks http and https only; urllib's default one also opens file: and ftp:."""
+    """Return an opener for http and https only; urllib's default one also opens file: and ftp:."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -334,23 +335,23 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _lock(part: BinaryIO) -> bool:
-    """Lock a part file; False if another process has it. Windows has no flock, there the hash alone guards."""
+    """Lock a part file; return False if another process holds it. Without flock (Windows), only the hash protects."""
     try:
         import fcntl
     except ImportError:
         return True
     try:
         fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The other may have finished in between: the lock is then on a file that has another name by now.
+        # If the other process finished in between, the file that is locked here has been renamed.
         return os.path.samestat(os.fstat(part.fileno()), Path(part.name).stat())
     except (BlockingIOError, FileNotFoundError):
         return False
-    except OSError:  # a file system without locks: the hash alone guards
+    except OSError:  # a file system without locks: only the hash protects
         return True
 
 
 def _one_line(text: str) -> str:
-    """Whatever a server sent as its reason, harmless on a terminal."""
+    """Return a server's message as one line without control characters, at most 300 characters."""
     return "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))[:300]
 
 

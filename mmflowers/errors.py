@@ -1,4 +1,4 @@
-"""What goes wrong because of what came in: said in one line each, all of them at once."""
+"""Errors caused by the user's input: one line per problem, all problems together."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGE, STANDARD_LIBRARY = Path(__file__).parent, Path(sysconfig.get_path("stdlib"))
-NAMED = 3  # of many things an error names so many
+NAMED = 3  # items of a longer list that an error names
 RELAYED = "Original Traceback (most recent call last):"
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong with the input, and what the user can do about it."""
+    """One problem with the input, and what the user can do about it."""
 
     what: str
     hint: str = ""
@@ -24,7 +24,7 @@ class Problem(NamedTuple):
 
 
 class InputError(Exception):
-    """Bad input, as opposed to a bug: a command prints every problem in one line each and exits with 2.
+    """Bad input, as opposed to a bug: a command prints one line per problem and exits with code 2.
 
     Args:
         what: What is wrong and where, without a trailing full stop.
@@ -34,7 +34,7 @@ class InputError(Exception):
 
     def __init__(self, what: str = "", hint: str = "", *, problems: Iterable[Problem] = ()) -> None:
         if RELAYED in what:
-            # torch's DataLoader raises an error of a worker anew, from the text of its traceback alone.
+            # torch's DataLoader raises a worker's error again, with the text of its traceback as the only argument.
             what, _, hint = (
                 what.strip()
                 .rpartition(f"{type(self).__module__}.{type(self).__qualname__}: ")[2]
@@ -45,26 +45,26 @@ class InputError(Exception):
             raise ValueError("an InputError needs at least one problem")
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
-    def __reduce__(self):  # exceptions with keyword-only arguments do not travel between processes by themselves
+    def __reduce__(self):  # exceptions with keyword-only arguments can't be pickled otherwise
         return (_rebuild, (self.problems,))
 
 
 def some(items: Iterable[object]) -> str:
-    """``a, b, c and 4 more``."""
+    """Format the first items of a list: ``a, b, c and 4 more``."""
     names = [str(item) for item in items]
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def count(number: int, what: str = "photo") -> str:
-    """``1 photo``, ``2 photos``."""
+    """Format a number with its noun: ``1 photo``, ``2 photos``."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def is_own(error: BaseException) -> bool:
-    """Whether an error arose in this package's own code: a bug, whatever the user's input was.
+    """Return whether an error was raised in this package's own code, which makes it a bug.
 
-    Where user's classes are built and called, any error may be the user's. It isn't where the innermost frame of the
-    traceback, the standard library's aside, is one of this package. An ``InputError`` is never a bug.
+    Where classes of the user are built and called, an error may come from them. It comes from this package if the
+    innermost frame of the traceback outside the standard library is in this package. An ``InputError`` is never a bug.
     """
     if isinstance(error, InputError):
         return False

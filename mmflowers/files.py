@@ -1,6 +1,6 @@
-"""Result files: written whole or not at all, disk errors in one line, CSV cells that no spreadsheet runs, locks.
+"""Result files: atomic writes, one-line disk errors, CSV cells safe from formula injection, and locks.
 
-Imports nothing heavy; every room may use it.
+Has no slow imports; every package of the project may use it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from typing import IO, Any
 
 from mmflowers.errors import InputError
 
-DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})  # never a wrong path
-REFUSALS = DISK_ERRORS | {errno.EACCES, errno.EPERM}  # by the disk or its owner
+DISK_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+)  # problems of the disk, never of the path
+REFUSALS = DISK_ERRORS | {errno.EACCES, errno.EPERM}  # or of permissions
 
 LOCK, HOLDER = ".training.lock", ".training.txt"  # in a work dir
 
@@ -47,13 +49,13 @@ _HINTS = {
 def explained(
     path: str | Path, *, elsewhere: str = "write to another place", only: Collection[int] = ()
 ) -> Iterator[None]:
-    """Turn an ``OSError`` into an ``InputError`` that names the file, what the disk said and what to do.
+    """Turn an ``OSError`` into an ``InputError`` that names the file, the system's message and what to do.
 
     Args:
-        path: What is written.
+        path: The file or folder that is written.
         elsewhere: How the user chooses another place, such as "choose another --out".
-        only: Where other code runs too: the values of ``errno`` to explain, such as ``REFUSALS``. The line then names
-            the file that the error names.
+        only: The values of ``errno`` to turn into an ``InputError``, such as ``REFUSALS``, if other code runs in the
+            block too. The message then names the file of the ``OSError``.
 
     Raises:
         InputError: In place of the ``OSError``.
@@ -70,24 +72,24 @@ def explained(
 
 
 class AtomicFile:
-    """A file that is written under a hidden name beside its own, which it gets by ``commit``.
+    """A file that is written under a hidden temporary name in the same folder and renamed by ``commit``.
 
-    Until then what lay there before stays as it is; a permission to write to that is needed, and is kept. A link is
-    followed: the file it leads to is replaced. FIFOs, devices and this process's own stdout and stderr can't be
-    replaced and are written to directly.
+    Until then an existing file is unchanged. It must be writable, and its mode and owner are kept. A symbolic link is
+    followed, and its target is replaced. FIFOs, devices and this process's own stdout and stderr can't be replaced and
+    are written to directly.
 
     Args:
-        path: Of the file.
-        text: ``file`` takes text, as UTF-8 with line ends as they are, instead of bytes.
-        errors: How text that can't be encoded is treated, as of ``open``.
-        sync: Whether ``commit`` waits until the content is on the disk, so that not even a power cut leaves an empty
-            file under the name. Not needed for what takes a moment to make again.
+        path: The file to write.
+        text: Whether ``file`` takes text, as UTF-8 without newline translation, instead of bytes.
+        errors: The handling of encoding errors, as in ``open``.
+        sync: Whether ``commit`` waits until the content is on the disk (fsync), so that a power failure can't leave an
+            empty file. Not needed for files that are quickly written again.
 
     Attributes:
-        file: To write to.
+        file: The open file to write to.
 
     Raises:
-        OSError: From each method, as the disk says it.
+        OSError: From each method, as the operating system reports it.
     """
 
     def __init__(self, path: str | Path, *, text: bool = False, errors: str = "strict", sync: bool = True) -> None:
@@ -96,16 +98,20 @@ class AtomicFile:
         self._partial: Path | None = None
         before = None
         with contextlib.suppress(FileNotFoundError):
-            before = os.stat(path)  # noqa: PTH116  # of a link in /dev/fd too, whose real path is none
+            before = os.stat(path)  # noqa: PTH116  # works for a link in /dev/fd too, whose target isn't a real path
         stream = before and _open_stream(path, before)
         if stream is None:
             if before:
-                os.close(os.open(self._target, os.O_WRONLY))  # a folder, write-protected: refused as `open` would
-            # As many characters as fit whatever their bytes; `.*.pth.partial` finds those that a kill has left.
+                os.close(
+                    os.open(self._target, os.O_WRONLY)
+                )  # raises for a folder or a write-protected file, as `open` does
+            # 50 characters fit in any encoding. `.*.pth.partial` matches the files that a killed process left.
             self._partial = self._target.with_name(f".{os.urandom(4).hex()}.{self._target.name[-50:]}.partial")
             stream = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
             if before:
-                with contextlib.suppress(OSError, AttributeError):  # another's file; Windows; disks without owners
+                with contextlib.suppress(
+                    OSError, AttributeError
+                ):  # a file of another user, Windows, file systems without owners
                     os.chown(self._partial, before.st_uid, before.st_gid)
                 with contextlib.suppress(OSError):
                     self._partial.chmod(stat.S_IMODE(before.st_mode))
@@ -115,13 +121,13 @@ class AtomicFile:
         self.file: IO[Any] = open(stream, **how)  # noqa: PTH123, SIM115
 
     def commit(self) -> None:
-        """Put the file in the place of the one that was there."""
+        """Rename the file to its final name, replacing an existing file."""
         self._finish()
         if self._partial:
             self._partial.replace(self._target)
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Delete the temporary file."""
         with contextlib.suppress(OSError):
             self.file.close()
         if self._partial:
@@ -129,10 +135,10 @@ class AtomicFile:
                 self._partial.unlink()
 
     def keep(self) -> Path:
-        """Keep what was written as ``<name>.partial<extension>`` beside the file, numbered where that is taken.
+        """Keep what was written as ``<name>.partial<extension>`` in the same folder, numbered if that name exists.
 
         Returns:
-            The new name; of a FIFO and the like the file's own.
+            The new path; for a FIFO or device, the original path.
         """
         self._finish()
         if not self._partial:
@@ -149,11 +155,11 @@ class AtomicFile:
 
 
 def _open_stream(path: str | Path, status: os.stat_result) -> int | None:
-    """A descriptor to write to something that can't be replaced; None where it is a file or a folder like others."""
+    """Return a descriptor for something that can't be replaced; None for a regular file or a folder."""
     for own in (1, 2):
         with contextlib.suppress(OSError):  # closed
             if os.path.samestat(status, os.fstat(own)):
-                return os.dup(own)  # shares its place in a file, and works for a socket
+                return os.dup(own)  # shares its file offset, and works for a socket
     if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
         return None
     return os.open(path, os.O_WRONLY)
@@ -161,16 +167,16 @@ def _open_stream(path: str | Path, status: os.stat_result) -> int | None:
 
 @contextmanager
 def replacing(path: str | Path, *, text: bool = False, sync: bool = True) -> Iterator[IO[Any]]:
-    """Write a file whole or not at all: at the end of the context it gets its name, after any exception it is gone.
+    """Write a file atomically: it is renamed at the end of the ``with`` block, and deleted after an exception.
 
     Args:
-        path: See ``AtomicFile``, as for ``text`` and ``sync``.
+        path, text, sync: See ``AtomicFile``.
 
     Yields:
         The file to write to.
 
     Raises:
-        OSError: As the disk says it, naming ``path``; ``explained`` makes a line of it.
+        OSError: As the operating system reports it, with ``path`` as its file; ``explained`` turns it into one line.
     """
     whole = None
     try:
@@ -186,11 +192,11 @@ def replacing(path: str | Path, *, text: bool = False, sync: bool = True) -> Ite
 
 
 def write_bytes(path: str | Path, data: bytes, *, sync: bool = True, elsewhere: str = "write to another place") -> None:
-    """Write a file whole or not at all.
+    """Write a file atomically.
 
     Args:
-        path: See ``AtomicFile``, as for ``sync``.
-        data: Its content.
+        path, sync: See ``AtomicFile``.
+        data: The content.
         elsewhere: See ``explained``.
 
     Raises:
@@ -201,15 +207,15 @@ def write_bytes(path: str | Path, data: bytes, *, sync: bool = True, elsewhere: 
 
 
 def write_text(path: str | Path, text: str, *, sync: bool = True, elsewhere: str = "write to another place") -> None:
-    """Write UTF-8 with plain line feeds on every system; otherwise as ``write_bytes``."""
+    """Write UTF-8 text with ``write_bytes``, without newline translation."""
     write_bytes(path, text.encode(), sync=sync, elsewhere=elsewhere)
 
 
 def write_csv(path: str | Path, rows: Iterable[Iterable[Any]], *, elsewhere: str = "write to another place") -> None:
-    """Write a CSV that ``read_csv`` reads, whole or not at all; the first row is the header.
+    """Write a CSV atomically, to be read by ``read_csv``; the first row is the header.
 
     Raises:
-        InputError: As of ``write_bytes``.
+        InputError: See ``write_bytes``.
     """
     text = io.StringIO()
     write_rows(text, rows)
@@ -218,11 +224,11 @@ def write_csv(path: str | Path, rows: Iterable[Iterable[Any]], *, elsewhere: str
 
 @contextmanager
 def creating(path: Path) -> Iterator[IO[bytes]]:
-    """Create a file where none is yet; after any exception it is gone again.
+    """Create a new file; it is deleted after an exception.
 
     Raises:
-        FileExistsError: One is there.
-        OSError: As the disk says it.
+        FileExistsError: The file exists.
+        OSError: As the operating system reports it.
     """
     file = path.open("xb")
     try:
@@ -236,14 +242,14 @@ def creating(path: Path) -> Iterator[IO[bytes]]:
 
 
 def file_sha256(path: str | Path) -> str:
-    """The sha256 of a file's content, as 64 lower-case hex digits."""
+    """Return the sha256 of a file's content, as 64 lower-case hex digits."""
     import pooch
 
     return pooch.file_hash(str(path), alg="sha256")
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where system and file system can."""
+    """Write a folder's entries to the disk (fsync), if the operating system and the file system support it."""
     if os.name == "posix":
         fd = os.open(folder, os.O_RDONLY)
         try:
@@ -253,16 +259,16 @@ def sync_folder(folder: Path) -> None:
             os.close(fd)
 
 
-# A spreadsheet runs a cell that begins with one of these (owasp.org/www-community/attacks/CSV_Injection), blanks before
-# it or not. Where the decimal mark is a comma it also splits rows at semicolons, heedless of quotes within a cell: so
-# what follows a semicolon, tab or line end counts as a beginning too.
+# A spreadsheet executes a cell that starts with one of these (owasp.org/www-community/attacks/CSV_Injection), even
+# after blanks. In locales with a decimal comma it also splits rows at semicolons, ignoring quotes within a cell.
+# Therefore the text after a semicolon, tab or line end counts as the start of a cell too.
 _FORMULA = r"(?=['\s]*?[=+\-@＝＋－＠\t\r\n])"
 _ESCAPE = re.compile(rf"(?<![^;\t\r\n]){_FORMULA}")
 _UNESCAPE = re.compile(rf"(?<![^;\t\r\n])'{_FORMULA}")
 
 
 def escape_cell(text: str) -> str:
-    """Put a single quote before whatever a spreadsheet would run as a formula; other text stays as it is."""
+    """Put a single quote before anything a spreadsheet would execute as a formula; other text is unchanged."""
     return _ESCAPE.sub("'", text)
 
 
@@ -272,31 +278,31 @@ def unescape_cell(text: str) -> str:
 
 
 def write_rows(file: IO[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write rows of CSV, text escaped and numbers as they are, into a file opened with ``newline=""``."""
+    """Write CSV rows, with escaped text and unescaped numbers, to a file opened with ``newline=""``."""
     plain = csv.writer(file, lineterminator="\n")
     quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
     for row in rows:
         cells = [escape_cell(cell) if isinstance(cell, str) else cell for cell in row]
-        # By itself the writer quotes a carriage return only where rows end in one; to the reader it always is an end.
+        # The writer quotes a carriage return only if rows end with one, but the reader ends a row at any.
         returns = any(isinstance(cell, str) and "\r" in cell for cell in cells)
         (quoted if returns else plain).writerow(cells)
 
 
 def read_rows(file: Iterable[str]) -> Iterator[list[str]]:
-    """Yield the rows of a CSV, header first, with the text that ``write_rows`` was given.
+    """Yield the rows of a CSV, header first, with the text as it was given to ``write_rows``.
 
     Raises:
-        csv.Error: It is none.
+        csv.Error: The text is not valid CSV.
     """
     for row in csv.reader(file):
         yield [unescape_cell(cell) for cell in row]
 
 
 def read_csv(path: str | Path) -> list[list[str]]:
-    """Read a CSV that ``write_csv`` wrote: its rows, header first.
+    """Read the rows of a CSV written by ``write_csv``, header first.
 
     Raises:
-        OSError, ValueError, csv.Error: It can't be read, or is none.
+        OSError, ValueError, csv.Error: The file can't be read or is not valid CSV.
     """
     with Path(path).open(newline="", encoding="utf-8") as file:
         return list(read_rows(file))
@@ -304,15 +310,15 @@ def read_csv(path: str | Path) -> list[list[str]]:
 
 @contextmanager
 def hold_work_dir(work_dir: str | Path) -> Iterator[None]:
-    """Hold the lock of a work dir, which one training at a time has; make the folder if it isn't there.
+    """Lock a work dir for one training at a time; create the folder if it doesn't exist.
 
-    The operating system releases the lock when the process ends, however it ends. Who holds it is in a file of its own:
-    on Windows nobody else can read a locked one. Readers of the work dir need no lock.
+    The operating system releases the lock when the process ends, even if it is killed. The holder is named in a
+    separate file, because other processes can't read a locked file on Windows. Readers of the work dir need no lock.
 
     Raises:
-        InputError: Another training holds it, which is named; the disk refuses it.
+        InputError: Another training holds the lock (the message names it), or the folder can't be written to.
     """
-    from filelock import FileLock, Timeout  # not needed by commands that only read
+    from filelock import FileLock, Timeout  # imported here, as commands that only read don't need it
 
     folder = Path(work_dir)
     lock, holder = FileLock(folder / LOCK), folder / HOLDER
@@ -322,7 +328,7 @@ def hold_work_dir(work_dir: str | Path) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout as error:
             who = "another process"
-            with contextlib.suppress(OSError):  # that has only just begun
+            with contextlib.suppress(OSError):  # the file may not be written yet
                 who = holder.read_text(encoding="utf-8").strip()
             what = f"another training writes to {work_dir}: {who}"
             raise InputError(what, "wait until it has ended, or choose another --work-dir") from error

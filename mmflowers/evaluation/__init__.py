@@ -1,1 +1,1 @@
-"""Predictions and logs → numbers."""
+"""Metrics, statistics and records of tests, from predictions and training logs."""

@@ -1,4 +1,4 @@
-"""How far a model's probabilities can be taken at their word."""
+"""Calibration: reliability bins and the expected calibration error."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mmflowers.evaluation.predictions import Predictions
 
 @dataclass(frozen=True)
 class Calibration:
-    """Predictions sorted into bins of equal width by their confidence, the score of the predicted class.
+    """Predictions in bins of equal width by confidence, the score of the predicted class.
 
     Attributes:
-        edges: Ends of the bins in 0…1, float64 of shape (bins + 1,); a bin holds its upper end, not its lower one.
+        edges: Edges of the bins in 0…1, float64 of shape (bins + 1,); a bin includes its upper edge, not its lower one.
         counts: Photos in each bin, int64 of shape (bins,).
-        confidence: Mean confidence in each bin, NaN in empty ones, float64 of shape (bins,).
-        accuracy: Share of right predictions in each bin, likewise.
+        confidence: Mean confidence in each bin, NaN in empty bins, float64 of shape (bins,).
+        accuracy: Share of correct predictions in each bin, in 0…1, NaN in empty bins, float64 of shape (bins,).
     """
 
     edges: np.ndarray
@@ -33,11 +33,11 @@ class Calibration:
 
 
 def calibrate(predictions: Predictions, bins: int = 15) -> Calibration:
-    """Bin the predictions as Guo et al. do (On Calibration of Modern Neural Networks, ICML 2017, equations 1 to 3)."""
+    """Bin the predictions as in Guo et al. (On Calibration of Modern Neural Networks, ICML 2017, equations 1 to 3)."""
     confidence = predictions.scores.max(axis=1).astype(np.float64)
     right = (predictions.predicted == predictions.labels).astype(np.float64)
     edges = np.linspace(0.0, 1.0, bins + 1)
-    # Clipped: a float32 softmax can come out a rounding error above 1.
+    # Clipped, because rounding can make a float32 softmax slightly larger than 1.
     where = np.clip(np.digitize(confidence, edges, right=True) - 1, 0, bins - 1)
     counts = np.bincount(where, minlength=bins)
     with np.errstate(invalid="ignore"):

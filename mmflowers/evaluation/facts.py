@@ -1,6 +1,6 @@
-"""What a run wrote down about itself: its config, MMEngine's log of the environment, the checks' warnings.
+"""Metadata of a run, read from its work dir: config, MMEngine's log of the environment, warnings of the checks.
 
-Nothing of a work dir is executed here, its config neither: it is read as the plain data that MMEngine leaves.
+No code of a work dir is executed. The config that MMEngine dumps is parsed as plain data.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ VERSIONS = ("Python", "PyTorch", "TorchVision", "OpenCV", "MMEngine")
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a work dir tells about its run; what wasn't recorded is empty.
+    """Metadata of a run; fields that weren't recorded are empty.
 
     Attributes:
-        config_name: File name of the config that the run left, "" without one.
-        config: Its settings by their top-level names.
-        environment: What MMEngine logged at the run's last start, name → text.
-        warnings: What the checks warned of, each with "where", "what" and "hint".
+        config_name: File name of the config in the work dir, "" without one.
+        config: Top-level names of the config → values.
+        environment: The environment that MMEngine logged at the last start of the run, name → text.
+        warnings: Warnings of the checks, each with "where", "what" and "hint".
     """
 
     config_name: str
@@ -36,7 +36,7 @@ class RunFacts:
 
     @property
     def recipe(self) -> dict[str, str]:
-        """Network, start, schedule, choice of the epoch and seed, as label → text."""
+        """Network, weights, schedule, metric of the best epoch and seed, as label → text."""
         backbone = _at(self.config, "model", "backbone") or {}
         variant = next((backbone[key] for key in ("model_name", "arch", "depth") if key in backbone), "")
         optimizer = _at(self.config, "optim_wrapper", "optimizer") or {}
@@ -60,7 +60,7 @@ class RunFacts:
 
     @property
     def chosen_by(self) -> tuple[str, str]:
-        """The metric that the best epoch was chosen by, and "greater" or "less": which of two scores is the better."""
+        """The metric that chose the best epoch, and "greater" or "less": which of two scores is better."""
         metric, rule = (_at(self.config, "default_hooks", "checkpoint", key) for key in ("save_best", "rule"))
         metric = metric if isinstance(metric, str) and metric != "auto" else "accuracy/top1"
         return metric, "less" if rule == "less" else "greater"
@@ -80,7 +80,7 @@ class RunFacts:
 
 
 def read_facts(work_dir: Path) -> RunFacts:
-    """Gather what ``work_dir`` tells.
+    """Read the metadata of the run in ``work_dir``.
 
     Raises:
         InputError: ``checks.json`` can't be read.
@@ -96,7 +96,7 @@ def read_facts(work_dir: Path) -> RunFacts:
 
 
 def tested_on(work_dir: Path) -> str | None:
-    """The dataset folder of the last test, or else of the training; None where the configs don't tell."""
+    """Return the dataset folder of the last test, else of the training; None if no config names it."""
     for path in (*sorted(work_dir.glob("test/*.py")), *sorted(work_dir.glob("*.py"))):
         settings = read_settings(path)
         root = _at(settings, "test_dataloader", "dataset", "data_root") or settings.get("data_root")
@@ -106,20 +106,20 @@ def tested_on(work_dir: Path) -> str | None:
 
 
 def find_dataset(work_dir: Path, recorded: str | None, given: Path | None = None) -> Path:
-    """Where the dataset folder of a run is.
+    """Return the path of a run's dataset folder.
 
     Args:
-        work_dir: Of the run, copied or moved if need be.
-        recorded: What the run's config says.
-        given: What the user says, in place of it.
+        work_dir: Of the run; it may have been copied or moved.
+        recorded: The path in the run's config.
+        given: The path given by the user, which replaces it.
 
     Raises:
-        InputError: It isn't said, or not there.
+        InputError: No path is known, or there is no such folder.
     """
     if given is not None:
         places = [given]
     elif recorded is not None:
-        # A relative path is one from where the training was started: here, or wherever the work dir lies in.
+        # A relative path starts where the training was started: the current folder, or one that contains the work dir.
         places = [Path(recorded), *(base / recorded for base in work_dir.resolve().parents)]
     else:
         raise InputError(f"{work_dir} has no config that names its photos", "--data names the dataset folder")
@@ -130,7 +130,7 @@ def find_dataset(work_dir: Path, recorded: str | None, given: Path | None = None
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The assignments of plain data in a config as MMEngine dumps it; others are passed over."""
+    """Return the assignments of plain data in a config dumped by MMEngine; others are skipped."""
     settings = {}
     try:
         statements = ast.parse(path.read_text(encoding="utf-8")).body
@@ -146,7 +146,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def _plain(node: ast.expr) -> Any:
-    """The value of a literal, with ``dict(type=…)`` among literals as configs have it."""
+    """Return the value of a literal, which may contain ``dict(type=…)`` as in configs."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
         return {keyword.arg: _plain(keyword.value) for keyword in node.keywords if keyword.arg}
     if isinstance(node, (ast.List, ast.Tuple)):
@@ -163,7 +163,7 @@ def _at(settings: Any, *keys: str) -> Any:
 
 
 def _image_size(config: dict[str, Any], loader: str) -> str:
-    """What the last step that scales or crops makes of a photo."""
+    """Return the image size after the last transform that resizes or crops."""
     for step in reversed(_at(config, loader, "dataset", "pipeline") or []):
         for key in ("crop_size", "scale"):
             if isinstance(step, dict) and key in step:
@@ -181,7 +181,7 @@ def _environment(log: Path) -> dict[str, str]:
     lines = found[1].splitlines() if found else []
     pairs = [line.strip().partition(": ") for line in lines]
     facts = {name: value for name, _, value in pairs if value}
-    # PyTorch's own lines are indented deeper and begin with a dash: kept together under their heading.
+    # PyTorch's lines begin with a dash and are joined under their heading.
     facts["PyTorch compiling details"] = "\n".join(line for line in lines if line.strip().startswith("- "))
     return facts
 

@@ -1,4 +1,4 @@
-"""The numbers of a training, epoch by epoch, from MMEngine's logs and the config that the run left."""
+"""Loss, learning rate and validation score per epoch, from MMEngine's logs and the config in the work dir."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 from mmflowers.errors import InputError
 from mmflowers.evaluation.facts import read_facts
 
-TOP1 = "accuracy/top1"  # MMPretrain's name for the share of right predictions, in percent
+TOP1 = "accuracy/top1"  # MMPretrain's name for the top-1 accuracy in percent
 
 
 @dataclass
 class History:
-    """What a run logged, an entry an epoch; lists of equal length belong together.
+    """The logged values of a run, one entry per epoch.
 
     Attributes:
-        epochs: Epochs with training numbers, from 1.
-        losses: Mean training loss of each.
-        rates: Learning rate at the end of each.
-        val_epochs: Epochs with a validation.
-        scores: ``metric`` of each, as it was logged: MMPretrain's metrics are in percent, a loss isn't.
-        metric: The validation metric that the best epoch is chosen by.
-        rule: "greater" or "less": which of two scores is the better one.
+        epochs: Numbers of the trained epochs, from 1.
+        losses: Mean training loss of each of ``epochs``.
+        rates: Learning rate at the end of each of ``epochs``.
+        val_epochs: Numbers of the epochs with a validation.
+        scores: ``metric`` of each of ``val_epochs``, as logged: MMPretrain's metrics are in percent, a loss isn't.
+        metric: The validation metric that chooses the best epoch.
+        rule: "greater" or "less": which of two scores is better.
     """
 
     epochs: list[int] = field(default_factory=list)
@@ -37,37 +37,40 @@ class History:
 
     @property
     def best(self) -> tuple[int, float]:
-        """Epoch and score of the best validation, of equal ones the first; there must be one."""
+        """Epoch and score of the best validation, the first of equal ones; there must be at least one."""
         choose = min if self.rule == "less" else max
         best = choose(range(len(self.scores)), key=self.scores.__getitem__)
         return self.val_epochs[best], self.scores[best]
 
     @property
     def label(self) -> str:
-        """What ``metric`` is called: "top-1" for the share of right predictions, else its own name."""
+        """Display name of ``metric``: "top-1" for top-1 accuracy, else its own name."""
         return metric_label(self.metric)
 
     def told(self, score: float) -> str:
-        """A score as text, with its unit where that is known."""
+        """Format a score, with its unit if that is known."""
         return f"{format_score(score)} %" if self.metric == TOP1 else format_score(score)
 
 
 def metric_label(metric: str) -> str:
-    """The name of a metric for people."""
+    """Return the display name of a metric."""
     return "top-1" if metric == TOP1 else metric
 
 
 def format_score(score: float) -> str:
-    """``95.98``, and ``0.0312`` of scores as small as a loss can be."""
+    """Format a score as ``95.98``, or as ``0.0312`` if its absolute value is less than 1."""
     return f"{score:.2f}" if abs(score) >= 1 or score == 0 else f"{score:.4f}"
 
 
 def read_history(work_dir: Path, metric: str | None = None) -> History:
-    """Read the ``scalars.json`` of all (resumed) starts of a run; a later start's epoch replaces an earlier one's.
+    """Read the ``scalars.json`` of all starts of a run; an epoch of a later start replaces that of an earlier one.
 
     Args:
         work_dir: Of the run.
-        metric: Read this one, of which greater is better; default the one that the run has chosen its best epoch by.
+        metric: The metric to read, with greater values better; default the one that chose the run's best epoch.
+
+    Raises:
+        InputError: ``work_dir`` has no such file.
     """
     name, rule = (metric, "greater") if metric else read_facts(work_dir).chosen_by
     history = History(metric=name, rule=rule)
@@ -80,10 +83,10 @@ def read_history(work_dir: Path, metric: str | None = None) -> History:
         for line in log.read_text(encoding="utf-8").splitlines():
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:  # the last line of a run that was killed
+            except json.JSONDecodeError:  # the incomplete last line of a killed run
                 continue
-            if "loss" in entry and "epoch" in entry:  # runs by iteration have none
-                # The last line of an epoch wins: its mean covers the whole epoch.
+            if "loss" in entry and "epoch" in entry:  # iteration-based runs have no epoch
+                # The last line of an epoch is used, since its mean covers the whole epoch.
                 training[entry["epoch"]] = (entry.get("loss_epoch", entry["loss"]), entry.get("lr", float("nan")))
             elif isinstance(score := entry.get(name), (int, float)) and not math.isnan(score):
                 validation[entry["step"]] = score

@@ -17,19 +17,19 @@ SINGLE_LABEL = "use a head whose scores are a softmax over the classes: model.he
 
 
 def sum_to_one(scores: Tensor) -> bool:
-    """Whether the scores of a photo, of shape (classes,), are probabilities of one class, in bfloat16 too."""
+    """Return whether scores of shape (classes,) sum to 1, within the precision of bfloat16."""
     return abs(scores.float().sum().item() - 1) < 0.02
 
 
 def rule_of(metric: str, rule: str | None = None) -> str:
-    """Say which of two scores of a metric is the better one: "greater" or "less".
+    """Return which of two scores of a metric is better: "greater" or "less".
 
     Args:
-        metric: Its name, as validations log it: ``accuracy/top1``.
-        rule: What the config says; None tells it by the name, as MMEngine's ``CheckpointHook`` does.
+        metric: Its name in the log, such as ``accuracy/top1``.
+        rule: The rule in the config; None infers it from the name, as MMEngine's ``CheckpointHook`` does.
 
     Raises:
-        InputError: The name doesn't tell it, or ``rule`` is neither.
+        InputError: The rule can't be inferred from the name, or ``rule`` is neither of the two.
     """
     known = [*CheckpointHook._default_greater_keys, "f1-score", "recall"]  # MMPretrain's other metrics
     try:
@@ -42,13 +42,13 @@ def rule_of(metric: str, rule: str | None = None) -> str:
 
 @METRICS.register_module()
 class CollectPredictions(BaseMetric):
-    """Keep every prediction of the split; ``predictions`` holds them afterwards, on the main process.
+    """Collect all predictions of the split in ``predictions``, on the main process.
 
-    The photos a distributed sampler repeats to fill its last round are counted once, as in every MMEngine metric.
+    Photos that a distributed sampler repeats to fill the last batch are counted once, as in every MMEngine metric.
 
     Args:
-        data_root: The dataset folder, which paths are made relative to.
-        **kwargs: Those of ``BaseMetric``.
+        data_root: The dataset folder; the paths in ``predictions`` are relative to it.
+        **kwargs: Arguments of ``BaseMetric``.
     """
 
     default_prefix = "predictions"
@@ -59,10 +59,10 @@ class CollectPredictions(BaseMetric):
         self.predictions: Predictions | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Take a batch: of each sample the path, the label and the scores.
+        """Collect the path, label and scores of each sample of a batch.
 
         Raises:
-            InputError: The scores aren't probabilities of one class.
+            InputError: The scores of a photo don't sum to 1.
         """
         for sample in data_samples:
             scores = sample["pred_score"]
@@ -78,21 +78,21 @@ class CollectPredictions(BaseMetric):
             )
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
-        """Put the predictions together; as a metric, say how many they are."""
+        """Set ``predictions``; return the number of photos as the metric ``count``."""
         self.predictions = gather(results, self.data_root, self.dataset_meta["classes"])
         return {"count": len(results)}
 
 
 @METRICS.register_module()
 class CountPhotos(BaseMetric):
-    """Record the photos and labels that a validation counted, and the share of right predictions; adds no metric.
+    """Record the photos and labels that a validation counted, and its top-1 accuracy; adds no metric.
 
     ``FlowersRunner`` adds it to every validation. It finds photos that a custom transform, collate function or loop
-    left out, repeated or relabelled, which can't be known before they are loaded.
+    left out, repeated or relabelled. This can't be checked before the run.
 
     Attributes:
         counted: (path, label) of each prediction, on the main process; None for a label that isn't one class.
-        top1: Share of right predictions in percent; None where labels aren't one class each.
+        top1: Top-1 accuracy in percent; None if a label or a prediction isn't a single class.
     """
 
     default_prefix = "photos"
@@ -101,7 +101,7 @@ class CountPhotos(BaseMetric):
     top1: float | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Take a batch."""
+        """Collect the path, label and predicted class of each sample of a batch."""
         for sample in data_samples:
             label, score, predicted = (sample.get(name) for name in ("gt_label", "pred_score", "pred_label"))
             if score is not None:
@@ -113,7 +113,7 @@ class CountPhotos(BaseMetric):
                 self.results.append((path, None, None))
 
     def compute_metrics(self, results: list[tuple]) -> dict[str, float]:
-        """Put them together."""
+        """Set ``counted`` and ``top1``; return no metric."""
         self.counted = [(path, label) for path, label, _ in results]
         self.top1 = None
         if results and all(label is not None for _, label, _ in results):

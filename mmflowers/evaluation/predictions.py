@@ -1,4 +1,4 @@
-"""Every single prediction of a test: collected by MMEngine's evaluator, kept as a file, turned into numbers."""
+"""Predictions of a test: the data class, reading and writing CSV files, precision and recall per class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from mmflowers.errors import InputError
 from mmflowers.files import read_csv, write_csv
 
-COLUMNS = ["image", "label", "predicted"]  # and a score column for each class
+COLUMNS = ["image", "label", "predicted"]  # followed by one score column per class
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +20,10 @@ class Predictions:
     """The predictions of one model on one split.
 
     Attributes:
-        images: Paths of the photos as the dataset folder's list gives them, n of them.
+        images: Paths of the n photos, as in the list of the dataset folder.
         labels: True labels, int64 of shape (n,).
         scores: Probabilities, float32 of shape (n, classes).
-        classes: Names by label.
+        classes: Class names, indexed by label.
     """
 
     images: list[str]
@@ -33,35 +33,37 @@ class Predictions:
 
     @property
     def predicted(self) -> np.ndarray:
-        """The label of the largest score, int64 of shape (n,)."""
+        """Predicted labels: the class with the largest score, int64 of shape (n,)."""
         return self.scores.argmax(axis=1)
 
     @property
     def correct(self) -> int:
-        """How many are right."""
+        """Number of correct predictions."""
         return int((self.predicted == self.labels).sum())
 
 
 def write_predictions(predictions: Predictions, path: Path) -> None:
-    """Write a CSV: image, label, predicted (both by name), and a score column for each class, in the classes' order.
+    """Write a CSV with the columns image, label and predicted (class names), and one score column per class.
 
     Raises:
-        InputError: The disk is full, read-only or broken; what was there under this name stays.
+        InputError: The disk is full, read-only or broken. An existing file is then unchanged.
     """
     classes = predictions.classes
     rows: list[list[str]] = [[*COLUMNS, *(f"score_{name}" for name in classes)]]
     for image, label, predicted, scores in zip(
         predictions.images, predictions.labels, predictions.predicted, predictions.scores, strict=True
     ):
-        rows.append([image, classes[label], classes[predicted], *(f"{score:.9g}" for score in scores)])  # exactly
+        rows.append(
+            [image, classes[label], classes[predicted], *(f"{score:.9g}" for score in scores)]
+        )  # 9 digits give the same float32 when read
     write_csv(path, rows, elsewhere="choose another --work-dir")
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read what ``write_predictions`` wrote.
+    """Read a file written by ``write_predictions``.
 
     Raises:
-        InputError: Not such a file.
+        InputError: The file can't be read or has another format.
     """
     try:
         header, *rows = read_csv(path)
@@ -82,7 +84,7 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def per_class_table(predictions: Predictions) -> list[tuple[str, float, float, float, int]]:
-    """Name, precision, recall, F1 (each in 0…1) and number of photos of each class, by scikit-learn's definitions."""
+    """Return name, precision, recall, F1 (in 0…1, as in scikit-learn) and number of photos of each class."""
     from sklearn.metrics import precision_recall_fscore_support
 
     columns = precision_recall_fscore_support(
@@ -95,7 +97,7 @@ def per_class_table(predictions: Predictions) -> list[tuple[str, float, float, f
 
 
 def format_per_class(predictions: Predictions) -> str:
-    """Precision, recall and F1 as a person reads them, a row a class."""
+    """Format precision, recall and F1 as a text table, one row per class."""
     width = max(len("class"), *map(len, predictions.classes))
     lines = [f"{'class':<{width}}  precision  recall      F1  photos"]
     lines += [
@@ -106,12 +108,12 @@ def format_per_class(predictions: Predictions) -> str:
 
 
 def format_top1(correct: int, total: int) -> str:
-    """``top-1 95.98 % (549/572)``."""
+    """Format a top-1 accuracy: ``top-1 95.98 % (549/572)``."""
     return f"top-1 {100 * correct / max(total, 1):.2f} % ({correct}/{total})"
 
 
 def gather(samples: Sequence[dict], data_root: str | Path, classes: Sequence[str]) -> Predictions:
-    """Put together what ``CollectPredictions`` collected, with paths relative to the dataset folder."""
+    """Convert the samples of ``CollectPredictions``; the paths become relative to the dataset folder."""
     root = Path(data_root)
     return Predictions(
         images=[Path(sample["image"]).relative_to(root).as_posix() for sample in samples],

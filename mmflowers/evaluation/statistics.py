@@ -1,4 +1,4 @@
-"""How much a top-1 can be trusted, and whether two models differ."""
+"""Confidence interval of a top-1 accuracy, and a significance test for two models."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ SIGNIFICANT = 0.05
 
 
 class Comparison(NamedTuple):
-    """Two models on the same photos: how many photos each had right, and what chance makes of it.
+    """Two models on the same photos: numbers of correct predictions, and the p-value of their difference.
 
     Attributes:
-        both_right: Photos.
-        only_this: Photos that the first model alone has right.
-        only_other: Photos that the second alone has right.
-        both_wrong: Photos.
-        p_value: Of McNemar's exact test, two-sided: how often two equally good models would differ as much or more.
+        both_right: Photos that both models predict correctly.
+        only_this: Photos that only the first model predicts correctly.
+        only_other: Photos that only the second model predicts correctly.
+        both_wrong: Photos that neither model predicts correctly.
+        p_value: Of McNemar's exact two-sided test: the probability of such a difference between equally good models.
     """
 
     both_right: int
@@ -39,7 +39,7 @@ class Comparison(NamedTuple):
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share, both ends in 0…1; (0, 1) of no photos (E. B. Wilson, JASA 22, 1927)."""
+    """Return Wilson's score interval of a share, in 0…1 (E. B. Wilson, JASA 22, 1927); (0, 1) for no photos."""
     from scipy.stats import binomtest
 
     if not total:
@@ -49,13 +49,16 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
 
 
 def format_top1_interval(correct: int, total: int) -> str:
-    """``top-1 95.98 % (549/572), 95 % interval 94.0–97.3 %``."""
+    """Format a top-1 accuracy with its interval: ``top-1 95.98 % (549/572), 95 % interval 94.0–97.3 %``."""
     low, high = wilson_interval(correct, total)
     return f"{format_top1(correct, total)}, 95 % interval {100 * low:.1f}–{100 * high:.1f} %"
 
 
 def format_part(correct: int, counted: int, listed: int, split: str) -> str:
-    """``95.10 % (272/286) on 286 of the 572 photos of val: not the top-1 of val``."""
+    """Format the accuracy on a part of a split.
+
+    ``95.10 % (272/286) on 286 of the 572 photos of val: not the top-1 of val``.
+    """
     share = 100 * correct / max(counted, 1)
     return (
         f"{share:.2f} % ({correct}/{counted}) on {counted} of the {listed} photos of {split}: not the top-1 of {split}"
@@ -66,7 +69,7 @@ def compare(this: Predictions, other: Predictions) -> Comparison:
     """Compare two models photo by photo with McNemar's exact test (Q. McNemar, Psychometrika 12, 1947).
 
     Raises:
-        InputError: The predictions aren't of the same photos, or not by the same labels.
+        InputError: The predictions differ in their photos or true labels.
     """
     from scipy.stats import binomtest
 
@@ -87,10 +90,10 @@ def compare(this: Predictions, other: Predictions) -> Comparison:
 
 
 def predictions_file(place: str | Path, split: str) -> Path:
-    """The file of predictions that is meant by a path to it or to the work dir that holds it.
+    """Return the file of predictions, given its path or that of its work dir.
 
     Raises:
-        InputError: There is none.
+        InputError: There is no such file.
     """
     place = Path(place).expanduser()
     path = place / f"predictions_{split}.csv" if place.is_dir() else place
@@ -100,7 +103,7 @@ def predictions_file(place: str | Path, split: str) -> Path:
 
 
 def _by_image(predictions: Predictions) -> dict[str, tuple[str, bool]]:
-    """Each photo's label by name (the classes may be in another order) and whether the prediction is right."""
+    """Return each photo's class name (the order of classes may differ) and whether its prediction is correct."""
     right = predictions.predicted == predictions.labels
     return {
         image: (predictions.classes[label], bool(hit))

@@ -1,4 +1,4 @@
-"""The record of a test: which checkpoint and which photos its predictions are of. It is checked when they are read."""
+"""The record of a test: its checkpoint and its photos. It is verified when the predictions are read."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mmflowers.files import file_sha256, write_text
 
 @dataclass(frozen=True)
 class TestRecord:
-    """The test that made a file of predictions.
+    """The test that wrote a file of predictions.
 
     Attributes:
         checkpoint: File name of the tested checkpoint.
-        checkpoint_sha256: Of its bytes.
-        predictions_sha256: Of the bytes of the file of predictions.
-        split: Name of the list.
-        counted: Photos of the list that were counted.
-        listed: Photos that the split has.
+        checkpoint_sha256: Of the checkpoint file.
+        predictions_sha256: Of the file of predictions.
+        split: Name of the split.
+        counted: Number of tested photos.
+        listed: Number of photos of the split.
         photos_sha256: Of the contents and labels of the photos (``datasets.identity.photos_digest``).
     """
 
@@ -36,7 +36,7 @@ class TestRecord:
 
 
 def write_record(predictions: Path, checkpoint: Path, *, split: str, counted: int, listed: int, photos: str) -> None:
-    """Write the record of a test beside its predictions, as ``predictions_<split>.json``."""
+    """Write the record of a test next to its predictions, as ``predictions_<split>.json``."""
     record = TestRecord(
         checkpoint.name, file_sha256(checkpoint), file_sha256(predictions), split, counted, listed, photos_sha256=photos
     )
@@ -45,10 +45,10 @@ def write_record(predictions: Path, checkpoint: Path, *, split: str, counted: in
 
 
 def read_record(predictions: Path) -> TestRecord | None:
-    """The record of the test that made a file of predictions; None where there is none.
+    """Read the record of the test that wrote a file of predictions; None if there is none.
 
     Raises:
-        InputError: It can't be read, or the predictions have changed since the test.
+        InputError: The record can't be read, or the predictions were changed after the test.
     """
     path = predictions.with_suffix(".json")
     again = "test again: python tools/test.py"
@@ -71,23 +71,22 @@ _KINDS = {
 
 
 def default_checkpoint(work_dir: Path) -> Path:
-    """The checkpoint of a run that is tested and predicted with: best.pth; last.pth where a run without validation has
-    no best.pth.
+    """Return the checkpoint of a run for tests and predictions, which may not exist.
 
-    It needn't exist.
+    This is best.pth, or last.pth if only that exists, as after a training without validation.
     """
     best, last = work_dir / "best.pth", work_dir / "last.pth"
     return last if last.is_file() and not best.is_file() else best
 
 
 class TestedPredictions(NamedTuple):
-    """The predictions of a run, checked against the record of their test.
+    """The predictions of a run, verified with the record of their test.
 
     Attributes:
         predictions: The predictions.
-        notes: What a reader must know: that they are of a part of the split, or not of best.pth.
+        notes: Restrictions to report: only part of the split, not of best.pth, unknown checkpoint.
         is_partial: Whether photos of the split are missing.
-        photos_sha256: Of the photos they are of; "" where that isn't known.
+        photos_sha256: Of the tested photos; "" if unknown.
     """
 
     predictions: Predictions
@@ -97,14 +96,14 @@ class TestedPredictions(NamedTuple):
 
 
 def read_tested(path: Path, work_dir: Path) -> TestedPredictions:
-    """Read the predictions of a run and check them against the record of their test.
+    """Read the predictions of a run and verify them with the record of their test.
 
     Args:
-        path: Of the predictions.
-        work_dir: Where the tested checkpoint is looked for.
+        path: The file of predictions.
+        work_dir: The folder of the tested checkpoint.
 
     Raises:
-        InputError: They can't be read, have changed since the test, or the run's checkpoint is another one by now.
+        InputError: The predictions can't be read or were changed after the test, or the checkpoint is another one now.
     """
     record = read_record(path)
     predictions = read_predictions(path)
@@ -115,14 +114,14 @@ def read_tested(path: Path, work_dir: Path) -> TestedPredictions:
 
 
 def require_same_photos(path: Path, one: str, other: str) -> None:
-    """Refuse to compare with predictions of other photos, which may have the same names.
+    """Raise an error if two sets of predictions are of different photos, even with the same names.
 
     Args:
-        path: Of the other predictions.
+        path: The file of the other predictions, for the error message.
         one, other: ``photos_sha256`` of both; "" matches any.
 
     Raises:
-        InputError: They differ.
+        InputError: The two differ.
     """
     if one and other and one != other:
         what = f"{path} is of photos with other contents, even if the names are the same"

@@ -1,1 +1,1 @@
-"""Numbers → pictures."""
+"""Figures, reports and Grad-CAM overlays."""

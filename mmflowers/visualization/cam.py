@@ -1,4 +1,4 @@
-"""Grad-CAM: where in a photo a network saw what it names."""
+"""Grad-CAM: the image regions that a predicted class is based on."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ OPACITY = 0.5
 
 
 def grad_cam(model: Any, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Weigh the backbone's last feature map by how much it speaks for a class.
+    """Compute Grad-CAM maps from the backbone's last feature map.
 
     Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017.
-    A channel's weight is the mean gradient of the class's logit over the map; what speaks against the class is cut off.
-    The map is taken out of the graph, so that the gradient goes through neck and head alone.
+    A channel's weight is the mean gradient of the class's logit over the map. Negative values of the weighted sum are
+    set to 0. The map is detached from the graph, so that the gradient is computed only through neck and head.
 
     Args:
         model: An MMPretrain classifier with backbone, neck and head.
-        inputs: What the backbone takes: float of shape (n, 3, H, W), normalised.
-        labels: The classes to explain, int64 of shape (n,); default what the network predicts.
+        inputs: Input of the backbone: float of shape (n, 3, H, W), normalised.
+        labels: The classes to explain, int64 of shape (n,); default the predicted classes.
 
     Returns:
-        Float32 of shape (n, H, W), from 0 to 1 in each photo; all 0 where nothing speaks for the class.
+        Float32 of shape (n, H, W), from 0 to 1 in each photo; all 0 if no region supports the class.
 
     Raises:
-        InputError: The backbone's output isn't a map (a vision transformer's tokens).
+        InputError: The backbone's output isn't a feature map, as for vision transformers.
     """
     with torch.no_grad():
         stages = model.extract_feat(inputs, stage="backbone")
@@ -51,18 +51,18 @@ def grad_cam(model: Any, inputs: Tensor, labels: Tensor | None = None) -> Tensor
 
 
 def explain(model: Any, image: Tensor, labels: Sequence[int] | None = None) -> list[np.ndarray]:
-    """Lay over a photo where the network saw classes in it.
+    """Draw Grad-CAM overlays of one photo for one or several classes.
 
     Args:
-        model: As for ``grad_cam``.
-        image: What the test pipeline made of the photo: BGR, uint8 of shape (3, H, W).
-        labels: The classes to explain; default the one that the network predicts.
+        model: See ``grad_cam``.
+        image: The photo after the test pipeline: BGR, uint8 of shape (3, H, W).
+        labels: The classes to explain; default the predicted class.
 
     Returns:
-        A picture for each class: RGB, uint8 of shape (H, W, 3).
+        One image per class: RGB, uint8 of shape (H, W, 3).
 
     Raises:
-        InputError: As ``grad_cam``.
+        InputError: See ``grad_cam``.
     """
     prepared = model.data_preprocessor({"inputs": image[None]})["inputs"]
     chosen = None
@@ -71,12 +71,12 @@ def explain(model: Any, image: Tensor, labels: Sequence[int] | None = None) -> l
         prepared = prepared.expand(len(labels), -1, -1, -1)
     rgb = image.flip(0).permute(1, 2, 0).numpy()
     maps = grad_cam(model, prepared, chosen).cpu().numpy()
-    # Padding of the preprocessor lies right and below.
+    # The preprocessor pads on the right and at the bottom.
     return [overlay(rgb, cam[: rgb.shape[0], : rgb.shape[1]]) for cam in maps]
 
 
 def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
-    """Lay a map over its photo, from blue (0) over green to red (1).
+    """Blend a map with its photo, in colours from blue (0) through green to red (1).
 
     Args:
         image: RGB, uint8 of shape (H, W, 3).

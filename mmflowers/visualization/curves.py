@@ -1,4 +1,4 @@
-"""The course of a training as one picture."""
+"""Training curves of a run as one image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mmflowers.evaluation.history import read_history
 
 
 def draw_curves(work_dir: Path) -> Path:
-    """Draw ``curves.png`` into ``work_dir`` from its logs and return the picture's path."""
+    """Draw ``curves.png`` in ``work_dir`` from its logs and return the path of the image."""
     from mmflowers.visualization.figures import curves_figure, save_png
 
     path = work_dir / "curves.png"

@@ -1,4 +1,4 @@
-"""Numbers → figures, in colours that a page can exchange for those of a dark one."""
+"""Matplotlib figures, with colours that a web page can replace for its dark mode."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 INK, MUTED, LINE = "#1f2328", "#59636e", "#d1d9e0"
 SERIES = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#9a6700")
-# The names under which a page's style sheet holds the colours of its light and its dark side.
+# CSS variables of these colours, which a page's style sheet defines for light and dark mode.
 VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"}
 VARIABLES |= {colour: f"--series-{number}" for number, colour in enumerate(SERIES, 1)}
 
 
 def curves_figure(runs: Mapping[str, History]) -> Figure:
-    """Validation metric with its best epoch, training loss and learning rate of one run, or of several.
+    """Plot validation metric with the best epoch, training loss and learning rate of one or several runs.
 
-    The metric is the one that the run has chosen its best epoch by; where runs differ in it, the legend names each.
+    The metric is the one that chose the best epoch of the run. If it differs between runs, the legend names each.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -68,7 +68,7 @@ def curves_figure(runs: Mapping[str, History]) -> Figure:
 
 
 def reliability_figure(calibration: Calibration) -> Figure:
-    """How often predictions of each confidence are right, and below it how many photos have which confidence."""
+    """Plot the accuracy of each confidence bin (reliability diagram), and below it the number of photos."""
     figure = _figure(5.2, 4.8)
     share, count = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     width = np.diff(calibration.edges)
@@ -104,7 +104,7 @@ def reliability_figure(calibration: Calibration) -> Figure:
 
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Counts of photos, shape (classes, classes): a row a true class, a column a predicted one."""
+    """Plot a confusion matrix, int of shape (classes, classes): rows are true classes, columns predicted ones."""
     from matplotlib.colors import LinearSegmentedColormap
 
     side = max(5.0, 1.6 + 0.42 * len(classes))
@@ -123,7 +123,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a PNG in light colours, whole or not at all.
+    """Write a figure as a PNG with light colours, atomically.
 
     Raises:
         InputError: The disk is full, read-only or broken.
@@ -131,11 +131,11 @@ def save_png(figure: Figure, path: Path) -> None:
     png = io.BytesIO()
     with _quiet():
         figure.savefig(png, format="png", dpi=150, facecolor="white")
-    write_bytes(path, png.getvalue(), sync=False)  # a training that draws its curves doesn't wait for the disk
+    write_bytes(path, png.getvalue(), sync=False)  # no fsync, which would delay a training that draws its curves
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an ``<svg>`` element for a page that defines ``VARIABLES``; ids begin with ``name``."""
+    """Return a figure as an ``<svg>`` element for a page that defines ``VARIABLES``; ids begin with ``name``."""
     import matplotlib
     from markupsafe import escape
 
@@ -147,16 +147,16 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     attributes, _, body = svg.partition(">")
     (view_box,) = re.findall(r'viewBox="[^"]*"', attributes)
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    # Several figures share a page: their ids must not meet.
+    # A page has several figures, so their ids must be unique.
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", body).replace("xlink:href", "href")
-    body = re.sub(r"font: [^;\"]*?(\d[\d.]*px)[^;\"]*", r"font-size: \1", body)  # the page's own font
+    body = re.sub(r"font: [^;\"]*?(\d[\d.]*px)[^;\"]*", r"font-size: \1", body)  # use the font of the page
     for colour, variable in VARIABLES.items():
         body = body.replace(colour, f"var({variable})")
     return f'{start}{view_box} role="img" aria-label="{escape(description)}">{body}'
 
 
 def _figure(width_inches: float, height_inches: float) -> Figure:
-    # Built without pyplot: no display, no global state, no interference with a notebook's figures.
+    # Without pyplot: it needs no display, and a notebook's figures aren't affected.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -166,7 +166,7 @@ def _figure(width_inches: float, height_inches: float) -> Figure:
 
 
 def _plain(axes, grid: bool = True) -> None:
-    """Only the lines and the ink that are needed."""
+    """Remove spines and ticks, set the text colours and draw the grid."""
     axes.tick_params(colors=MUTED, length=0)
     axes.spines[:].set_visible(False)
     for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
@@ -178,7 +178,7 @@ def _plain(axes, grid: bool = True) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Class names of scripts that matplotlib's font lacks are drawn as boxes, without a word about each."""
+    """Suppress warnings about characters of class names that matplotlib's font lacks; they are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield

@@ -1,4 +1,4 @@
-"""Where the package's pages come from: Jinja templates that refuse a name they weren't given."""
+"""Jinja environment of the package's pages, in which undefined variables are errors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
 
 
 def environment(package: str, *, autoescape: bool = True) -> Environment:
-    """The templates in a package's folder ``templates``.
+    """Return the Jinja environment of the folder ``templates`` of a package.
 
     Args:
-        package: Its import name.
-        autoescape: For HTML; a text that isn't HTML escapes for itself.
+        package: Import name of the package.
+        autoescape: Whether to escape HTML; templates of other formats escape themselves.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

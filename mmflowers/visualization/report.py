@@ -1,4 +1,4 @@
-"""A run, or several, as one page that needs nothing but itself, with its figures beside it."""
+"""Write the self-contained HTML report of one or several runs, with figures and tables as files."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 GALLERY = 24  # photos in each gallery
 SMALL, LARGE = 160, 320  # longer side of a thumbnail in a cell and in a gallery, in pixels
-MAX_PHOTOS, MAX_BYTES = 2500, 10_000_000  # thumbnails in cells, as a number and as text in the page
-COPIES = 50  # copies that are named
+MAX_PHOTOS, MAX_BYTES = 2500, 10_000_000  # limits of the thumbnails in matrix cells: number, and characters in the page
+COPIES = 50  # duplicates that the page names
 ELSEWHERE = "choose another --out"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is shown of one run."""
+    """The data of one run in the report."""
 
     name: str
     work_dir: Path
@@ -61,23 +61,23 @@ def write_report(
     bins: int = 15,
     classifier: Any = None,
 ) -> Path:
-    """Write the page of the first run, with the others beside it in a table and in its curves.
+    """Write the report of the first run; the others are compared with it in a table and in the curves.
 
     Args:
-        work_dirs: Of tested runs; what they are compared by is the first.
-        out: The page's file, default ``report/report.html`` in the first work dir. PNG and CSV go beside it.
+        work_dirs: Of tested runs; the others are compared with the first.
+        out: The HTML file, default ``report/report.html`` in the first work dir. PNG and CSV files go next to it.
         data: The dataset folder; default the one that the first run was tested on.
-        split: Whose predictions.
-        bins: Of the calibration.
-        classifier: The first run's, with its ``model`` and ``pipeline`` (``mmflowers.FlowerClassifier``): the galleries
-            then show by Grad-CAM where it saw the class that it named.
+        split: The split of the predictions.
+        bins: Number of calibration bins.
+        classifier: An ``mmflowers.FlowerClassifier`` of the first run, to add Grad-CAM overlays of the predicted class
+            to the galleries.
 
     Returns:
-        The page's path.
+        The path of the HTML file.
 
     Raises:
-        InputError: A run that wasn't tested, predictions of other photos than the first run's, no dataset folder,
-            a network that Grad-CAM can't explain, a disk that is full, read-only or broken.
+        InputError: A run wasn't tested, its predictions are of other photos than the first run's, the dataset folder is
+            missing, Grad-CAM doesn't support the network, or the disk is full, read-only or broken.
     """
     runs = _read_runs(work_dirs, split)
     first = runs[0]
@@ -111,7 +111,7 @@ def write_report(
 
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:
-    """Photos of each true class (row) predicted as each class (column), int64 of shape (classes, classes)."""
+    """Count the photos of each true class (row) and predicted class (column), int64 of shape (classes, classes)."""
     matrix = np.zeros((len(predictions.classes),) * 2, dtype=np.int64)
     np.add.at(matrix, (predictions.labels, predictions.predicted), 1)
     return matrix
@@ -143,7 +143,7 @@ def _read_runs(work_dirs: Sequence[Path], split: str) -> list[Run]:
 
 
 def _check_against_list(run: Run, root: Path, split: str) -> None:
-    """Refuse predictions of other photos, or by other labels, than the dataset folder's list has."""
+    """Raise an error if photos or labels of the predictions differ from the list of the dataset folder."""
     folder = read_dataset_folder(root, (split,), files_may_be_gone=True)
     listed = {name: folder.classes[label] for name, label in folder.samples[split]}
     predictions = run.predictions
@@ -284,7 +284,7 @@ def _data_facts(card: DataCard, root: Path) -> dict[str, Any]:
 
 
 def _photos(predictions: Predictions, root: Path, classifier: Any) -> dict[str, Any]:
-    """The galleries, and the confusion matrix with the photos of its cells, mistakes before hits."""
+    """Return the galleries and the confusion matrix with the photos of its cells, incorrect predictions first."""
     predicted, confidence = predictions.predicted, predictions.scores.max(axis=1)
     hit = predicted == predictions.labels
     mistakes = sorted(np.flatnonzero(~hit).tolist(), key=lambda index: -confidence[index])
@@ -310,7 +310,7 @@ def _photos(predictions: Predictions, root: Path, classifier: Any) -> dict[str, 
         found = _explain(classifier, root / predictions.images[index], int(predicted[index]))
         return photo(index, picture, as_uri(found, LARGE))
 
-    # Threads are enough: Pillow decodes, scales and encodes without Python's lock.
+    # Threads are enough: Pillow releases the GIL while it decodes, resizes and encodes.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def pictures(indices: Sequence[int], side: int) -> Iterable[str | None]:
@@ -331,14 +331,14 @@ def _photos(predictions: Predictions, root: Path, classifier: Any) -> dict[str, 
 
 
 def _explain(classifier: Any, path: Path, label: int) -> Image:
-    """The pixels that the network saw, with what spoke for the class ``label`` laid over them."""
+    """Return the network's input image with the Grad-CAM overlay of the class ``label``."""
     from PIL import Image, ImageOps
 
     from mmflowers.visualization.cam import explain
 
     with Image.open(path) as image:
         rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    # As LoadImageFromFile leaves it: BGR.
+    # BGR, as loaded by LoadImageFromFile.
     sample = {"img": np.ascontiguousarray(rgb[..., ::-1]), "img_shape": rgb.shape[:2], "ori_shape": rgb.shape[:2]}
     return Image.fromarray(explain(classifier.model, classifier.pipeline(sample)["inputs"], [label])[0])
 

@@ -1,4 +1,4 @@
-"""Photos side by side on one picture: a row a photo, pixel for pixel."""
+"""Contact sheet: several unscaled images per photo, one photo per row."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from mmflowers.visualization.figures import INK, MUTED
 
 GAP, MARGIN = 8, 24  # pixels
-LARGE, SMALL = 20, 14  # pixels of type
-LABELS = 240  # pixels at the left
+LARGE, SMALL = 20, 14  # font sizes in pixels
+LABELS = 240  # width of the labels at the left, in pixels
 ELLIPSIS = "…"
 
 
@@ -21,9 +21,9 @@ class Row(NamedTuple):
     """One photo of a sheet.
 
     Attributes:
-        title: Its class.
-        subtitle: Its file.
-        images: uint8 RGB arrays of shape (height, width, 3), one a column.
+        title: Class name.
+        subtitle: File name.
+        images: uint8 RGB arrays of shape (height, width, 3), one per column.
     """
 
     title: str
@@ -32,10 +32,10 @@ class Row(NamedTuple):
 
 
 def contact_sheet(columns: Sequence[tuple[str, str]], rows: Sequence[Row]) -> Image.Image:
-    """Lay images out in a table, none of them scaled.
+    """Arrange images in a table, without scaling them.
 
     Args:
-        columns: Title and subtitle of each.
+        columns: Title and subtitle of each column.
         rows: At least one.
     """
     widths = [max(row.images[index].shape[1] for row in rows) for index in range(len(columns))]
@@ -79,7 +79,7 @@ def _write(
 
 
 def _font(pixels: int) -> ImageFont.FreeTypeFont:
-    """The font that matplotlib brings: it has Latin, Greek and Cyrillic letters, where Pillow's has Latin alone."""
+    """Return matplotlib's font, which has Latin, Greek and Cyrillic letters; Pillow's has only Latin ones."""
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), pixels)

@@ -1,4 +1,4 @@
-"""Photos as small pictures in the text of a page. No torch."""
+"""Thumbnails as data URIs for HTML pages. Doesn't import torch."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ if TYPE_CHECKING:
 
 
 def photo_uri(path: Path, side: int) -> str | None:
-    """A small JPEG of the photo as a data URI; None where there is no photo to be read any more.
+    """Return a JPEG thumbnail of a photo as a data URI; None if the photo can't be read.
 
     Args:
         path: Of the photo.
-        side: The longer side in pixels, at most.
+        side: Maximum length of the longer side in pixels.
     """
     from PIL import Image, ImageOps
 
     from mmflowers.preparation.inspection import FORMATS, MAX_PIXELS, open_regular
 
     try:
-        # The formats that the preparation reads and no others: Pillow would run Ghostscript for an EPS.
+        # Only the formats that the preparation reads: Pillow would run Ghostscript for an EPS.
         with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 return None
             image.draft("RGB", (2 * side, 2 * side))
             return as_uri(ImageOps.exif_transpose(image).convert("RGB"), side)
-    except Exception:  # Pillow's decoders raise of every kind; one damaged photo doesn't cost the page
+    except Exception:  # Pillow's decoders raise any exception; one damaged photo must not stop the page
         return None
 
 
 def as_uri(picture: Image, side: int) -> str:
-    """An RGB image, scaled down in its place to ``side`` pixels, as a JPEG in a data URI."""
+    """Resize an RGB image in place to at most ``side`` pixels and return it as a JPEG data URI."""
     buffer = io.BytesIO()
     picture.thumbnail((side, side))
     picture.save(buffer, "JPEG", quality=75)
