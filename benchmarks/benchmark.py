@@ -145,7 +145,7 @@ def _train(args) -> None:
     from mmflowers.files import write_text
 
     if args.to_accuracy is not None and (args.iterations or args.warmup):
-        raise InputError("--to-accuracy times whole trainings", "leave --iterations and --warmup away")
+        raise InputError("--to-accuracy times whole trainings", "remove --iterations and --warmup")
     weights = args.weights or (None if args.to_accuracy is not None else "none")
     options = [f"--cfg-options={option}" for option in args.cfg_options]
     options += ["--data", args.data] if args.data else []

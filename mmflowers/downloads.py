@@ -82,7 +82,7 @@ def fetch(
             break
         part.close()
         if not wait:
-            raise InputError(f"another process is just downloading {name}", "run again when it is done")
+            raise InputError(f"another process is downloading {name}", "run again when it is done")
         time.sleep(PAUSE_S)
 
     reasons = []
@@ -105,7 +105,7 @@ def fetch(
     if received == 0 or not sha256:
         Path(part.name).unlink()
     if target.is_file():
-        reasons.append(f"{target} hasn't the sha256 {sha256}")
+        reasons.append(f"{target} doesn't have the sha256 {sha256}")
     raise InputError(f"{name} can't be downloaded ({'; '.join(dict.fromkeys(reasons))})", hint)
 
 
@@ -179,7 +179,7 @@ def _download(url: str, part: BinaryIO, sha256: str, size: int | None, most: int
         if digest.startswith(sha256):
             return
         part.truncate(0)
-        reason = f"what it sends has the sha256 {digest}, expected is {sha256}"
+        reason = f"the file it sends has the sha256 {digest}, expected {sha256}"
         if start == 0:
             break
         # The older part may be from another version of the file: download it again from the beginning.
@@ -217,10 +217,10 @@ def _request(url: str, part: BinaryIO, start: int, size: int | None, most: int) 
             length = response.headers.get("Content-Length", "")
             total = int(length) if re.fullmatch(r"\d{1,18}", length) else None
         if total is not None and total != (size or total):
-            raise _Failed(f"it announces {total:,} bytes, expected are {size:,}" + _page(response, start))
+            raise _Failed(f"it announces {total:,} bytes, expected {size:,}" + _page(response, start))
         limit = total or size or most
         if limit > most:
-            raise _Failed(f"it announces {limit:,} bytes, more than is ever taken ({most:,})")
+            raise _Failed(f"it announces {limit:,} bytes, more than the limit of {most:,}")
         received = start
         try:
             for chunk in _chunks(response, total or size or 0, received, Path(urlsplit(url).path).name):
@@ -231,10 +231,10 @@ def _request(url: str, part: BinaryIO, start: int, size: int | None, most: int) 
                 received += len(chunk)
                 if received > limit:
                     part.truncate(0)
-                    raise _Failed(f"it sends more than the {limit:,} bytes that it may")
+                    raise _Failed(f"it sends more than the {limit:,} bytes allowed")
                 part.write(chunk)
         except (OSError, http.client.HTTPException) as error:
-            reason = "too little came for too long" if isinstance(error, TimeoutError) else "the connection broke"
+            reason = "the transfer was too slow" if isinstance(error, TimeoutError) else "the connection broke"
             raise _Interrupted(f"{reason} after {received:,} bytes") from error
         finally:
             part.flush()

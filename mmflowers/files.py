@@ -29,7 +29,7 @@ REFUSALS = DISK_ERRORS | {errno.EACCES, errno.EPERM}  # or of permissions
 
 LOCK, HOLDER = ".training.lock", ".training.txt"  # in a work dir
 
-_ROOM, _RIGHTS = "free disk space", "check who may write there"
+_ROOM, _RIGHTS = "free disk space", "check the write permissions"
 _HINTS = {
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
@@ -38,10 +38,10 @@ _HINTS = {
     errno.EROFS: _RIGHTS,
     errno.EACCES: _RIGHTS,
     errno.EPERM: _RIGHTS,
-    errno.ENOENT: "make its folder first",
-    errno.ENOTDIR: "name a folder where the path has a file",
-    errno.EISDIR: "name a file",
-    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.ENOENT: "create its folder first",
+    errno.ENOTDIR: "choose a path in which every parent is a folder",
+    errno.EISDIR: "give the path of a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 

@@ -61,7 +61,7 @@ def main() -> None:
         with importing():
             from mmflowers.engine.testing import last_run
 
-        work_dir = last_run(Path("work_dirs"), "name one elsewhere by --run")
+        work_dir = last_run(Path("work_dirs"), "choose another one with --run")
     serve(
         work_dir,
         data=args.data,

@@ -54,7 +54,7 @@ def main() -> None:
         try:
             work_dir = args.run or last_run(Path("work_dirs"))
         except InputError as error:
-            hint = "python tools/train.py CONFIG trains one, --run names one elsewhere"
+            hint = "train one with python tools/train.py CONFIG, or choose another one with --run"
             raise InputError(error.problems[0].what, hint) from error
         done = export(
             work_dir,

@@ -81,7 +81,7 @@ def main() -> None:
             from mmflowers.deploy.predicting import predict_all
             from mmflowers.engine.testing import last_run
 
-        work_dir = args.run or last_run(Path("work_dirs"), "name one elsewhere by --run")
+        work_dir = args.run or last_run(Path("work_dirs"), "choose another one with --run")
         classifier = FlowerClassifier.from_run(work_dir, amp=args.amp, tta=args.tta)
     predict_all(
         classifier,

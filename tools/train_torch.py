@@ -226,8 +226,8 @@ def resnet18(weights: str | None) -> nn.Module:
     both = given.keys() & needed.keys()
     wrong += [f"{name} is {given[name]}, not {needed[name]}" for name in both if given[name] != needed[name]]
     if wrong:
-        what = f"{weights or WEIGHTS} is no ResNet-18 in torchvision's key names: {', '.join(sorted(wrong))}"
-        raise InputError(what, f"{WEIGHTS} is one")
+        what = f"{weights or WEIGHTS} isn't a ResNet-18 with torchvision's key names: {', '.join(sorted(wrong))}"
+        raise InputError(what, f"use {WEIGHTS}, for example")
     model.load_state_dict({name: state_dict[name] for name in given}, strict=False)
     return model
 
@@ -283,7 +283,7 @@ def write(path: Path, content: str | dict) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        hint = "make room or name another --work-dir; --resume goes on after the last whole epoch"
+        hint = "free disk space or choose another --work-dir; --resume continues after the last complete epoch"
         raise InputError(f"{path} can't be written: {error.strerror}", hint) from None
     finally:
         with contextlib.suppress(OSError):
@@ -337,7 +337,7 @@ def check_split(folder: DatasetFolder, val: PhotoSet, weights: str | None) -> No
     found = copies(val, trained_on)
     if seen := [name for (name, _), is_seen in zip(folder.samples["val"], found, strict=True) if is_seen]:
         what = f"{weights} was trained on {len(seen)} of the {len(val)} photos of val ({', '.join(seen[:3])} …)"
-        raise InputError(what, "keep the split it was trained with, or start from weights that saw none of them")
+        raise InputError(what, "keep the split it was trained with, or start from weights that weren't trained on them")
 
 
 def pick_device(name: str) -> torch.device:
@@ -345,7 +345,7 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = next(device for device, is_there in there.items() if is_there)
     if not there[name]:
-        raise InputError(f"--device {name}: PyTorch finds none here", "--device auto takes what there is")
+        raise InputError(f"--device {name}: PyTorch finds no such device", "--device auto chooses an available one")
     return torch.device(name)
 
 
@@ -355,7 +355,7 @@ def open_work_dir(work_dir: Path, resume: bool, force: bool) -> dict | None:
     if resume and len(names) < 2:
         raise InputError(f"{work_dir} has no last.pth and best_model.pth to resume from", "start without --resume")
     if names and not (resume or force):
-        hint = "--resume goes on with it, --force replaces it, --work-dir names another place"
+        hint = "--resume continues it, --force replaces it, --work-dir names another folder"
         raise InputError(f"{work_dir} holds a run already", hint)
     return load(work_dir / "last.pth") if resume else None
 
@@ -380,7 +380,7 @@ def main(args: argparse.Namespace) -> None:
         if value < least:
             problems.append(Problem(f"--{flag} {value} is too small", f"{least} or more"))
     if not 0 < args.lr < math.inf:
-        problems.append(Problem(f"--lr {args.lr} is no learning rate", f"the exercise's is {LEARNING_RATE}"))
+        problems.append(Problem(f"--lr {args.lr} must be a positive number", f"the exercise uses {LEARNING_RATE}"))
     seed_everything(1000 * args.seed)
     folder = attempt(read_and_decode, args.data)
     device = attempt(pick_device, args.device)
@@ -403,7 +403,7 @@ def main(args: argparse.Namespace) -> None:
     settings = {"dataset": digest, "batch_size": args.batch_size, "lr": args.lr, "seed": args.seed, "amp": args.amp}
     if state and state.get("settings") != settings:
         what = f"{args.work_dir / 'last.pth'} is of another run: {state.get('settings')}, now {settings}"
-        raise InputError(what, "resume with the settings and the dataset of its start, or begin anew with --force")
+        raise InputError(what, "resume with the settings and the dataset of that run, or start a new run with --force")
     with hold_work_dir(args.work_dir):  # after all checks, because files are written into it from here on
         if not args.skip_checks:
             report(findings, args.work_dir)

@@ -192,4 +192,4 @@ def _warnings(path: Path) -> list[dict[str, str]]:
     try:
         return [{key: str(item[key]) for key in ("where", "what", "hint")} for item in json.loads(path.read_bytes())]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} can't be read: {error!r}", "delete it; the next training writes it anew") from error
+        raise InputError(f"{path} can't be read: {error!r}", "delete it; the next training writes it again") from error

@@ -131,7 +131,7 @@ def require_same_photos(path: Path, one: str, other: str) -> None:
 def _notes(record: TestRecord, work_dir: Path) -> list[str]:
     checkpoint = work_dir / record.checkpoint
     if not checkpoint.is_file():
-        return [f"of {record.checkpoint}, which isn't there any more"]
+        return [f"of {record.checkpoint}, which no longer exists"]
     if file_sha256(checkpoint) != record.checkpoint_sha256:
         what = f"{checkpoint} isn't the checkpoint that the predictions of {record.split} were made with"
         raise InputError(what, f"test again: python tools/test.py {checkpoint}")

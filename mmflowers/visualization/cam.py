@@ -37,7 +37,9 @@ def grad_cam(model: Any, inputs: Tensor, labels: Tensor | None = None) -> Tensor
         stages = model.extract_feat(inputs, stage="backbone")
     features = stages[-1].detach()
     if features.ndim != 4 or features.shape[2] * features.shape[3] < 2:
-        raise InputError("Grad-CAM needs a backbone that ends in a map", "take a convolutional network for --cam")
+        raise InputError(
+            "Grad-CAM needs a backbone whose output is a feature map", "use a convolutional network with --cam"
+        )
     with torch.enable_grad():
         features.requires_grad_()
         maps = (*stages[:-1], features)

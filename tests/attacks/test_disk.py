@@ -226,7 +226,7 @@ def test_commands_on_a_read_only_disk_end_in_a_line(
         last = result.stderr.splitlines()[-1]
         assert result.returncode == 2, (command, result.stderr)
         assert last.startswith(f"error: can't write {read_only}"), (command, last)
-        assert " · hint: check who may write there, or " in last and "Traceback" not in result.stderr
+        assert " · hint: check the write permissions, or " in last and "Traceback" not in result.stderr
 
 
 def no_file_grows() -> None:
@@ -316,10 +316,10 @@ def test_whatever_fails_at_whatever_step_the_old_file_stays(
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (lambda here: here / "no" / "x.csv", r"No such file or directory · hint: make its folder first"),
-        (lambda here: here / "file" / "x.csv", r"Not a directory · hint: name a folder"),
-        (lambda here: here, r"Is a directory · hint: name a file"),
-        (lambda here: here / ("x" * 300 + ".csv"), r"File name too long · hint: give it a shorter name"),
+        (lambda here: here / "no" / "x.csv", r"No such file or directory · hint: create its folder first"),
+        (lambda here: here / "file" / "x.csv", r"Not a directory · hint: choose a path in which"),
+        (lambda here: here, r"Is a directory · hint: give the path of a file"),
+        (lambda here: here / ("x" * 300 + ".csv"), r"File name too long · hint: choose a shorter name"),
         (lambda here: here / "loop.csv", r"Too many levels of symbolic links · hint: write to another place"),
     ],
 )

@@ -192,7 +192,7 @@ def test_a_body_cut_short_without_any_announced_size_is_a_wrong_hash(server, tmp
 
 
 def test_a_wrong_size_is_seen_before_the_download(server, tmp_path):
-    assert "announces 300,000 bytes, expected are 5" in failure(server.url, folder=tmp_path, size=5)
+    assert "announces 300,000 bytes, expected 5" in failure(server.url, folder=tmp_path, size=5)
     assert not list(tmp_path.iterdir())
 
 
@@ -257,7 +257,7 @@ def test_a_server_that_falls_silent_is_given_up_and_what_came_is_kept(server, tm
     monkeypatch.setattr(downloads, "READ_TIMEOUT_S", 0.2)
     monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     server.pause_s = 60
-    assert "too little came for too long after 150,000 bytes" in failure(server.url, folder=tmp_path)
+    assert "the transfer was too slow after 150,000 bytes" in failure(server.url, folder=tmp_path)
     assert next(tmp_path.iterdir()).read_bytes() == DATA[:150_000]
 
 
@@ -266,7 +266,7 @@ def test_a_server_that_only_drips_is_given_up(server, tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "SLOW_BYTES_PER_S", 1 << 40)
     monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     server.pause_s = 0.2
-    assert "too little came" in failure(server.url, folder=tmp_path)
+    assert "the transfer was too slow" in failure(server.url, folder=tmp_path)
 
 
 def test_a_server_that_never_answers_is_given_up(server, tmp_path, monkeypatch):

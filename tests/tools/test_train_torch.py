@@ -249,7 +249,7 @@ def test_everything_wrong_is_said_at_once_in_a_line_each_and_hostile_weights_run
     assert_problems(
         done,
         "--epochs 0 is too small",
-        "--lr nan is no learning rate",
+        "--lr nan must be a positive number",
         rf"{CLASSES[2]}/blüte 1\.png can't be decoded",
         rf"{CLASSES[0]}/blüte 100\.png can't be decoded",
         r"hostile\.pth can't be loaded safely",
@@ -272,7 +272,7 @@ def test_weights_of_another_network_and_a_work_dir_in_use_are_refused(tmp_path, 
     state_dict["layer1.0.conv1.weight"] = torch.zeros(64, 64, 1, 1)
     torch.save(state_dict, tmp_path / "other.pth")
     done = train("--data", dataset, "--work-dir", straight[0], "--weights", tmp_path / "other.pth", code=2)
-    assert_problems(done, "holds a run already", "other.pth is no ResNet-18 in torchvision's key names")
+    assert_problems(done, "holds a run already", "other.pth isn't a ResNet-18 with torchvision's key names")
     assert "backbone.conv1.weight is not expected, conv1.weight is missing" in done.stderr
     assert "layer1.0.conv1.weight is (64, 64, 1, 1), not (64, 64, 3, 3)" in done.stderr
     assert {path.name: path.read_bytes() for path in straight[0].iterdir()} == before

@@ -60,7 +60,7 @@ def test_a_class_that_nothing_speaks_for_gives_an_empty_map() -> None:
 def test_a_network_without_a_map_is_refused() -> None:
     model = LooksAtColour()
     model.extract_feat = lambda inputs, stage: (inputs.flatten(1),)
-    with pytest.raises(InputError, match="ends in a map"):
+    with pytest.raises(InputError, match="whose output is a feature map"):
         grad_cam(model, torch.zeros(1, 3, 64, 64))
 
 
