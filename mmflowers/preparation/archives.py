@@ -17,8 +17,9 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, BinaryIO, NamedTuple
 
 from mmflowers.downloads import looks_like_html
 from mmflowers.errors import InputError, Problem
@@ -66,7 +67,7 @@ class _Member(NamedTuple):
     size: int
     is_folder: bool
     refusal: str | None
-    open: Callable[[], BinaryIO]
+    open: Callable[[], IO[bytes]]
 
 
 class _Bomb(Exception):
@@ -215,12 +216,14 @@ def _zip_members(file: BinaryIO, most: int) -> Iterator[_Member]:
             elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 # zipfile unpacks bzip2 and LZMA in pieces of any size: a few bytes could take all of the memory
                 refusal = "members compressed otherwise than by deflate"
-            yield _Member(name, info.file_size, name.endswith("/"), refusal, lambda info=info: archive.open(info))
+            yield _Member(name, info.file_size, name.endswith("/"), refusal, partial(archive.open, info))
 
 
 def _tar_members(stream: BinaryIO, limit: int) -> Iterator[_Member]:
     guarded = _Guarded(stream, 2 * limit + MAX_HEADER_BYTES)  # headers and padding come on top
-    with tarfile.open(fileobj=guarded, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
+    with tarfile.open(  # type: ignore[call-overload]  # typeshed wants a write() even for reading
+        fileobj=guarded, mode="r:", encoding="utf-8", errors="surrogateescape"
+    ) as archive:
         empty = archive.firstmember is None  # where next() of Python 3.10 stumbles
         while not empty and (info := archive.next()) is not None:
             archive.members.clear()  # it would keep a record of each for good
@@ -235,13 +238,19 @@ def _tar_members(stream: BinaryIO, limit: int) -> Iterator[_Member]:
                 refusal = "members of negative size"
             name = info.name.replace("\\", "/")
             size = info.size if info.isreg() and info.size > 0 else 0
-            yield _Member(name, size, info.isdir(), refusal, lambda info=info: archive.extractfile(info))
+            yield _Member(name, size, info.isdir(), refusal, partial(_opened, archive, info))
         # tarfile takes a header that it can't read for the end; the true end is a block of zeros.
         guarded.seek(archive.offset)
         if guarded.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
             raise tarfile.ReadError("it breaks off, or a header is wrong")
         while guarded.read(1 << 20):  # to the end, where the compressed formats have their checksum
             pass
+
+
+def _opened(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+    stream = archive.extractfile(info)
+    assert stream is not None, "only regular files are opened"
+    return stream
 
 
 class _Guarded:

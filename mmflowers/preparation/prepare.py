@@ -86,6 +86,11 @@ class Options:
     resize: int | None = None
     link: Literal["copy", "hardlink", "symlink"] = "copy"
 
+    @property
+    def ratios(self) -> tuple[Fraction, Fraction]:
+        """The shares of val and test where the split is drawn: those given, else the defaults."""
+        return self.val or Fraction(VAL_RATIO), self.test or Fraction(TEST_RATIO)
+
     def as_json(self) -> dict:
         return {
             "duplicates": self.duplicates,
@@ -211,6 +216,7 @@ def prepare(
         lists = None if split_lists is None else Path(split_lists).expanduser()
         return open_source(source, staging=staging, sha256=sha256, split=split, split_lists=lists)
 
+    summary: Summary | None
     if dry_run:
         with tempfile.TemporaryDirectory(prefix="mmflowers-") as staging:
             summary, _, _ = _plan(open_it(Path(staging)), target, options, workers=workers)
@@ -320,13 +326,14 @@ def _plan(
     if source.has_split:
         check_given(records)
     else:
-        val, test = options.val or Fraction(VAL_RATIO), options.test or Fraction(TEST_RATIO)
+        val, test = options.ratios
         notes = draw_split(records, val=val, test=test, seed=options.seed)
     classes = name_targets(records)
     counts: dict[str, dict[str, int]] = {name: dict.fromkeys(classes, 0) for name in SPLITS}
     for record in records:
         if record.target:
-            counts[record.split][record.target.split("/")[1]] += 1
+            name, class_name, _ = record.target.split("/")
+            counts[name][class_name] += 1
     summary = Summary(
         target.out,
         {name: by_class for name, by_class in counts.items() if any(by_class.values())},
@@ -403,12 +410,12 @@ def _render(count: int, seed: int, staging: Path, workers: int) -> Source:
 
 def _checked_options(
     *,
-    duplicates: str,
+    duplicates: Literal["drop", "keep"],
     val_ratio: str | float | None,
     test_ratio: str | float | None,
     seed: int,
     resize: int | None,
-    link: str,
+    link: Literal["copy", "hardlink", "symlink"],
     rendered: int | None,
     has_source: bool,
     given_split: bool,
@@ -488,7 +495,8 @@ def _card(summary: Summary, records: list[Record], source: Source, options: Opti
     if source.has_split:
         how = "as given by the source"
     else:
-        parts = {"train": 1 - options.val - options.test, "val": options.val, "test": options.test}
+        val, test = options.ratios
+        parts = {"train": 1 - val - test, "val": val, "test": test}
         shares = ", ".join(f"{name} {float(share):g}" for name, share in parts.items() if share)
         how = f"drawn class by class with seed {options.seed} ({shares}); photos that look alike are on one side"
     reasons = sorted(_by_reason(summary.dropped).items()) + sorted(summary.converted.items())

@@ -77,3 +77,14 @@ class Record(SourceFile):
     written_sha256: str = ""
     group: int | None = None
     target: str | None = None
+
+    @property
+    def photo_class(self) -> str:
+        """``class_name`` of a record that isn't dropped: every file without a class is.
+
+        Raises:
+            ValueError: if the record has no class.
+        """
+        if self.class_name is None:
+            raise ValueError(f"{self.path} is in no class, so it is no photo of the set")
+        return self.class_name

@@ -41,7 +41,7 @@ def split(records: Iterable[Record], *, val: Fraction, test: Fraction = Fraction
         InputError: naming every class that has too few photos for these ratios.
     """
     photos = [record for record in records if record.verdict != "dropped"]
-    counts = Counter(record.class_name for record in photos)
+    counts = Counter(record.photo_class for record in photos)
     wanted = [name for name in SPLITS if name != "test" or test]
     _refuse_small_classes(counts, wanted, val=val, test=test)
     room = {name: sizes(count, val=val, test=test) for name, count in counts.items()}
@@ -49,7 +49,7 @@ def split(records: Iterable[Record], *, val: Fraction, test: Fraction = Fraction
     singles: dict[str, list[Record]] = {name: [] for name in counts}
     for record in photos:
         if record.group is None:
-            singles[record.class_name].append(record)
+            singles[record.photo_class].append(record)
         else:
             groups.setdefault(record.group, []).append(record)
     shares = {"train": 1 - val - test, "val": val, "test": test}
@@ -57,13 +57,13 @@ def split(records: Iterable[Record], *, val: Fraction, test: Fraction = Fraction
     for number in sorted(groups, key=lambda number: (-len(groups[number]), draws[number])):
         group = groups[number]
         if len(group) == 1:  # its partners were dropped
-            singles[group[0].class_name].append(group[0])
+            singles[group[0].photo_class].append(group[0])
             continue
-        need = Counter(record.class_name for record in group)
+        need = Counter(record.photo_class for record in group)
         name = _place(need, room, wanted, shares, draws[number])
         for record in group:
             record.split = name
-            room[record.class_name][name] -= 1
+            room[record.photo_class][name] -= 1
     for class_name, rest in singles.items():
         rest.sort(key=lambda record: (_draw(seed, [record]), record.path))
         for name in reversed(wanted):  # train takes the rest where a group has overdrawn
@@ -84,7 +84,7 @@ def name_targets(records: Iterable[Record]) -> list[str]:
         InputError: if two classes would become one.
     """
     records = [record for record in records if record.verdict != "dropped"]
-    names = {name: clean(name) for name in sorted({record.class_name for record in records})}
+    names = {name: clean(name) for name in sorted({record.photo_class for record in records})}
     owners: dict[str, str] = {}
     problems = []
     for name, cleaned in names.items():
@@ -95,7 +95,7 @@ def name_targets(records: Iterable[Record]) -> list[str]:
         raise InputError(problems=problems)
     taken: set[tuple[str, str]] = set()
     for record in sorted(records, key=lambda record: encoded(record.path)):
-        folder = names[record.class_name]
+        folder = names[record.photo_class]
         stem, extension = _stem(record), record.extension
         name, number = stem + extension, 1
         while (folder, _folded(name)) in taken:
@@ -131,7 +131,7 @@ def _draw(seed: int, group: Iterable[Record]) -> int:
 
     Not the least of a draw a photo: that is small where a group is large, and small draws are the training's.
     """
-    contents = sorted({(record.class_name, record.sha256) for record in group})
+    contents = sorted({(record.photo_class, record.sha256) for record in group})
     key = "\0".join((str(seed), *(part for content in contents for part in content)))
     return int.from_bytes(hashlib.sha256(encoded(key)).digest(), "big")
 
@@ -169,7 +169,7 @@ def _refuse_small_classes(counts: Counter, wanted: list[str], *, val: Fraction, 
 
 
 def _check(photos: list[Record], counts: Counter, wanted: list[str], *, val: Fraction, test: Fraction) -> list[str]:
-    got = Counter((record.class_name, record.split) for record in photos)
+    got = Counter((record.photo_class, record.split) for record in photos)
     notes, problems = [], []
     for class_name, count in sorted(counts.items()):
         planned = sizes(count, val=val, test=test)
@@ -191,7 +191,7 @@ def check_given(records: Iterable[Record]) -> None:
     Raises:
         InputError: naming every class without photos in train or in val.
     """
-    got = Counter((record.class_name, record.split) for record in records if record.verdict != "dropped")
+    got = Counter((record.photo_class, record.split) for record in records if record.verdict != "dropped")
     classes = sorted({class_name for class_name, _ in got})
     problems = []
     if len(classes) < 2:

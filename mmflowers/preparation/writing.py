@@ -169,17 +169,17 @@ def place_photos(records: Iterable[Record], source: Path, target: Target, *, lin
     Returns:
         A line for the user where hard links weren't possible.
     """
-    placed = [record for record in records if record.target]
+    placed = [(record, record.target) for record in records if record.target]
     notes: list[str] = []
     with _writing(target.dataset):
-        for folder in sorted({record.target.rpartition("/")[0] for record in placed}):
+        for folder in sorted({place.rpartition("/")[0] for _, place in placed}):
             (target.dataset / folder).mkdir(parents=True)
-        uses = Counter(record.written_sha256 for record in placed)
-        for record in placed:
+        uses = Counter(record.written_sha256 for record, _ in placed)
+        for record, place in placed:
             if uses[record.written_sha256] == 1 and (link == "copy" or record.verdict == "converted"):
-                os.rename(f"{target.content}/{record.written_sha256}", f"{target.dataset}/{record.target}")  # noqa: PTH104
+                os.rename(f"{target.content}/{record.written_sha256}", f"{target.dataset}/{place}")  # noqa: PTH104
                 continue
-            path, original = target.dataset / record.target, source / record.path
+            path, original = target.dataset / place, source / record.path
             if link == "symlink" and record.verdict == "kept":
                 path.symlink_to(original.resolve())
                 continue
@@ -223,18 +223,18 @@ def write_tables(records: list[Record], classes: list[str], target: Target) -> N
 
 def write_contact_sheet(records: Iterable[Record], classes: list[str], target: Target) -> None:
     """Draw a few training photos of each class into ``contact_sheet.jpg``: those with the smallest sha256."""
-    rows: dict[str, list[Record]] = {name: [] for name in classes[:SHEET_CLASSES]}
+    rows: dict[str, list[str]] = {name: [] for name in classes[:SHEET_CLASSES]}
     for record in sorted(records, key=lambda record: (record.sha256, record.path)):
         if record.target and record.split == "train":
             row = rows.get(record.target.split("/")[1])
             if row is not None and len(row) < SHEET_PHOTOS:
-                row.append(record)
+                row.append(record.target)
     gap, caption = 4, 18
     size = (SHEET_PHOTOS * (SHEET_SIDE + gap) + gap, len(rows) * (SHEET_SIDE + caption + gap) + gap)
     sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     with ThreadPoolExecutor() as pool:  # decoders let go of Python's lock
-        photos = pool.map(_square, [target.dataset / record.target for row in rows.values() for record in row])
+        photos = pool.map(_square, [target.dataset / photo for row in rows.values() for photo in row])
     for y, (name, row) in enumerate(rows.items()):
         top = gap + y * (SHEET_SIDE + caption + gap)
         try:
@@ -273,8 +273,8 @@ def is_whole(out: Path, metadata: dict, *, workers: int) -> bool:
     for name in SPLITS:
         for folder, _, files in os.walk(out / name):
             names += [(Path(folder) / file).relative_to(out).as_posix() for file in files if file not in LITTER]
-    files = Source(out, [SourceFile(name, "any") for name in names])
-    return digest(hash_files(files, workers=workers)) == metadata.get("digests", {}).get("dataset")
+    written = Source(out, [SourceFile(name, "any") for name in names])
+    return digest(hash_files(written, workers=workers)) == metadata.get("digests", {}).get("dataset")
 
 
 def digest(files: Iterable[tuple[str, str]]) -> str:
@@ -325,7 +325,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _try_lock(fd: int) -> None:
-    if os.name == "nt":
+    if sys.platform == "win32":
         import msvcrt
 
         msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)

@@ -213,6 +213,11 @@ def test_targets_do_not_depend_on_the_split():
     assert [row.target for row in rows] == ["train/a/x_2.jpg", "val/a/X.jpg"]
 
 
+def test_a_record_without_a_class_is_no_photo_of_the_set():
+    with pytest.raises(ValueError, match=r"notes\.txt is in no class"):
+        _ = Record("notes.txt", None).photo_class
+
+
 def test_a_wrong_extension_is_replaced_and_a_missing_one_added():
     assert targets("a/x.png", "b/no. 7", "b/y.tar", extension=".jpg") == [
         *("train/a/x.jpg", "train/b/no. 7.jpg", "train/b/y.tar.jpg"),
