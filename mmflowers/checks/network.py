@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from collections.abc import Iterator
@@ -82,8 +83,11 @@ def _step(case: Case, model: Any, image: torch.Tensor, images: int, training: bo
     import torch
     from mmpretrain.structures import DataSample
 
-    from mmflowers.engine.frozen import Trunk
+    from mmflowers.engine.frozen import WHOLE, LayerTrunk
     from mmflowers.engine.loops import is_out_of_memory
+
+    def train_the_rest(*_: Any) -> None:
+        model.train()
 
     device = next(model.parameters()).device
     batch = {"inputs": [image] * images}
@@ -92,9 +96,13 @@ def _step(case: Case, model: Any, image: torch.Tensor, images: int, training: bo
     try:
         model.to(device).train(training)  # moves the data preprocessor's input there too
         layer = get(case.config, "train_cfg.freeze_to")
-        for module in Trunk(model, layer).modules if training and isinstance(layer, str) else ():
-            module.eval()
-        with torch.no_grad():
+        with contextlib.ExitStack() as hooks, torch.no_grad():
+            if training and isinstance(layer, str):  # what is frozen is computed in evaluation mode
+                model.eval()
+                model.head.train()
+                if layer != WHOLE:
+                    last = LayerTrunk(model, layer).last
+                    hooks.callback(last.register_forward_hook(train_the_rest).remove)
             mode = ("loss" if training else "predict") if numbers else "tensor"
             model(**model.data_preprocessor(batch, training), mode=mode)
     except Exception as problem:  # networks refuse what they can't take in every way there is

@@ -126,6 +126,17 @@ def test_a_last_batch_of_one_photo_is_an_error_where_batchnorm_is_left_with_one_
     assert finding.startswith("error: train_dataloader.batch_size: 1 makes batches of one photo")
 
 
+def test_a_frozen_training_is_tried_with_its_frozen_layers_in_evaluation_mode(check: Check) -> None:
+    frozen = "train_cfg = dict(type='FrozenTrainLoop', freeze_to='{}')"
+    assert check(frozen.format("layer3")) == []
+    one = SMALL.format(39, False)
+    assert check(f"{one}{frozen.format('backbone')}") == []  # no BatchNorm is trained
+    (finding,) = check(f"{one}{frozen.format('layer3')}")
+    assert "40 photos leave a last batch of one photo" in finding and "Expected more than 1 value" in finding
+    (finding,) = check(frozen.format("layer9"))
+    assert finding.startswith("error: model: fails on train images") and "no layer layer9 to freeze to" in finding
+
+
 @pytest.mark.parametrize(
     "lines",
     [SMALL.format(39, True), SMALL.format(20, False), "train_dataloader = dict(batch_size=39)"],
