@@ -288,7 +288,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-class _PatientOnceConnected:
+class _HTTPConnection(http.client.HTTPConnection):
     """A connection with one timeout to connect and a longer one to read; urllib has only one for both."""
 
     def connect(self) -> None:
@@ -296,11 +296,7 @@ class _PatientOnceConnected:
         self.sock.settimeout(READ_TIMEOUT_S)
 
 
-class _HTTPConnection(_PatientOnceConnected, http.client.HTTPConnection):
-    pass
-
-
-class _HTTPSConnection(_PatientOnceConnected, http.client.HTTPSConnection):
+class _HTTPSConnection(_HTTPConnection, http.client.HTTPSConnection):
     pass
 
 
