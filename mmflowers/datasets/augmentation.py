@@ -59,7 +59,8 @@ class RandomResizedCrop:
         count = len(shapes)
         height, width = shapes[:, :1].astype(float), shapes[:, 1:].astype(float)
         area = rng.uniform(*self.area, (count, self.attempts)) * height * width
-        aspect = np.exp(rng.uniform(*np.log(self.aspect), (count, self.attempts)))
+        low, high = np.log(self.aspect)
+        aspect = np.exp(rng.uniform(low, high, (count, self.attempts)))
         box_h, box_w = np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))
         inside = (box_h > 0) & (box_h <= height) & (box_w > 0) & (box_w <= width)
         first = inside.argmax(1)[:, None]
@@ -166,7 +167,7 @@ class ColorJitter:
     def draw(self, rng: np.random.Generator, shapes: np.ndarray) -> np.ndarray:
         """Four factors and the order of the four, float64 of shape (n, 8)."""
         order = rng.permuted(np.tile(np.arange(4.0), (len(shapes), 1)), axis=1)
-        return np.hstack([rng.uniform(*range_, (len(shapes), 1)) for range_ in self.ranges] + [order])
+        return np.hstack([rng.uniform(low, high, (len(shapes), 1)) for low, high in self.ranges] + [order])
 
     def apply(self, images: Tensor, drawn: np.ndarray) -> Tensor:
         """BGR of shape (n, 3, H, W) and 0…255 → float32 likewise."""
@@ -282,7 +283,7 @@ class RandomAffine:
             *(self.degrees, (-self.translate[0], self.translate[0]), (-self.translate[1], self.translate[1])),
             *(self.scale, self.shear[:2], self.shear[2:]),
         )
-        return np.hstack([rng.uniform(*limit, (len(shapes), 1)) for limit in limits])
+        return np.hstack([rng.uniform(low, high, (len(shapes), 1)) for low, high in limits])
 
     def apply(self, images: Tensor, drawn: np.ndarray) -> Tensor:
         """(n, 3, size, size), 0…255 → float32 of the same shape."""
@@ -466,10 +467,11 @@ def _jitter(given: dict) -> ColorJitter:
             return (max(0.0, 1 - value), 1 + value) if centre else (-value, value)
         return tuple(value)
 
-    ranges = [limits(given.pop(name, 0), 1.0) for name in ("brightness", "contrast", "saturation")]
+    names = ("brightness", "contrast", "saturation")
+    brightness, contrast, saturation = (limits(given.pop(name, 0), 1.0) for name in names)
     hue = limits(given.pop("hue", 0), 0.0)
     _plain(given, backend=("pillow", "cv2"))
-    return ColorJitter(*ranges, hue)
+    return ColorJitter(brightness, contrast, saturation, hue)
 
 
 def _pair(value: Any) -> tuple[float, float]:

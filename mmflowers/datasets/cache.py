@@ -146,16 +146,10 @@ def _lock_of(folder: Path, prefix: str) -> Path:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock, which the system releases when a process is killed; none on file systems that have no locks."""
-    lock = FileLock(path)
-    try:
-        lock.acquire()
-    except NotImplementedError:
-        lock = None
-    try:
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(NotImplementedError):
+            held.enter_context(FileLock(path))
         yield
-    finally:
-        if lock is not None:
-            lock.release()
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -192,7 +186,7 @@ def _write(path: Path, prefix: str, shape: tuple[int, ...] | None, rows: Callabl
         with Path(name).open("wb") as file:
             _write_header(file, shape or (0,))
             # Written, not mapped: a full disk is an OSError then, not a SIGBUS.
-            written = sum(file.write(np.ascontiguousarray(row)) for row in rows())
+            written = sum(file.write(np.ascontiguousarray(row).data) for row in rows())
             if shape is None:  # NumPy leaves room in a header for the number that becomes known at the end
                 file.seek(0)
                 _write_header(file, (written,))

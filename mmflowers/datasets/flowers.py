@@ -160,10 +160,10 @@ class FlowersDataset(CustomDataset):
             samples.append(sample.set_gt_label(label))
         batch = {"inputs": inputs, "data_samples": samples}
         if self.augmentation is not None:
-            batch["augment"] = Drawn(self.augmentation, self._draw(places, seed))
+            batch["augment"] = Drawn(self.augmentation, self._draw(self.augmentation, places, seed))
         return batch
 
-    def _draw(self, places: Sequence[tuple[int, int, int]], seed: int) -> list[np.ndarray]:
+    def _draw(self, augmentation: Augmentation, places: Sequence[tuple[int, int, int]], seed: int) -> list[np.ndarray]:
         """Draw for a whole epoch at once, which is quicker than photo by photo, and take the batch's rows."""
         rows = []
         for epoch, repeat, index in places:
@@ -172,7 +172,7 @@ class FlowersDataset(CustomDataset):
                 if len(self._drawn) > 4:
                     self._drawn.clear()
                 rng = np.random.default_rng(seed_sequence(*key))
-                self._drawn[key] = self.augmentation.draw(rng, self._shapes)
+                self._drawn[key] = augmentation.draw(rng, self._shapes)
             rows.append([values[index] for values in self._drawn[key]])
         return [np.stack(values) for values in zip(*rows, strict=True)]
 
@@ -181,6 +181,7 @@ class FlowersDataset(CustomDataset):
         if self._photos is not None:
             return self._photos
         name, state = self._read_list()
+        recipe: list[str | int]
         if self.augmentation is None:
             shape = self._pixels(0).shape
 
@@ -218,7 +219,7 @@ class FlowersDataset(CustomDataset):
         if self._is_open:
             return
         self._is_open = True
-        loader = self.pipeline.transforms[0] if self.pipeline.transforms else None
+        loader: Any = self.pipeline.transforms[0] if self.pipeline.transforms else None
         if type(loader) is not LoadImageFromFile:
             return
         if loader.color_type != "color" or loader.to_float32 or loader.ignore_empty:  # not always three of uint8

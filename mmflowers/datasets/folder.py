@@ -97,18 +97,18 @@ def _read_list(
     for number, line in enumerate(_lines(path, problems), 1):
         if not line.strip():
             continue
-        name, _, label = line.strip().rpartition(" ")
+        name, _, digits = line.strip().rpartition(" ")
         # Python reads no number of thousands of digits, and no file system a name with a NUL.
-        if not name or not label.isdecimal() or len(label) > 9 or "\0" in name:
+        if not name or not digits.isdecimal() or len(digits) > 9 or "\0" in name:
             malformed.append(f"line {number}")
         elif name.startswith("/") or "\\" in name or ".." in name.split("/") or name[1:3] == ":/":
             absolute.append(f"line {number}: {name}")
-        elif int(label) >= len(classes):
-            labels.append(f"line {number}: {label}")
+        elif int(digits) >= len(classes):
+            labels.append(f"line {number}: {digits}")
         else:
             # val/x, val//x and val/./x are one photo. Most names have neither, and pathlib takes a while for thousands.
             plain = PurePosixPath(name).as_posix() if "//" in name or "./" in name else name
-            samples.append((plain, int(label)))
+            samples.append((plain, int(digits)))
     on_disk = _files_below({root / folder for folder in {name.rpartition("/")[0] for name, _ in samples}})
     start = os.fspath(root / "_")[:-1]
     for name, label in samples:

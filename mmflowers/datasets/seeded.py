@@ -44,7 +44,7 @@ class Draw(NamedTuple):
     epoch: int
     rank: int
     repeat: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides the tuple method of that name, which nothing calls
 
 
 def seed_sequence(*key: int) -> np.random.SeedSequence:
@@ -88,7 +88,7 @@ class SeededSampler(Sampler):
     def __init__(self, dataset: Dataset, sampler: Sampler | dict, seed: int | None = None) -> None:
         if isinstance(sampler, dict):
             sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
-        self.sampler = sampler
+        self.sampler: Any = sampler  # torch gives samplers and datasets no length
         self.epoch = 0
         self.start = 0
 
@@ -123,7 +123,7 @@ class SeededDataset(Dataset):
     """
 
     def __init__(self, dataset: Dataset | dict, seed: int) -> None:
-        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        self.dataset: Any = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self.seed = seed
         # For each worker its process and the index it is reading, -1 between two.
         self._reading = torch.full((MAX_WORKERS, 2), -1).share_memory_()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.datasets.identity import match_prepared
@@ -106,7 +106,7 @@ def coverage(counted: Iterable[tuple[str | Path, int | None]], root: Path, split
     )
 
 
-def samples_of(dataset: Dataset) -> list[tuple[str, int]]:
+def samples_of(dataset: Any) -> list[tuple[str, int]]:
     """``(path, label)`` of each item of an MMPretrain dataset, through wrappers such as ``RepeatDataset``.
 
     A label that isn't one integer (multi-label) is given as a number that differs where the labels do.

@@ -11,7 +11,7 @@ import copy
 import json
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,8 +136,11 @@ def unusual_photos(paths: Sequence[str | Path], number: int = 3) -> list[str]:
     for path in paths[:: max(1, len(paths) // SOME)]:
         with contextlib.suppress(Exception), Image.open(path) as image:
             sizes[str(path)] = image.size
-    measures = (lambda path: -sizes[path][0] / sizes[path][1], lambda path: sizes[path][0] / sizes[path][1])
-    measures = (*measures, lambda path: sizes[path][0] * sizes[path][1])
+    measures: list[Callable[[str], float]] = [
+        lambda path: -sizes[path][0] / sizes[path][1],
+        lambda path: sizes[path][0] / sizes[path][1],
+        lambda path: sizes[path][0] * sizes[path][1],
+    ]
     return list(dict.fromkeys(min(sizes, key=measure) for measure in measures[:number] if sizes))
 
 
@@ -237,10 +240,10 @@ def _sample(path: str) -> dict[str, Any]:
 
 
 def _generators() -> tuple[bytes, ...]:
-    state = np.random.get_state()
+    state = np.random.get_state(legacy=False)["state"]
     return (
         repr(random.getstate()).encode(),
-        state[1].tobytes() + bytes([state[2] % 256]),
+        state["key"].tobytes() + bytes([state["pos"] % 256]),
         torch.get_rng_state().numpy().tobytes(),
     )
 
