@@ -78,12 +78,16 @@ def fetch(
             part = (folder / f"{target.name}.part").open("a+b")
         except OSError as error:
             raise InputError(f"can't write to the download cache {folder} ({error.strerror})") from error
-        if _lock(part):
+        locked = _lock(part)
+        if locked and not is_cached(target, sha256):
             break
         part.close()
-        if not wait:
+        if locked:  # another process has completed the file since the first look
+            Path(part.name).unlink(missing_ok=True)
+        elif not wait:
             raise InputError(f"another process is downloading {name}", "run again when it is done")
-        time.sleep(PAUSE_S)
+        else:
+            time.sleep(PAUSE_S)
 
     reasons = []
     with part:

@@ -315,6 +315,18 @@ def test_processes_that_want_the_same_file_wait_for_the_first_and_take_its_file(
     assert server.asked == [None] and [path.name for path in tmp_path.iterdir()] == ["x.pth"]
 
 
+def test_a_file_that_another_process_completes_just_before_the_lock_is_taken(server, tmp_path, monkeypatch):
+    lock = downloads._lock
+
+    def lock_after_the_other(part) -> bool:
+        (tmp_path / "x.pth").write_bytes(DATA)
+        return lock(part)
+
+    monkeypatch.setattr(downloads, "_lock", lock_after_the_other)
+    assert fetch([server.url], sha256=SHA256, folder=tmp_path, cached_as="x.pth") == tmp_path / "x.pth"
+    assert server.asked == [] and [path.name for path in tmp_path.iterdir()] == ["x.pth"]
+
+
 def test_what_came_of_a_file_of_unknown_hash_is_not_continued(server, tmp_path):
     server.breaks = [100_000]
     (tmp_path / "x.pth.part").write_bytes(b"of another version")
