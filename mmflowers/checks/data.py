@@ -21,7 +21,9 @@ SPLITS = {"train", "val", "test"}
 @check(pitfall=6, of="dataset")
 def lists_of_other_tools(case: Case) -> Iterator[Finding]:
     """What a list that can't be read looks like, where it is a known kind."""
-    for split in ("train", "val") if case.folder is None and case.root else ():
+    if case.folder is not None or case.root is None:
+        return
+    for split in ("train", "val"):
         path = case.root / f"{split}.txt"
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -45,7 +47,9 @@ def _ends_in(classes: set[str]) -> Callable[[str], bool]:
 @check(pitfall=10, of="dataset")
 def class_folders(case: Case) -> Iterator[Finding]:
     """Photos outside of class folders: labels can be held against nothing, and equal names overwrite each other."""
-    for split, samples in case.folder.samples.items() if case.folder else ():
+    if case.folder is None:
+        return
+    for split, samples in case.folder.samples.items():
         flat = [name for name, label in samples if Path(name).parent.name != case.folder.classes[label]]
         if flat:
             what = f"{count(len(flat))} of {split}.txt lie in no folder of their class ({some(flat)})"

@@ -87,9 +87,9 @@ def run_checks(case: Any, checks: Iterable[Check], found: Iterable[Finding] = ()
             crashes.append(bug)
     if crashes and not any(finding.level == "error" for finding in findings):
         raise crashes[0]
-    for bug in crashes:
-        place = traceback.extract_tb(bug.__traceback__)[-1]
-        what = f"a check failed itself: {type(bug).__name__}: {' '.join(str(bug).split())}"
+    for crash in crashes:
+        place = traceback.extract_tb(crash.__traceback__)[-1]
+        what = f"a check failed itself: {type(crash).__name__}: {' '.join(str(crash).split())}"
         findings.append(warning(f"{Path(place.filename).name}:{place.lineno}", what, AFTERWARDS))
     return sorted(dict.fromkeys(findings), key=lambda finding: finding.level)
 

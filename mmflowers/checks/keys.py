@@ -189,7 +189,9 @@ def arguments(case: Case) -> Iterator[Finding]:
                     yield error(where, "has no type that can be built", "type='…' names the class")
                 continue
             names = accepted(builder)
-            for key in config if names is not None else ():
+            if names is None:
+                continue
+            for key in config:
                 if key not in names | {"type", "_scope_", *extra}:
                     new = [name for name in OLD_ARGUMENTS.get(key, ()) if name in names]
                     hint = f"now {new[0]}" if new else suggest(key, {*names, *extra} - {"self"}, "take it out")
@@ -287,12 +289,13 @@ def accepted(builder: Any) -> set[str] | None:
         if kind is object:
             break
         if "__init__" in vars(kind):
-            parameters = inspect.signature(kind.__init__).parameters.values()
+            init = vars(kind)["__init__"]
+            parameters = inspect.signature(init).parameters.values()
             names |= {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
             rest = [one.name for one in parameters if one.kind == one.VAR_KEYWORD]
             if not rest:
                 break
-            taken = _taken(kind.__init__, rest[0])
+            taken = _taken(init, rest[0])
             if taken is None:
                 return None
             names |= taken
@@ -305,7 +308,8 @@ def _taken(init: Any, rest: str) -> set[str] | None:
         tree = ast.parse(textwrap.dedent(inspect.getsource(init)))
     except (OSError, TypeError, SyntaxError):
         return None
-    taken, passed_on = set(), []
+    taken: set[str] = set()
+    passed_on: list[bool] = []
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
@@ -315,7 +319,9 @@ def _taken(init: Any, rest: str) -> set[str] | None:
         ):
             passed_on.append(isinstance(target, ast.Attribute) and target.attr == "__init__")
         if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == rest:
-            taken |= {item.value for item in node.args[:1] if isinstance(item, ast.Constant)}
+            taken |= {
+                item.value for item in node.args[:1] if isinstance(item, ast.Constant) and isinstance(item.value, str)
+            }
     return taken if passed_on and all(passed_on) else None
 
 
@@ -328,14 +334,14 @@ def numbers(case: Case) -> Iterator[Finding]:
             yield error(
                 path, f"{value!r} is no whole number from {least}", f"{path.split('.')[-1]}={max(least, 1)}, say"
             )
-    for path, (least, largest) in RATES.items():
+    for path, (smallest, largest) in RATES.items():
         value = get(case.config, path)
-        if value is not None and not (type(value) in (int, float) and least <= value <= largest):
+        if value is not None and not (type(value) in (int, float) and smallest <= value <= largest):
             hint = (
                 "a number without quotes"
                 if isinstance(value, str)
                 else "above 0"
-                if least > 0
-                else f"{least} to {largest}"
+                if smallest > 0
+                else f"{smallest} to {largest}"
             )
             yield error(path, f"{value!r} is no such number", hint)

@@ -56,8 +56,8 @@ def _monitored(config: Any) -> Iterator[tuple[str, str]]:
             yield f"{where}.monitor", hook["monitor"]
     schedulers = config.get("param_scheduler")
     for index, scheduler in enumerate(as_list(schedulers)):
-        kind = _class(scheduler, "PARAM_SCHEDULERS", config)
-        if kind is not None and issubclass(kind, ReduceOnPlateauParamScheduler):
+        policy = _class(scheduler, "PARAM_SCHEDULERS", config)
+        if policy is not None and issubclass(policy, ReduceOnPlateauParamScheduler):
             where = f"param_scheduler.{index}.monitor" if isinstance(schedulers, list) else "param_scheduler.monitor"
             yield where, scheduler.get("monitor", _default(ReduceOnPlateauParamScheduler, "monitor"))
 
@@ -84,7 +84,7 @@ def _class(built: Any, registry: str, config: Any) -> type | None:
     return kind if inspect.isclass(kind) else None
 
 
-def _default(kind: type, argument: str) -> Any:
+def _default(kind: Any, argument: str) -> Any:
     parameter = inspect.signature(kind.__init__).parameters.get(argument)
     return None if parameter is None or parameter.default is parameter.empty else parameter.default
 

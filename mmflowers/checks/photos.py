@@ -77,7 +77,7 @@ def _own_list(case: Case, side: str) -> str:
 
 
 def _by_path(case: Case, samples: Iterable[tuple[str, int]]) -> dict[str, int]:
-    return {os.path.abspath(case.root / name): label for name, label in samples}  # noqa: PTH100
+    return {os.path.abspath(case.path(name)): label for name, label in samples}  # noqa: PTH100
 
 
 def _short(case: Case, paths: Iterable[str]) -> list[str]:
@@ -198,9 +198,11 @@ def lists_as_prepared(case: Case) -> Iterator[Finding]:
     """Lists of other photos than ``files.csv`` has, and photos that were replaced since."""
     from mmflowers.datasets.identity import match_prepared
 
+    if case.folder is None:
+        return
     for split, samples in case.lists.items():
         labels = dict(samples)
-        match = match_prepared(case.root, split, list(labels))
+        match = match_prepared(case.folder.root, split, list(labels))
         classes = case.folder.classes
         moved = [name for name, before in match.renamed.items() if Path(before).parent.name != classes[labels[name]]]
         photos = case.photos.get(split)
@@ -225,10 +227,11 @@ def leftovers(case: Case) -> Iterator[Finding]:
     """Photos that lie in the split folders and on no list: of an earlier split, or put there by hand."""
     if case.folder is None:
         return
-    listed = {case.root / name for samples in case.lists.values() for name, _ in samples}
-    folders = {path.parent for path in listed if path.relative_to(case.root).parts[0] in case.lists}
+    root = case.folder.root
+    listed = {root / name for samples in case.lists.values() for name, _ in samples}
+    folders = {path.parent for path in listed if path.relative_to(root).parts[0] in case.lists}
     extra = sorted(
-        path.relative_to(case.root).as_posix()
+        path.relative_to(root).as_posix()
         for folder in folders
         for path in map(Path, _files(folder))
         if path not in listed
@@ -255,7 +258,7 @@ def photos_decode(case: Case) -> Iterator[Finding]:
     from mmflowers.preparation.inspection import inspect_file
 
     names = [name for samples in case.lists.values() for name, _ in samples]
-    found = map_in_threads(lambda name: inspect_file(os.fspath(case.root / name)), names)
+    found = map_in_threads(lambda name: inspect_file(os.fspath(case.path(name))), names)
     broken = [f"{name}: {one.reason}" for name, one in zip(names, found, strict=True) if one.verdict == "dropped"]
     if broken:
         yield error("dataset", f"{count(len(broken))} can't be decoded ({some(broken)})", AGAIN.partition(":")[0])
@@ -263,6 +266,8 @@ def photos_decode(case: Case) -> Iterator[Finding]:
 
 def keeps_copies(root: Path | None) -> bool:
     """Whether the dataset folder was prepared with ``--duplicates keep``."""
+    if root is None:
+        return False
     try:
         options = json.loads((root / "dataset.json").read_text(encoding="utf-8"))["options"]
         return options["duplicates"] == "keep"

@@ -85,7 +85,8 @@ def schedule_within_the_training(case: Case) -> Iterator[Finding]:
 def rate_for_fine_tuning(case: Case) -> Iterator[Finding]:
     """ImageNet's rate from scratch is too large for weights that know something already."""
     optimizer = get(case.config, "optim_wrapper.optimizer") or {}
-    rate, limit = optimizer.get("lr"), 0.1 if optimizer.get("type") == "SGD" else 0.01
+    rate: Any = optimizer.get("lr")
+    limit = 0.1 if optimizer.get("type") == "SGD" else 0.01
     known = optimizer.get("type") in ("SGD", "Adam", "AdamW")
     if not case.testing and case.start and known and type(rate) in (int, float) and rate >= limit:
         what = f"{rate:g} is a rate to train from scratch with, and {Path(case.start).name} is pretrained"
@@ -170,7 +171,7 @@ def normalisation(case: Case) -> Iterator[Finding]:
             "data_preprocessor.mean", what, "times 255: mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]"
         )
         return
-    if mean and scaled and max(mean) > 1:
+    if mean and view is not None and scaled and max(mean) > 1:
         what = f"the pipeline scales pixels already, to {view.white:.3g} for white; mean {mean} is for 0..255"
         yield error("data_preprocessor.mean", what, "do it in one place only")
         return
@@ -183,7 +184,7 @@ def normalisation(case: Case) -> Iterator[Finding]:
     expected = _normalisation_of_weights(case)
     values = _values_in_network(preprocessor, view) if view is not None else None
     is_usual = values is None or CONTRAST[0] <= values[1] - values[0] <= CONTRAST[1]
-    if not is_usual and not _is_near(mean + std, expected):
+    if view is not None and values is not None and not is_usual and not _is_near(mean + std, expected):
         what = f"black to white reach the network as {values[0]:.3g} to {values[1]:.3g}: pixels aren't normalised"
         # Who names a mean and std may mean it, and a run that is resumed keeps what it was started with.
         level = warning if mean or case.resume else error

@@ -92,8 +92,13 @@ class Case:
         for split in SPLITS:
             if split not in lists:
                 with contextlib.suppress(InputError):  # of a split that this run doesn't use
-                    lists |= read_dataset_folder(self.root, (split,), files_may_be_gone=True).samples
+                    lists |= read_dataset_folder(self.folder.root, (split,), files_may_be_gone=True).samples
         return lists
+
+    def path(self, name: str) -> Path:
+        """Where a photo of ``lists`` lies."""
+        assert self.folder is not None, "without a folder there are no lists"
+        return self.folder.root / name
 
     @cached_property
     def photos(self) -> dict[str, PhotoSet]:
@@ -101,7 +106,7 @@ class Case:
         from mmflowers.datasets.identity import read_photos
 
         return {
-            split: read_photos([(self.root / name, label) for name, label in samples])
+            split: read_photos([(self.path(name), label) for name, label in samples])
             for split, samples in self.lists.items()
             if not self.testing or split == self.split
         }
@@ -118,7 +123,7 @@ class Case:
         """(height, width) of a photo of the usual shape."""
         from mmflowers.datasets.views import usual_size
 
-        return usual_size([self.root / name for samples in self.lists.values() for name, _ in samples])
+        return usual_size([self.path(name) for samples in self.lists.values() for name, _ in samples])
 
     @cached_property
     def unusual(self) -> list[str]:
@@ -126,7 +131,7 @@ class Case:
         from mmflowers.datasets.views import unusual_photos
 
         own = self.lists.get(self.split if self.testing else "val", ())
-        return unusual_photos([self.root / name for name, _ in own]) if self.root else []
+        return unusual_photos([self.path(name) for name, _ in own])
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -177,7 +182,7 @@ class Case:
             steps = [step for step in keys.as_list(dataset.get("pipeline")) if isinstance(step, dict)]
             with contextlib.suppress(InputError):  # reported by the check of what can be measured
                 image = example(steps, self.photo_size, keys.scope(self.config)) if steps else None
-                if getattr(image, "ndim", 0) == 3:
+                if image is not None and getattr(image, "ndim", 0) == 3:
                     found[side] = image
         return found
 

@@ -99,7 +99,8 @@ def _range(values: Values) -> str:
 
 
 def _names(values: Values) -> str:
-    return {(0, 1, 2): "RGB", (2, 1, 0): "BGR"}.get(values.order, f"an order of its own {values.order}")
+    names: dict[tuple[int, ...], str] = {(0, 1, 2): "RGB", (2, 1, 0): "BGR"}
+    return names.get(values.order, f"an order of its own {values.order}")
 
 
 @check(pitfall=25)
