@@ -10,20 +10,21 @@ is an ordinary 3×3 convolution at stride 1 on a shifted, subsampled input.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 WINDOW = 3
 
 
 class _Window(NamedTuple):
-    """Taps of one axis of a kernel: ``tap``, ``tap + stride``, … ``count`` of them, at most three."""
+    """Taps of one axis of a kernel: ``tap``, ``tap + stride``, … ``size`` of them, at most three."""
 
     tap: int
-    count: int
+    size: int
 
 
 def _windows(kernel: int, stride: int) -> Iterator[_Window]:
@@ -54,7 +55,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
 
 def _input_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
     if stride == 1:
-        return torch.nn.grad.conv2d_input(x.shape, weight, grad, 1, padding, groups=x.shape[1])
+        return conv2d_input(x.shape, weight, grad, 1, padding, groups=x.shape[1])
     # Each phase of the padded input meets only the taps of that phase: a convolution at stride 1 of the gradient with
     # those taps, turned round.
     height, width = x.shape[2] + 2 * padding, x.shape[3] + 2 * padding
@@ -73,7 +74,7 @@ def _input_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, paddin
 def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
     kernel = weight.shape[2]
     if kernel <= WINDOW:
-        return torch.nn.grad.conv2d_weight(x, weight.shape, grad, stride, padding, groups=x.shape[1])
+        return conv2d_weight(x, weight.shape, grad, stride, padding, groups=x.shape[1])
     channels, rows, columns = x.shape[1], *grad.shape[2:]
     # Room behind, so that a window with fewer than three taps can be taken as a whole one.
     x = F.pad(x, (padding, padding + WINDOW * stride, padding, padding + WINDOW * stride))
@@ -87,13 +88,13 @@ def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, paddi
                 column.tap : column.tap + stride * (columns + WINDOW - 1) : stride,
             ].contiguous(memory_format=torch.channels_last)
             shape = (channels, 1, WINDOW, WINDOW)
-            taps = torch.nn.grad.conv2d_weight(part, shape, grad, groups=channels)
+            taps = conv2d_weight(part, shape, grad, groups=channels)
             result[
                 :,
                 :,
-                row.tap : row.tap + stride * row.count : stride,
-                column.tap : column.tap + stride * column.count : stride,
-            ] = taps[:, :, : row.count, : column.count]
+                row.tap : row.tap + stride * row.size : stride,
+                column.tap : column.tap + stride * column.size : stride,
+            ] = taps[:, :, : row.size, : column.size]
     return result
 
 
@@ -108,7 +109,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 
     return _DepthwiseConv2d.apply(x, weight, stride, padding)
 
 
-def _is_plain_depthwise(module: nn.Module) -> bool:
+def _is_plain_depthwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     return (
         isinstance(module, nn.Conv2d)
         and module.groups == module.in_channels == module.out_channels > 1
@@ -131,6 +132,7 @@ class DepthwiseConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
+        assert not isinstance(conv.padding, str)  # ``replace_depthwise`` leaves these out
         self.weight = conv.weight
         self.stride, self.padding, self.kernel = conv.stride[0], conv.padding[0], conv.kernel_size[0]
         self.same = type(conv).__name__ == "Conv2dSame"

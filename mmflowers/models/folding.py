@@ -8,12 +8,13 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 
-def fold_batchnorm(model: nn.Module, inputs: Tensor) -> nn.Module:
+def fold_batchnorm(model: BaseModel, inputs: Tensor) -> BaseModel:
     """A copy of a classifier in eval mode, with every BatchNorm that directly follows a convolution folded into it.
 
     Args:
@@ -24,7 +25,7 @@ def fold_batchnorm(model: nn.Module, inputs: Tensor) -> nn.Module:
 
 
 @torch.no_grad()
-def foldable(model: nn.Module, inputs: Tensor) -> list[tuple[str, str]]:
+def foldable(model: BaseModel, inputs: Tensor) -> list[tuple[str, str]]:
     """Names of the convolutions and norms that ``fold`` may make one, whatever their weights are.
 
     Which follows which is seen in a forward pass. The folded copy is compared with the model; where they differ (a path
@@ -43,7 +44,7 @@ def foldable(model: nn.Module, inputs: Tensor) -> list[tuple[str, str]]:
 
 
 @torch.no_grad()
-def fold(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
+def fold(model: BaseModel, pairs: list[tuple[str, str]]) -> BaseModel:
     """A copy of a classifier in eval mode with ``pairs`` of convolutions and norms made one (see ``foldable``)."""
     folded = copy.deepcopy(model).eval()
     for conv, norm in pairs:
@@ -72,10 +73,11 @@ def _close(one: Any, other: Any) -> bool:
     return bool((one - other).abs().max() <= 1e-3 * one.abs().max())
 
 
-def _pairs(model: nn.Module, inputs: Tensor) -> list[tuple[str, str]]:
+def _pairs(model: BaseModel, inputs: Tensor) -> list[tuple[str, str]]:
     """Names of convolutions and of the norms that take their output and nothing else."""
     made: dict[int, str] = {}
-    kept, found, calls = [], [], Counter()
+    calls: Counter[str] = Counter()
+    kept, found = [], []
 
     def note_output(name: str):
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
@@ -105,7 +107,7 @@ def _pairs(model: nn.Module, inputs: Tensor) -> list[tuple[str, str]]:
     return [(conv, norm) for conv, norm in found if calls[conv] == calls[norm] == 1]
 
 
-def _fold(model: nn.Module, conv_name: str, norm_name: str) -> None:
+def _fold(model: BaseModel, conv_name: str, norm_name: str) -> None:
     conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     bias = 0 if conv.bias is None else conv.bias
