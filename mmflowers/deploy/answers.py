@@ -104,7 +104,7 @@ class Answering:
         dataset = PhotoDataset(self.classifier.pipeline)
         (batch,) = read_batches([Input(name, image)], dataset, batch_size=1, workers=0)
         (found,) = self.classifier.judge(batch.inputs, batch.pixels, top_k=TOP)
-        if found.reason:
+        if found.label is None or batch.pixels is None:  # the photo can't be read
             return Answer(name, reason=found.reason)
         labels = [self.classifier.classes.index(class_name) for class_name, _ in found.top]
         try:
@@ -118,7 +118,7 @@ class Answering:
             prediction=found,
             overlays=overlays,
             neighbours=self._neighbours(self.classifier.features(batch.pixels)[0]),
-            confusion=None if isinstance(self.matrix, InputError) else self._confusion(found.label),
+            confusion=self._confusion(found.label),
         )
 
     def _neighbours(self, features: np.ndarray) -> list[dict[str, Any]]:
@@ -127,7 +127,9 @@ class Answering:
         near = self.photos.nearest(features, NEIGHBOURS)
         return [{**found._asdict(), "picture": photo_uri(found.path, SMALL), "name": found.path.name} for found in near]
 
-    def _confusion(self, label: int) -> Confusion:
+    def _confusion(self, label: int) -> Confusion | None:
+        if isinstance(self.matrix, InputError):
+            return None
         return Confusion(self._counts(self.matrix[:, label], label), self._counts(self.matrix[label], label))
 
     def _counts(self, photos: np.ndarray, label: int) -> list[Count]:

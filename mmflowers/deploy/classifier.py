@@ -249,8 +249,9 @@ def _prediction(name: str, scores: np.ndarray, classes: tuple[str, ...], top_k: 
 
 
 def _as_input(number: int, image: Photo) -> Input:
-    path = str(image) if isinstance(image, (str, Path)) else None
-    return Input(path or f"image {number}", path or image)
+    if isinstance(image, (str, Path)):
+        return Input(str(image) or f"image {number}", str(image))
+    return Input(f"image {number}", image)
 
 
 def _classes(saved: dict, path: Path) -> list[str]:

@@ -205,7 +205,11 @@ def _read_photos(root: Path, classifier: FlowerClassifier, workers: int) -> tupl
     ]
     if unread:
         raise InputError(problems=unread)
-    return names, torch.cat([batch.pixels for batch in read])
+    pixels = []
+    for batch in read:
+        assert isinstance(batch.pixels, torch.Tensor)  # ``formats.image_size`` has refused several sizes
+        pixels.append(batch.pixels)
+    return names, torch.cat(pixels)
 
 
 def _write_all(

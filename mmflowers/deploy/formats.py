@@ -156,7 +156,7 @@ def to_onnx(network: Network, images: Tensor, facts: dict[str, Any]) -> bytes:
             torch.onnx.export(
                 network,
                 (images,),
-                buffer,
+                buffer,  # type: ignore[arg-type]  # with dynamo=False a buffer too
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
@@ -230,7 +230,7 @@ def slim_config(config: Config, checkpoint: str) -> str:
             kept.data_preprocessor.type = "ClsDataPreprocessor"
     if "custom_imports" in kept:
         kept.custom_imports.allow_failed_imports = True
-    dataset = innermost(kept.test_dataloader)
+    dataset: Any = innermost(kept.test_dataloader)
     dataset.pop("cache", None)
     if dataset.get("data_root") and Path(dataset.data_root).is_absolute():
         dataset.data_root = Path(dataset.data_root).name

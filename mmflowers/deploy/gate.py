@@ -117,8 +117,9 @@ class Gate:
                 return _Forward(self.app)
             case "GET", "/gradio_api/upload_progress":  # the page needs to hear of its end
                 return Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")
-            case _ if session is None and path in OF_A_SESSION:
-                raise HTTPException(403, "Load the page again: the server doesn't know this browser session.")
+            case _ if session is None:
+                if path in OF_A_SESSION:
+                    raise HTTPException(403, "Load the page again: the server doesn't know this browser session.")
             case "POST", _ if path == UPLOAD:
                 return JSONResponse(await self.uploads.receive(session, headers, read_body(receive, MAX_BODY)))
             case "GET", _ if photo and (upload := self.uploads.find(session, photo[1])):

@@ -119,7 +119,7 @@ def _compute(classifier: FlowerClassifier, root: Path, images: list[str], worker
     total = math.ceil(len(images) / BATCH)
     for batch in progress(batches, total=total, what=f"batches of {BATCH} training photos") if images else ():
         names = [input_.name for input_ in batch.inputs if not input_.reason]
-        if names:
+        if batch.pixels is not None:
             yield from zip(names, _unit(classifier.features(batch.pixels)).astype(np.float16), strict=True)
 
 

@@ -196,24 +196,26 @@ class Sorter:
         return path
 
     def _put(self, input_: Input, path: Path) -> None:
+        source = input_.source
+        if isinstance(source, bytes):  # downloaded
+            with creating(path) as file:
+                file.write(source)
+            return
+        assert isinstance(source, str)  # ``PhotoDataset`` gives nothing else back
         how = self.how if input_.is_own_file else "copy"
         if how == "link":
-            path.symlink_to(Path(input_.source).absolute())
+            path.symlink_to(Path(source).absolute())
             return
         if how == "move":
             try:
-                os.link(input_.source, path, follow_symlinks=False)  # unlike a rename never over another file
-                os.unlink(input_.source)  # noqa: PTH108
+                os.link(source, path, follow_symlinks=False)  # unlike a rename never over another file
+                os.unlink(source)  # noqa: PTH108
                 return
             except FileExistsError:
                 raise
             except OSError:  # another disk, or one without hard links
                 pass
-        with creating(path) as file:
-            if isinstance(input_.source, bytes):
-                file.write(input_.source)
-            else:
-                with open(input_.source, "rb") as source:  # noqa: PTH123
-                    shutil.copyfileobj(source, file)
+        with creating(path) as file, open(source, "rb") as photo:  # noqa: PTH123
+            shutil.copyfileobj(photo, file)
         if how == "move":
-            os.unlink(input_.source)  # noqa: PTH108
+            os.unlink(source)  # noqa: PTH108

@@ -78,9 +78,10 @@ def predict_all(
             read += len(predictions)
             if overlays:
                 overlays.draw(predictions, batch.pixels)
-            for input_, found in zip(batch.inputs, predictions, strict=True) if sorter else ():
-                if not found.reason:
-                    sorter.place(input_, found.class_name)
+            if sorter:
+                for input_, found in zip(batch.inputs, predictions, strict=True):
+                    if not found.reason:
+                        sorter.place(input_, found.class_name)
         if passed.count:
             print(f"{passed.count:,} files without an image's extension were passed over", file=sys.stderr)
         if not read:  # before the rows get their name: an old file stays
