@@ -416,7 +416,7 @@ class FrozenTrainLoop(ExactTrainLoop):
     def run(self) -> nn.Module:
         """Compute, then train as ever; checkpoints hold the whole network."""
         if self.nothing_left():  # no features are needed
-            return self._train()
+            return super().run()
         if get_world_size() > 1:
             raise InputError("--freeze-to works in one process", "leave --launcher away")
         trunk = self._trunk(self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model)
