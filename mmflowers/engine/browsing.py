@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import DefaultScope
 from mmpretrain.registry import DATASETS, MODELS
 from PIL import Image, ImageOps
@@ -88,10 +89,11 @@ def _choose(labels: Sequence[int], number: int, seed: int) -> list[int]:
 
 
 def _dataset(config: configuration.Config, loader: str, split: str) -> Any:
-    return DATASETS.build({**innermost(config[loader]), "ann_file": f"{split}.txt"})
+    dataset: Any = innermost(config[loader])
+    return DATASETS.build({**dataset, "ann_file": f"{split}.txt"})
 
 
-def _preprocessor(config: configuration.Config) -> torch.nn.Module:
+def _preprocessor(config: configuration.Config) -> BaseDataPreprocessor:
     """The model's preprocessor, with the mixing of batches that MMPretrain's classifier gives it."""
     preprocessor = {
         "type": "ClsDataPreprocessor",
@@ -102,7 +104,7 @@ def _preprocessor(config: configuration.Config) -> torch.nn.Module:
 
 
 def _pixels(
-    dataset: SeededDataset, preprocessor: torch.nn.Module, chosen: Sequence[int], epoch: int, *, training: bool
+    dataset: SeededDataset, preprocessor: BaseDataPreprocessor, chosen: Sequence[int], epoch: int, *, training: bool
 ) -> list[np.ndarray]:
     """What the network gets of photos: uint8 RGB of shape (height, width, 3) each."""
     batch = collate_samples(dataset.__getitems__([Draw(epoch, 0, 0, index) for index in chosen]))

@@ -19,7 +19,7 @@ from mmflowers.evaluation.metrics import rule_of
 T = TypeVar("T")
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-KINDS = {  # what may lie where, beside nothing at all
+KINDS: dict[type | tuple[type, ...], tuple[str, ...]] = {  # what may lie where, beside nothing at all
     dict: (
         *("model", "model.backbone", "model.head", "model.head.loss", "model.data_preprocessor", "data_preprocessor"),
         *("train_cfg", "val_cfg", "test_cfg", "default_hooks", "randomness", "env_cfg", "visualizer"),
@@ -205,7 +205,7 @@ def data_root(config: Config) -> str:
         InputError: Its datasets, or the top-level ``data_root``, name different ones: a child config that sets the
             top-level value alone changes no dataset.
     """
-    roots = {dataset.get("data_root") for dataset in datasets(config)} | {config.get("data_root")} - {None}
+    roots: set[Any] = {dataset.get("data_root") for dataset in datasets(config)} | {config.get("data_root")} - {None}
     if len(roots) != 1 or None in roots:
         named = ", ".join(sorted(map(str, roots)))
         raise InputError(f"the config names different dataset folders: {named}", "--data DIR sets all of them")
@@ -475,7 +475,7 @@ def settle_best(config: Config) -> None:
     Raises:
         InputError: The metric's name doesn't tell, and the config doesn't either.
     """
-    hook = (config.get("default_hooks") or {}).get("checkpoint") or {}
+    hook: Any = (config.get("default_hooks") or {}).get("checkpoint") or {}
     knows_rules = str(hook.get("type")).rpartition(".")[2] in ("BestAndLastHook", "CheckpointHook")
     if knows_rules and isinstance(hook.get("save_best"), str) and hook.save_best != "auto":
         hook.rule = rule_of(hook.save_best, hook.get("rule"))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import get_world_size
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from mmpretrain.registry import LOOPS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmflowers.commands import progress
 from mmflowers.datasets.augmentation import on_device
 from mmflowers.datasets.cache import has_room
-from mmflowers.datasets.seeded import Draw
+from mmflowers.datasets.seeded import Draw, SeededDataset
 from mmflowers.datasets.wrappers import innermost
 from mmflowers.engine.loops import ExactTrainLoop, OutOfMemory, is_out_of_memory
 from mmflowers.engine.memory import available_memory
@@ -53,7 +53,7 @@ class Trunk:
 
     where = ""  # the cut, for errors
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: BaseModel) -> None:
         self.model = model
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class BackboneTrunk(Trunk):
 
     where = "before the head"
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: BaseModel) -> None:
         super().__init__(model)
         name = next(reversed(classifier_layers(model)), "")
         if name.startswith("backbone."):
@@ -144,7 +144,7 @@ class ClassifierTrunk(Trunk):
         InputError: There is none, or it isn't a plain linear layer.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: BaseModel) -> None:
         super().__init__(model)
         layers = classifier_layers(model)
         if not layers:
@@ -216,7 +216,7 @@ class LayerTrunk(Trunk):
         InputError: The backbone has no such layer; the ones it has are named.
     """
 
-    def __init__(self, model: nn.Module, name: str) -> None:
+    def __init__(self, model: BaseModel, name: str) -> None:
         super().__init__(model)
         self.where = f"after {name}"
         root = getattr(model.backbone, "timm_model", model.backbone)
@@ -369,7 +369,7 @@ class FeatureDataset(Dataset):
             batch and its labels are where they are, on a GPU or in the host's memory.
     """
 
-    def __init__(self, dataset: Dataset, features: Tensor) -> None:
+    def __init__(self, dataset: SeededDataset, features: Tensor) -> None:
         self.dataset, self.features = dataset, features
         infos = [dataset.get_data_info(index) for index in range(len(dataset))]
         self.labels = torch.tensor([info["gt_label"] for info in infos])
@@ -407,6 +407,7 @@ class FrozenTrainLoop(ExactTrainLoop):
         **kwargs: Those of ``ExactTrainLoop``.
     """
 
+    dataloader: Any  # MMEngine's loop has it
     photos_of = "train_dataloader"  # the config's name of the loader that training photos come from
 
     def __init__(self, *args, freeze_to: str, views: int = 4, **kwargs) -> None:
@@ -424,7 +425,7 @@ class FrozenTrainLoop(ExactTrainLoop):
         with trunk.aside():
             return self._train(trunk)
 
-    def _trunk(self, model: nn.Module) -> Trunk:
+    def _trunk(self, model: BaseModel) -> Trunk:
         return BackboneTrunk(model) if self.freeze_to == WHOLE else LayerTrunk(model, self.freeze_to)
 
     def _compute(self, trunk: Trunk) -> None:
@@ -439,12 +440,13 @@ class FrozenTrainLoop(ExactTrainLoop):
     @torch.no_grad()
     def _with_features(self, trunk: Trunk, loader: DataLoader, views: int, name: str) -> DataLoader:
         """The batches of a loader, which the config calls ``name``, with feature maps in place of photos."""
-        model, count = trunk.model.eval(), len(loader.dataset)
+        dataset: Any = loader.dataset
+        batches: Any = loader.batch_sampler
+        model, count, size = trunk.model.eval(), len(dataset), batches.batch_size
         folded: Trunk | None = None
-        size = loader.batch_sampler.batch_size
         draws = [Draw(view, 0, 0, index) for view in range(views) for index in range(count)]
         photos = DataLoader(
-            loader.dataset,
+            dataset,
             batch_sampler=[draws[start : start + size] for start in range(0, len(draws), size)],
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
@@ -478,9 +480,9 @@ class FrozenTrainLoop(ExactTrainLoop):
                 self.runner.logger.info(f"feature maps reach {largest:.3g}, beyond float16: stored as {kind}")
             start = number * size
             features[start : start + len(found)] = found
+        assert features is not None  # a loader has photos
         features = features.view(views, count, *features.shape[1:])
-        dataset = FeatureDataset(loader.dataset, features)
-        return DataLoader(dataset, batch_sampler=loader.batch_sampler, collate_fn=_as_it_is)
+        return DataLoader(FeatureDataset(dataset, features), batch_sampler=batches, collate_fn=_as_it_is)
 
     def _precision(self) -> Any:
         """That of the training."""
@@ -488,7 +490,7 @@ class FrozenTrainLoop(ExactTrainLoop):
         return wrapper.precision() if hasattr(wrapper, "precision") else nullcontext()
 
 
-def _as_it_is(batch: dict) -> dict:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
@@ -530,10 +532,11 @@ class LinearProbeLoop(FrozenTrainLoop):
         super().__init__(*args, freeze_to=WHOLE, views=1, **kwargs)
         self._max_epochs = 1
 
-    def _trunk(self, model: nn.Module) -> Trunk:
+    def _trunk(self, model: BaseModel) -> Trunk:
         return ClassifierTrunk(model)
 
     def _train(self, trunk: Trunk) -> nn.Module:
+        assert isinstance(trunk, ClassifierTrunk)  # of ``_trunk``
         self._classifier = trunk.layer
         return super()._train(trunk)
 
@@ -541,7 +544,8 @@ class LinearProbeLoop(FrozenTrainLoop):
         if getattr(trunk.model.data_preprocessor, "batch_augments", None):
             self.runner.logger.info("--probe sees every photo without augmentation: no Mixup and no CutMix either")
         loader = copy.deepcopy(self.runner.cfg.val_dataloader)
-        innermost(loader)["ann_file"] = "train.txt"
+        dataset: Any = innermost(loader)
+        dataset["ann_file"] = "train.txt"
         own, self.dataloader = self.dataloader, self.runner.build_dataloader(loader, seed=self.runner.seed)
         super()._compute(trunk)
         self.dataloader = DataLoader(

@@ -7,6 +7,7 @@ import operator
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.device import get_device
@@ -237,7 +238,7 @@ class ProgressiveResizeHook(Hook):
             InputError: It has no cache, or its pipeline has no form for whole batches.
         """
         dataset = runner.train_dataloader.dataset
-        self._augmentation = getattr(dataset, "augmentation", None)
+        self._augmentation: Any = getattr(dataset, "augmentation", None)
         if self._augmentation is None:
             unbatched = ", ".join(getattr(dataset, "unbatched", ()))
             raise InputError(

@@ -198,7 +198,7 @@ def _getattr_of_history_buffer(owner: Any, name: str) -> Any:
     raise pickle.UnpicklingError(f"getattr({owner!r}, {name!r}) is not admitted")
 
 
-_multiarray = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
+_multiarray = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
 
 # A checkpoint written under NumPy 1 says numpy.core, one written under NumPy 2 numpy._core: both are admitted.
 _ADMITTED: list[Any] = [

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from itertools import islice
@@ -280,6 +280,7 @@ class ExactTrainLoop(EpochBasedTrainLoop):
     def _leave(self, place: str) -> NoReturn:
         self.runner.finish_saving()
         self.runner.logger.info(f"stopped {place}; --resume goes on there")
+        assert self._signal is not None  # its callers have seen one
         raise KeyboardInterrupt if self._signal == signal.SIGINT else Stopped(self._signal)
 
 
@@ -287,7 +288,7 @@ class ExactTrainLoop(EpochBasedTrainLoop):
 class StoppableValLoop(ValLoop):
     """MMEngine's validation, which a signal to the training ends at once: nothing is lost by that."""
 
-    def run_iter(self, idx: int, data_batch: Sequence[dict]) -> None:
+    def run_iter(self, idx: int, data_batch: dict) -> None:
         """Validate one batch."""
         train_loop = self.runner._train_loop
         # Several processes needn't have equally many batches to agree about: they end the validation first.
@@ -305,7 +306,7 @@ class StoppableValLoop(ValLoop):
         size = _batch_size(self.dataloader)
         raise OutOfMemory("val_dataloader", size, size // 2)
 
-    def _forward(self, idx: int, data_batch: Sequence[dict]) -> None:
+    def _forward(self, idx: int, data_batch: dict) -> None:
         super().run_iter(idx, data_batch)
 
 
@@ -327,7 +328,7 @@ class _Evaluation:
 
     def begin(self) -> None:
         """Forget the last one, whose weights may have been others."""
-        self._network: torch.nn.Module | None = None
+        self._network: Any = None  # from the first batch on the model, or its folded copy
         self._waiting: list[torch.Tensor] = []
         self._features: list[Any] = []  # tuples of maps, or what else the backbone gives
         self._samples: list[list] = []

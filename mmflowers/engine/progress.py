@@ -59,7 +59,7 @@ class ProgressHook(Hook):
     priority = "LOWEST"  # after the best checkpoint is settled
 
     def __init__(self) -> None:
-        self._bar = None
+        self._bar: Any = None  # tqdm's
         self._epoch_line = ""
 
     def before_train(self, runner: Runner) -> None:
@@ -178,7 +178,8 @@ class ProgressHook(Hook):
 
     def _speed(self, loader: DataLoader, batch_idx: int) -> str:
         """Photos in a second since the bar was opened, the start of the loader's workers included."""
-        photos = (batch_idx + 1 - self._opened_at) * len(loader.dataset) / len(loader)
+        dataset: Any = loader.dataset  # torch's type has no length
+        photos = (batch_idx + 1 - self._opened_at) * len(dataset) / len(loader)
         return f"{photos / (time.monotonic() - self._opened):,.0f} images/s"
 
     def _say_epoch(self) -> None:

@@ -37,7 +37,7 @@ NOT_RECIPE = re.compile(
 # What a resumed run can't change, not even on purpose. With another measure, the numbers before and after can't be
 # compared. Optimizer and schedulers come back out of the checkpoint with their settings: the new ones would be recorded
 # and not be used.
-KEPT = ("val_dataloader.", "val_evaluator", "save_best", "param_scheduler", "auto_scale_lr")
+KEPT: tuple[str, ...] = ("val_dataloader.", "val_evaluator", "save_best", "param_scheduler", "auto_scale_lr")
 KEPT += tuple(f"optim_wrapper.{key}" for key in ("optimizer.", "paramwise_cfg", "constructor"))
 LENGTHS = ("max_epochs", "max_iters")  # of train_cfg; without "max_" and "s" a checkpoint's keys for the place
 
@@ -158,7 +158,7 @@ def changed_photos(meta: dict, now: dict[str, PhotoSet]) -> list[str]:
         if np.array_equal(known.content, photos.content) and _same_labels(known, photos):
             continue
         gone, added = np.setdiff1d(known.content, photos.content), np.setdiff1d(photos.content, known.content)
-        others = [before[other].content for other in before if other != split and before[other] is not None]
+        others = [found.content for other, found in before.items() if other != split and found is not None]
         moved = np.isin(added, np.concatenate(others)) if others else np.zeros(len(added), dtype=bool)
         counts = {
             "gone": len(gone),
@@ -217,6 +217,7 @@ class RecordHook(Hook):
             )
         earlier = [resumed, *(_meta(source) for source in sources_in_model(runner.cfg.model)), runner.loaded_meta]
         trained_on = joined([photos["train"], *(from_state(meta.get(TRAINED_ON)) for meta in earlier)])
+        assert trained_on is not None  # the photos of train are in it
         self._meta = {
             PHOTOS: {split: found.state() for split, found in photos.items()},
             TRAINED_ON: trained_on.state(),

@@ -73,6 +73,7 @@ class FlowersRunner(Runner):
     in the ``ExactTrainLoop``, and what the disk or a loader's worker does to them is said in a line.
     """
 
+    _load_from: str | None  # MMEngine's
     _writer: CheckpointWriter | None = None
     validated: Validation | None = None  # the last validation, on the main process
     resumed_meta: Mapping = MappingProxyType({})  # ``meta`` of the checkpoint that is resumed
@@ -154,15 +155,16 @@ class FlowersRunner(Runner):
             InputError: It doesn't: the network would get whole photos, each scaled to a square.
         """
         model = self.model.module if is_model_wrapper(self.model) else self.model
-        if getattr(loader.dataset, "augmentation", None) is not None and not isinstance(
+        dataset: Any = loader.dataset
+        if getattr(dataset, "augmentation", None) is not None and not isinstance(
             model.data_preprocessor, FlowersDataPreprocessor
         ):
             raise InputError(
                 f"{type(model.data_preprocessor).__name__} doesn't augment the batches of a dataset with a cache",
                 "set data_preprocessor.type to FlowersDataPreprocessor, or the dataset's cache to False",
             )
-        if unbatched := getattr(loader.dataset, "unbatched", ()):
-            steps = ", ".join(type(step).__name__ for step in loader.dataset.pipeline.transforms)
+        if unbatched := getattr(dataset, "unbatched", ()):
+            steps = ", ".join(type(step).__name__ for step in dataset.pipeline.transforms)
             where = f"in {count(loader.num_workers, 'loader worker')}" if loader.num_workers else "in the main process"
             self.logger.info(f"{steps} run photo by photo {where}: no batched form of {', '.join(unbatched)}")
 
@@ -432,7 +434,7 @@ class FlowersRunner(Runner):
                 raise
             loops = (self._train_loop, self._val_loop, self._test_loop)
             loaders = [getattr(loop, "dataloader", None) for loop in loops]
-            datasets = [loader.dataset for loader in loaders if isinstance(loader, DataLoader)]
+            datasets: list[Any] = [loader.dataset for loader in loaders if isinstance(loader, DataLoader)]
             photos = [photo for dataset in datasets for photo in dataset.died_reading(error)]
             for told in (error, error.__cause__):  # torch says by what signal in the one or in the other
                 if "shared memory" in str(told):

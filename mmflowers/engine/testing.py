@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmengine.dist import is_main_process
 
@@ -115,6 +115,7 @@ def test(
         return None
     root = Path(configuration.data_root(config))
     predictions = collect.predictions
+    assert predictions is not None  # on the main process, after the test
     paths = [root / image for image in predictions.images]
     found = coverage(zip(paths, predictions.labels.tolist(), strict=True), root, split)
     found.require_sound(split)
@@ -145,7 +146,7 @@ def augment_test(config: configuration.Config) -> None:
     Raises:
         InputError: The test pipeline can't be mirrored, as it doesn't end in packing.
     """
-    dataset = innermost(config.test_dataloader)
+    dataset: Any = innermost(config.test_dataloader)
     if config.get("tta_pipeline") is None:
         *steps, pack = dataset.pipeline
         if pack.get("type") != "PackInputs":

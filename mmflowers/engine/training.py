@@ -226,7 +226,8 @@ def _train(config: configuration.Config, oom: Literal["stop", "retry"]) -> Outco
         runner.message_hub.get_info(key, default=None) for key in ("best_score", "best_epoch", "best_of")
     )
     covered = runner.validated.coverage if runner.validated else None
-    return Outcome(Path(config.work_dir), best_score, best_epoch, *(names or ("", "")), covered)
+    name, part = names or ("", "")
+    return Outcome(Path(config.work_dir), best_score, best_epoch, name, part, covered)
 
 
 def _take_less(config: configuration.Config, error: OutOfMemory) -> None:

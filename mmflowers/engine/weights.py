@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from mmengine.logging import print_log
-from mmengine.model import PretrainedInit, update_init_info
+from mmengine.model import BaseModel, PretrainedInit, update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_weights
@@ -118,7 +118,7 @@ def fetch_weights(source: str) -> Path:
     return path
 
 
-def _named_in(model: Any) -> Iterator[tuple[dict, str]]:
+def _named_in(model: Any) -> Iterator[tuple[Any, str]]:
     """Each place where a model's config names weights: the dict, and its key ``init_cfg``, ``pretrained`` …"""
     if isinstance(model, Mapping):
         yield from ((model, key) for key in ("checkpoint", "checkpoint_path", "pretrained") if model.get(key))
@@ -290,7 +290,7 @@ def _download(url: str) -> Path:
 
 
 def convert_state_dict(
-    state_dict: Mapping[str, Tensor], model: nn.Module, *, keep_head: bool = False, may_have_gaps: bool = False
+    state_dict: Mapping[str, Tensor], model: BaseModel, *, keep_head: bool = False, may_have_gaps: bool = False
 ) -> Conversion:
     """Rename ``state_dict`` to the keys of ``model`` and hold it against them.
 
@@ -375,7 +375,7 @@ def _fit_relative_positions(key: str, tensor: Tensor, own: Tensor | None) -> Ten
     ratios = np.arange(1.01, 1.5, 1e-6)
     steps = np.arange(old // 2)
     reach = (ratios ** (old // 2) - 1) / (ratios - 1)  # of a geometric progression: the largest offset
-    ratio = ratios[min(np.searchsorted(reach, new // 2), len(ratios) - 1)]
+    ratio = ratios[min(int(np.searchsorted(reach, new // 2)), len(ratios) - 1)]
     offsets = np.cumsum(ratio**steps)
     at = np.concatenate([-offsets[::-1], [0], offsets])
     wanted, order = np.arange(new) - new // 2, min(3, old - 1)
