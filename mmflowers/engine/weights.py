@@ -415,7 +415,7 @@ def _unwrap(state_dict: Mapping) -> dict[str, Tensor]:
 
 
 def _rename(tensors: dict[str, Tensor], model: nn.Module, head: str) -> tuple[str, dict[str, Tensor]]:
-    """Rename to the model's names; ``head`` is the name of its classifier layer."""
+    """Rename to the model's names; ``head`` is the name of its classifier layer, if it has one."""
     if any(key.startswith("backbone.") for key in tensors):
         return "OpenMMLab", tensors
     timm_model = getattr(model.backbone, "timm_model", None)
@@ -428,7 +428,7 @@ def _rename(tensors: dict[str, Tensor], model: nn.Module, head: str) -> tuple[st
     prefix = "backbone." if timm_model is None else "backbone.timm_model."
     classifier = re.compile(r"^(head\.fc|fc|classifier|head)\.(?=weight$|bias$)")
     return origin, {
-        classifier.sub(f"{head}.", key) if head and classifier.match(key) else prefix + key: value
+        classifier.sub(f"{head or 'head.fc'}.", key) if classifier.match(key) else prefix + key: value
         for key, value in tensors.items()
     }
 
