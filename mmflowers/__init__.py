@@ -1,4 +1,4 @@
-"""Flower photo classification on MMPretrain. Importing the package is cheap: each room imports what it needs."""
+"""Flower photo classification on MMPretrain. Importing the package is cheap: each package imports what it needs."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ $python tools/train.py configs/efficientnet_lite0_flowers.py --laptop --data "$w
 $python tools/test.py "$work/rendered_flowers/best.pth"
 $python tools/report.py "$work/rendered_flowers" --cam --out "$work/report.html"
 
-shorter='<style>#origin, #classes, #doubtful, #calibration, #left-out, footer, .large > :nth-child(n + 6) { display: none }</style>'
+shorter='<style>#origin, #classes, #unsure, #calibration, #left-out, footer, .large > :nth-child(n + 6) { display: none }</style>'
 sed -i "s|</head>|$shorter</head>|" "$work/report.html"
 chromium --headless --no-sandbox --hide-scrollbars --user-data-dir="$work/profile" --window-size=1000,2100 \
     --blink-settings=preferredColorScheme=1 --screenshot="$work/page.png" "file://$work/report.html"
