@@ -20,7 +20,7 @@ load_from = 'https://download.openmmlab.com/mmclassification/v0/resnet/resnet50_
 
 # Lists hold paths relative to data_root (`train/daisy/x.jpg 0`), hence no prefix; class names come from classes.txt.
 data_root = 'flower_dataset'
-loader = dict(num_workers=2, persistent_workers=True)  # workers that live on: each epoch augments anew
+loader = dict(num_workers=2, persistent_workers=True)  # workers persist; augmentation still differs in each epoch
 train_dataloader = dict(
     batch_size=32,
     dataset=dict(

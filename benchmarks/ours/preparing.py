@@ -47,7 +47,7 @@ def measure_speed(command: Sequence[str], source: Path, *, workers: int, repeats
     bare_loop = [sys.executable, __file__, str(source), str(workers)]
     seconds: dict[str, list[float]] = {"bare": [], "command": []}
     with tempfile.TemporaryDirectory(prefix="mmflowers-") as folder:
-        # Also where PYTHONDONTWRITEBYTECODE is set, which would have every start compile the modules anew.
+        # Also where PYTHONDONTWRITEBYTECODE is set, which would make every start compile the modules again.
         env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         env["PYTHONPYCACHEPREFIX"] = str(Path(folder) / "bytecode")
         # Fills that cache, and brings the files into the system's, for both sides.

@@ -110,7 +110,7 @@ def check(args) -> None:
     if not args.peers and not args.ours:
         raise InputError("nothing to run", "--peers, --ours or both")
     if (args.out / RESULTS).exists():
-        raise InputError(f"{args.out} holds results already", "--out names another folder; delete it to start anew")
+        raise InputError(f"{args.out} holds results already", "--out names another folder; delete it to start again")
     for ours in args.ours:
         if not ours or not Path(ours[0]).is_file():
             raise InputError(f"--ours {shlex.join(ours)!r} names no config", "it begins with a file of configs/")

@@ -23,7 +23,7 @@ test_pipeline = [
     dict(type='PackInputs'),
 ]
 
-loader = dict(num_workers=2, persistent_workers=True)  # workers that live on: each epoch augments anew
+loader = dict(num_workers=2, persistent_workers=True)  # workers persist; augmentation still differs in each epoch
 train_dataloader = dict(
     batch_size=32,
     sampler=dict(type='DefaultSampler', shuffle=True),

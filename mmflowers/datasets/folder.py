@@ -93,7 +93,7 @@ def _read_list(
 ) -> list[tuple[str, int]]:
     path = root / f"{split}.txt"
     samples: list[tuple[str, int]] = []
-    malformed, absolute, labels, gone, strangers = [], [], [], [], []
+    malformed, absolute, labels, gone, mislabelled = [], [], [], [], []
     for number, line in enumerate(_lines(path, problems), 1):
         if not line.strip():
             continue
@@ -116,7 +116,7 @@ def _read_list(
         if start + name not in on_disk and not files_may_be_gone:
             gone.append(name)
         elif folder in classes and folder != classes[label]:
-            strangers.append(f"{name} has label {label} ({classes[label]})")
+            mislabelled.append(f"{name} has label {label} ({classes[label]})")
 
     form = f"a line is `{split}/daisy/x.jpg 0`: path relative to the folder, with forward slashes, and label"
     for found, what, hint in (
@@ -124,7 +124,7 @@ def _read_list(
         (absolute, "paths that are absolute, leave the folder or have backslashes", form),
         (labels, f"labels outside of the {len(classes)} classes", "labels count from 0 as classes.txt does"),
         (gone, "files that are not there", PREPARE),
-        (strangers, "labels against the class folder", "is classes.txt in the order the labels were made with?"),
+        (mislabelled, "labels against the class folder", "is classes.txt in the order the labels were made with?"),
     ):
         if found:
             problems.append(Problem(f"{path}: {len(found)} {what} ({some(found)})", hint))

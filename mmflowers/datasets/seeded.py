@@ -114,7 +114,7 @@ class SeededDataset(Dataset):
     """Another dataset, whose random transforms draw the same numbers for a photo in an epoch wherever they run.
 
     MMEngine seeds loader workers by their number, when they start: what they draw later depends on how many there are
-    and on all they have done before, so a resumed run would see other pixels, and workers started anew each epoch see
+    and on all they have done before, so a resumed run would see other pixels, and workers restarted each epoch see
     the same ones again.
 
     Args:

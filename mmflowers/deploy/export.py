@@ -181,9 +181,9 @@ def _require_free(out: Path, work_dir: Path, config_name: str) -> None:
         raise InputError(f"{out} is a file", "--out names a folder")
     if out.resolve() == work_dir.resolve():
         raise InputError(f"{out} is the run's own folder", "leave --out away, or name another folder")
-    strangers = sorted(path.name for path in out.glob("*.py") if path.name != config_name)
-    if strangers:
-        raise InputError(f"{out} holds {', '.join(strangers)}", "give the export a folder of its own with --out")
+    others = sorted(path.name for path in out.glob("*.py") if path.name != config_name)
+    if others:
+        raise InputError(f"{out} holds {', '.join(others)}", "give the export a folder of its own with --out")
 
 
 def _read_photos(root: Path, classifier: FlowerClassifier, workers: int) -> tuple[list[str], torch.Tensor]:

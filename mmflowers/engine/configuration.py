@@ -42,7 +42,7 @@ FAST_HOOKS = ("ChannelsLastHook", "FastDepthwiseHook", "OutOfPlaceHook", "KeepMe
 
 
 class RunConfig(Config):
-    """MMEngine's Config, formatted anew only where it has changed: every checkpoint holds its text, and formatting it
+    """MMEngine's Config, formatted again only after a change: every checkpoint holds its text, and formatting it
     takes longer than writing a small network."""
 
     _formatted: tuple[str, str] = ("", "")

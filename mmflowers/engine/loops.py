@@ -216,7 +216,7 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         )
 
     def _largest_batch(self, data_batch: dict) -> int:
-        """Halve the batch until a training step fits. It spoils the weights: the run ends here or begins anew."""
+        """Halve the batch until a training step fits. It spoils the weights: the run ends here or starts again."""
         size = len(data_batch["inputs"]) // 2
         while size and get_world_size() == 1:  # the other processes don't know: half is a guess there
             self.runner.optim_wrapper.zero_grad()

@@ -414,7 +414,7 @@ class FlowersRunner(Runner):
         )
 
     def _wind_schedulers(self, epochs: int, iters: int) -> None:
-        """Build the schedulers anew and step them to a place, with the rates of the config as the start."""
+        """Rebuild the schedulers and step them to a place, with the rates of the config as the start."""
         if self.cfg.get("param_scheduler") is None:
             return
         for group in self.optim_wrapper.param_groups:

@@ -257,7 +257,7 @@ def _refuse_used_work_dir(config: configuration.Config) -> None:
     if Path(config.work_dir, LAST).exists():
         raise InputError(
             f"{config.work_dir} holds a run already",
-            "--resume goes on with it, --work-dir names another folder; delete the folder to start anew",
+            "--resume goes on with it, --work-dir names another folder; delete the folder to start again",
         )
 
 

@@ -306,7 +306,7 @@ def convert_state_dict(
         may_have_gaps: Whether a backbone of which a part is filled is told (``Conversion.gaps``), not an error.
 
     Raises:
-        InputError: Listing the backbone's tensors that are missing, of another shape, or without a place in the model;
+        InputError: Listing the backbone's tensors that are missing, of another shape, or unexpected;
             its load hooks fail.
     """
     tensors = _unwrap(state_dict)
@@ -325,8 +325,8 @@ def convert_state_dict(
         if loaded[key].shape != learned[key].shape
     )
     known = own.keys() | {f"backbone.{name}" for name, _ in _named_tensors(model.backbone)}
-    strangers = sorted(key for key in loaded if key.startswith("backbone.") and key not in known)
-    misfits = (("missing", missing), ("of another shape", shapes), ("without a place", strangers))
+    unexpected = sorted(key for key in loaded if key.startswith("backbone.") and key not in known)
+    misfits = (("missing", missing), ("of another shape", shapes), ("unexpected", unexpected))
     wrong = "; ".join(
         f"{len(keys)} {what} ({', '.join(keys[:NAMED])}{' …' if len(keys) > NAMED else ''})"
         for what, keys in misfits
@@ -494,4 +494,4 @@ def _check_head(
     for key in of_head:
         if key.rpartition(".")[0] in wrong:
             renamed.pop(key, None)
-    return f"{what}: left out, the head of {own_classes} starts anew"
+    return f"{what}: not loaded; the new head of {own_classes} starts from random weights"

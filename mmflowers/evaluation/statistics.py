@@ -74,9 +74,9 @@ def compare(this: Predictions, other: Predictions) -> Comparison:
     from scipy.stats import binomtest
 
     ours, theirs = _by_image(this), _by_image(other)
-    strangers = sorted(ours.keys() ^ theirs.keys())
-    if strangers:
-        what = f"{count(len(strangers))} in only one of the two sets of predictions: {some(strangers)}"
+    unmatched = sorted(ours.keys() ^ theirs.keys())
+    if unmatched:
+        what = f"{count(len(unmatched))} in only one of the two sets of predictions: {some(unmatched)}"
         raise InputError(what, "test both on the same split of the same dataset folder")
     relabelled = sorted(image for image, (label, _) in ours.items() if theirs[image][0] != label)
     if relabelled:

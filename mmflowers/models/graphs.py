@@ -125,7 +125,7 @@ def _same_numbers(inputs: Tensor) -> Any:
 
 
 def _without_casts_kept(inputs: Tensor) -> Any:
-    """The autocast that is on, or none, casting weights anew: what a cache holds a replay would never update."""
+    """The autocast that is on, or none, casting weights again: what a cache holds a replay would never update."""
     kind = inputs.device.type
     dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
     return torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)

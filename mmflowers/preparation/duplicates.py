@@ -12,9 +12,9 @@ from mmflowers.preparation.records import SPLITS, Record
 
 # Two photos are a near pair if their hashes differ in at most 6 of 64 bits and their thumbnails correlate. Looked at on
 # the 2,848 photos of the five flowers: up to 6 bits there are the four identical pairs and seven others (recoloured,
-# retouched, one moment later), all true and all correlated above 0.97; at 8 bits come the first strangers (a daisy
-# and a dandelion, both round and light on dark, 0.90). The correlation is there for larger sets, whose number of
-# chance meetings within 6 bits grows with the square of their size.
+# retouched, one moment later), all true and all correlated above 0.97; at 8 bits the first unrelated pairs appear (a
+# daisy and a dandelion, both round and light on dark, 0.90). The correlation is there for larger sets, whose number of
+# unrelated pairs within 6 bits grows with the square of their size.
 NEAR_BITS = 6
 ALIKE = 0.9
 # Hashes within 6 bits of each other agree in at least one of 7 bands (pigeonhole): only such pairs are compared.

@@ -56,7 +56,7 @@ ROTATIONS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # not ImageOps.exif_transpose: that writes the EXIF anew as well, and fails on a corrupt one
+}  # not ImageOps.exif_transpose: that rewrites the EXIF as well, and fails on a corrupt one
 
 HASH_SIDE = 32  # pixels of the reduced image the hash is made of, as in imagehash.phash
 THUMBNAIL_SIDE = 16

@@ -60,7 +60,7 @@ CARD = """\
 ## How it was made
 
 - Split: {split}.
-- Every file was decoded as a whole. Of {files:,} files {kept:,} stay as they are, {converted:,} were written anew as
+- Every file was decoded as a whole. Of {files:,} files {kept:,} stay as they are, {converted:,} were re-encoded as
   upright RGB, {dropped:,} were dropped.
 - {duplicates}
 - {resize}
@@ -110,7 +110,7 @@ class Summary:
         out: The dataset folder.
         counts: For each split, the photos of each class: ``counts["train"]["daisy"]``.
         dropped: Files that are not in the dataset, by class ("" for none) and by reason.
-        converted: Files written anew, by reason.
+        converted: Files that were re-encoded, by reason.
         duplicates: Copies and near pairs.
         notes: Lines worth a look.
         state: "written", "planned" (a dry run) or "up to date".
@@ -145,7 +145,7 @@ class Summary:
         end = {
             "written": f"{photos:,} photos in {self.out} ({self.seconds:.1f} s)",
             "planned": f"{photos:,} photos would be in {self.out}; nothing was written (--dry-run)",
-            "up to date": f"{self.out} is already up to date: {photos:,} photos (--force makes it anew)",
+            "up to date": f"{self.out} is already up to date: {photos:,} photos (--force rebuilds it)",
         }
         return "\n".join([*lines, end[self.state]])
 
@@ -186,7 +186,7 @@ def prepare(
         resize: Short side in pixels that larger photos are scaled down to.
         link: How photos whose bytes are kept come into the folder.
         workers: Processes; default: as many as there are cores.
-        force: Make it anew though it is up to date, and replace a folder that isn't a dataset.
+        force: Rebuild it even if it is up to date, and replace a folder that isn't a dataset.
         dry_run: Only find out what would be done.
 
     Raises:
@@ -259,7 +259,7 @@ def build(source: Source, target: Target, options: Options, *, workers: int, for
     summary.notes += place_photos(records, source.root, target, link=options.link)
     if (old := target.metadata()) and not source.has_split and old.get("format_version") != FORMAT_VERSION:
         what = f"the old {target.out.name} has format {old.get('format_version')}, this is {FORMAT_VERSION}"
-        summary.notes.append(f"{what}: groups of alike photos are drawn anew, so its split may differ")
+        summary.notes.append(f"{what}: groups of similar photos are drawn again, so its split may differ")
     summary.state = "written"
     write_tables(records, classes, target)
     write_contact_sheet(records, classes, target)
@@ -533,9 +533,7 @@ def _card(summary: Summary, records: list[Record], source: Source, options: Opti
         resize=f"Scaled down to a short side of {options.resize} pixels."
         if options.resize
         else "Sizes were left alone.",
-        reasons="\n".join(["| dropped or written anew because | files |", "| :-- | --: |", *lines, ""])
-        if lines
-        else "",
+        reasons="\n".join(["| dropped or re-encoded because | files |", "| :-- | --: |", *lines, ""]) if lines else "",
     )
 
 

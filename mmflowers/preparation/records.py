@@ -53,7 +53,7 @@ class Record(SourceFile):
         size: In bytes.
         width: Of the upright image, in pixels; 0 where there is none.
         height: Likewise.
-        verdict: "kept" (bytes as they are), "converted" (written anew as plain upright RGB) or "dropped".
+        verdict: "kept" (bytes as they are), "converted" (re-encoded as plain upright RGB) or "dropped".
         reason: Why it isn't simply kept; several reasons are joined by "; ".
         duplicate_of: The path of the record that stands for it, where it is a copy.
         phash: 64-bit perceptual hash, None where there is no image or the image is flat (one colour has no hash).

@@ -35,7 +35,7 @@ def split(records: Iterable[Record], *, val: Fraction, test: Fraction = Fraction
     from the contents of all its photos, so it lands in a split as often as a single photo does, whatever its size.
 
     Returns:
-        Lines about classes whose sizes couldn't be met because a group of alike photos is too large to fit.
+        Lines about classes whose sizes couldn't be met because a group of similar photos is too large to fit.
 
     Raises:
         InputError: naming every class that has too few photos for these ratios.

