@@ -16,7 +16,8 @@ import json
 import sys
 from pathlib import Path
 
-from mmflowers.commands import Parser, existing_folder, run
+from mmflowers.cli.parser import Parser, existing_folder
+from mmflowers.cli.process import run
 
 TRAINING = """\
 Compare trainings in rounds. Every measurement is a new process, and every other round runs in reverse order.
@@ -141,8 +142,8 @@ def _predict(args) -> None:
 def _train(args) -> None:
     from ours import rounds
 
-    from mmflowers.errors import InputError
-    from mmflowers.files import write_text
+    from mmflowers.utils.errors import InputError
+    from mmflowers.utils.files import write_text
 
     if args.to_accuracy is not None and (args.iterations or args.warmup):
         raise InputError("--to-accuracy times whole trainings", "remove --iterations and --warmup")

@@ -24,9 +24,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmflowers.commands import Parser, existing_folder, progress, run
-from mmflowers.errors import InputError
+from mmflowers.cli.parser import Parser, existing_folder
+from mmflowers.cli.process import run
 from mmflowers.preparation.inspection import examine
+from mmflowers.utils.errors import InputError
+from mmflowers.utils.terminal import progress
 
 VISIBLE_LEVELS = 16  # of 256: a pixel that differs by more is wrong
 VISIBLE_SHARE = 0.001  # of the pixels: with a smaller share of wrong pixels the damage is harmless

@@ -9,7 +9,7 @@
 
 _base_ = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
 
-custom_imports = dict(imports=['mmflowers.datasets.flowers', 'mmflowers.engine'])
+default_scope = 'mmflowers'  # registries with MMPretrain's types and ours
 
 # Five flowers instead of 1,000 ImageNet classes. tools/train.py sets num_classes from the dataset folder, so another
 # folder of classes needs no edit here. Of five classes a top-5 is always right: top-1 alone.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mmflowers.version import __version__
 
 if TYPE_CHECKING:
-    from mmflowers.deploy.classifier import FlowerClassifier, Prediction
+    from mmflowers.inference.classifier import FlowerClassifier, Prediction
 
 # mmcv-lite says at every start that it lacks an operator, which no classifier here uses.
 warnings.filterwarnings("ignore", message="Fail to import ``MultiScaleDeformableAttention``")
@@ -20,6 +20,6 @@ def __getattr__(name: str) -> Any:
     """Bring the Python API when it is asked for, and torch with it."""
     if name not in ("FlowerClassifier", "Prediction"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mmflowers.deploy import classifier
+    from mmflowers.inference import classifier
 
     return getattr(classifier, name)

@@ -25,7 +25,6 @@ from mmcv.transforms import BaseTransform
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.datasets import BaseDataset
-from mmpretrain.registry import DATASETS, TRANSFORMS
 from PIL import Image
 
 from mmflowers.checks.findings import Finding
@@ -33,7 +32,8 @@ from mmflowers.checks.run import check_config, check_testing
 from mmflowers.datasets.served import Coverage
 from mmflowers.engine.testing import test as run_test
 from mmflowers.engine.training import configure, train
-from mmflowers.errors import InputError
+from mmflowers.registry import DATASETS, TRANSFORMS
+from mmflowers.utils.errors import InputError
 
 CLASSES = ("daisy", "rose", "tulip")
 DATA, SPARE = Path("flower_dataset"), Path("spare")
@@ -469,7 +469,7 @@ def served(loader: dict, epochs: int) -> tuple[Counter[tuple[str, int]], set[tup
     counts: Counter[tuple[str, int]] = Counter()
     ever: set[tuple[str, int]] = set()
     try:
-        with DefaultScope.overwrite_default_scope("mmpretrain"):
+        with DefaultScope.overwrite_default_scope("mmflowers"):
             built = Runner.build_dataloader(config, seed=0)
         for epoch in range(epochs):
             if hasattr(built.sampler, "set_epoch"):

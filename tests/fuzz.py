@@ -41,8 +41,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mmflowers.commands import Parser
-from mmflowers.errors import InputError
+from mmflowers.cli.parser import Parser
+from mmflowers.utils.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 NUMBERS = {
@@ -444,7 +444,7 @@ def archives(number: int, rng: random.Random, place: Path) -> Iterator[Case]:
 
 def configs(number: int, rng: random.Random, place: Path) -> Iterator[Case]:
     """Damaged copies of the shipped configs, read and fitted to a dataset folder as a training does it."""
-    from mmflowers.engine import configuration
+    from mmflowers.engine import configuration, options
 
     shutil.copytree(ROOT / "configs", place / "configs", ignore=shutil.ignore_patterns("__pycache__"))
     sources = {path.name: path.read_bytes() for path in (place / "configs").glob("*.py")}
@@ -484,7 +484,7 @@ def configs(number: int, rng: random.Random, place: Path) -> Iterator[Case]:
     def act() -> None:
         config = configuration.load_config(path)
         configuration.set_data_root(config, "flower_dataset")
-        configuration.fit_to_laptop(config)
+        options.fit_to_laptop(config)
         configuration.merge_options(config, ["train_cfg.max_epochs=2"])
         configuration.settle_loaders(config)
         configuration.test_on(config, "val")
@@ -647,7 +647,7 @@ def checkpoints(number: int, rng: random.Random, place: Path) -> Iterator[Case]:
     from mmengine.logging import HistoryBuffer
     from safetensors.torch import save
 
-    from mmflowers.engine.loading import load_checkpoint_file
+    from mmflowers.weights.loading import load_checkpoint_file
 
     tensors = {"backbone.w": torch.randn(3, 5), "head.b": torch.arange(4).half(), "n": torch.tensor(3)}
     hub = {"loss": HistoryBuffer([0.5, 0.25], [1, 1])}

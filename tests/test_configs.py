@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from mmpretrain.registry import MODELS, TRANSFORMS
+from mmengine.registry import DefaultScope
 
 import mmflowers.datasets.flowers
 import mmflowers.engine  # noqa: F401  registers
-from mmflowers.engine import configuration
+from mmflowers.engine import configuration, options
 from mmflowers.engine.runner import FlowersRunner
+from mmflowers.registry import MODELS, TRANSFORMS
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -30,11 +31,12 @@ def test_there_are_configs() -> None:
 
 
 def test_model_and_pipelines_can_be_built(config: Config) -> None:
-    model = MODELS.build({**config.model, "data_preprocessor": config.data_preprocessor})
-    assert model.head.fc.out_features == 5
-    for dataset in configuration.datasets(config):
-        for transform in dataset["pipeline"]:
-            TRANSFORMS.build(transform)
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        model = MODELS.build({**config.model, "data_preprocessor": config.data_preprocessor})
+        assert model.head.fc.out_features == 5
+        for dataset in configuration.datasets(config):
+            for transform in dataset["pipeline"]:
+                TRANSFORMS.build(transform)
 
 
 def test_validation_and_test_see_plain_pictures_of_the_val_list(config: Config) -> None:
@@ -81,7 +83,7 @@ def test_the_laptop_mode_shrinks_every_recipe_in_proportion(config: Config, epoc
         crops = [224, 224, 224]
     elif "lite2" in config.filename:
         crops = [260, 296, 296]
-    configuration.fit_to_laptop(config, epochs=epochs)
+    options.fit_to_laptop(config, epochs=epochs)
     assert config.train_cfg.max_epochs == min(full, epochs)
     schedulers = config.param_scheduler
     for scheduler in [schedulers] if isinstance(schedulers, dict) else schedulers:
@@ -102,7 +104,6 @@ def test_exercise_2s_script_and_its_config_train_on_the_same_pixels(tmp_path: Pa
 
     import numpy as np
     import torch
-    from mmengine.registry import DefaultScope
     from PIL import Image
     from torchvision import transforms
 
@@ -118,7 +119,7 @@ def test_exercise_2s_script_and_its_config_train_on_the_same_pixels(tmp_path: Pa
             theirs = transforms.Compose(script[steps])(image)
         torch.manual_seed(0)
         results = {"img_path": str(tmp_path / "x.png"), "gt_label": 0}
-        with DefaultScope.overwrite_default_scope("mmpretrain"):
+        with DefaultScope.overwrite_default_scope("mmflowers"):
             for transform in dataset["pipeline"]:
                 results = TRANSFORMS.build(transform)(results)
         ours = (results["inputs"].flip(0).float() - mean) / std  # BGR to RGB, as the data preprocessor does
@@ -126,7 +127,7 @@ def test_exercise_2s_script_and_its_config_train_on_the_same_pixels(tmp_path: Pa
 
 
 def test_a_broken_config_is_one_clear_line(tmp_path: Path) -> None:
-    from mmflowers.errors import InputError
+    from mmflowers.utils.errors import InputError
 
     (tmp_path / "broken.py").write_text("model = dict(\n")
     with pytest.raises(InputError, match=r"broken\.py can't be read"):
@@ -136,6 +137,6 @@ def test_a_broken_config_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_the_runner_is_mmengines_with_its_own_registry_name() -> None:
-    from mmpretrain.registry import RUNNERS
+    from mmflowers.registry import RUNNERS
 
     assert RUNNERS.get("FlowersRunner") is FlowersRunner

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from mmflowers.checks.findings import Finding
-from mmflowers.errors import InputError
+from mmflowers.utils.errors import InputError
 
 pytest.importorskip("resource", reason="measures memory as POSIX does")
 import fuzz

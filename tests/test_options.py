@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import BENCHMARK, ROOT
 
-from mmflowers.commands import Parser
+from mmflowers.cli.parser import Parser
 
 TOOLS = [*sorted(path.name for path in (ROOT / "tools").glob("*.py")), BENCHMARK]
 # One name for two things each, kept as their users know them.

@@ -15,7 +15,9 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from mmflowers.commands import Parser, importing, natural, positive, run
+from mmflowers.cli.parser import Parser, natural, positive
+from mmflowers.cli.process import run
+from mmflowers.utils.terminal import importing
 
 
 def main() -> None:
@@ -49,7 +51,7 @@ def main() -> None:
 
     with importing():
         from mmflowers.engine.browsing import browse
-        from mmflowers.files import explained, write_bytes
+        from mmflowers.utils.files import explained, write_bytes
 
     sheet = browse(
         args.config,

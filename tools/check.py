@@ -16,7 +16,9 @@ import json
 import time
 from dataclasses import asdict
 
-from mmflowers.commands import Parser, importing, run
+from mmflowers.cli.parser import Parser
+from mmflowers.cli.process import run
+from mmflowers.utils.terminal import importing
 
 
 def main() -> None:

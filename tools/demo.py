@@ -14,7 +14,9 @@ import argparse
 import re
 from pathlib import Path
 
-from mmflowers.commands import Parser, existing_folder, importing, run
+from mmflowers.cli.parser import Parser, existing_folder
+from mmflowers.cli.process import run
+from mmflowers.utils.terminal import importing
 
 
 def main() -> None:
@@ -53,7 +55,7 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    from mmflowers.deploy.demo import require_gradio, serve
+    from mmflowers.demo.serve import require_gradio, serve
 
     require_gradio()
     work_dir = args.run

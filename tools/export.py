@@ -13,7 +13,9 @@ import contextlib
 import sys
 from pathlib import Path
 
-from mmflowers.commands import Parser, existing_folder, importing, run
+from mmflowers.cli.parser import Parser, existing_folder
+from mmflowers.cli.process import run
+from mmflowers.utils.terminal import importing
 
 FORMATS = ("onnx", "onnx-fp16", "torchscript", "slim")
 
@@ -47,9 +49,9 @@ def main() -> None:
 
     with contextlib.redirect_stdout(sys.stderr):  # mmengine prints on stdout about timm's networks
         with importing():
-            from mmflowers.deploy.export import export
             from mmflowers.engine.testing import last_run
-            from mmflowers.errors import InputError
+            from mmflowers.export.export import export
+            from mmflowers.utils.errors import InputError
 
         try:
             work_dir = args.run or last_run(Path("work_dirs"))

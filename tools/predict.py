@@ -16,7 +16,9 @@ import contextlib
 import sys
 from pathlib import Path
 
-from mmflowers.commands import Parser, importing, natural, positive, run
+from mmflowers.cli.parser import Parser, natural, positive
+from mmflowers.cli.process import run
+from mmflowers.utils.terminal import importing
 
 
 def main() -> None:
@@ -67,8 +69,8 @@ def main() -> None:
     if args.camera is not None and args.sort_into:
         parser.error("--camera and --sort-into exclude each other: there is no file to sort")
 
-    from mmflowers.deploy.inputs import require_inputs
-    from mmflowers.deploy.output import check_output
+    from mmflowers.inference.inputs import require_inputs
+    from mmflowers.inference.output import check_output
 
     if args.images:
         require_inputs(args.images)
@@ -77,9 +79,9 @@ def main() -> None:
 
     with contextlib.redirect_stdout(sys.stderr):  # rows go to stdout, where OneDL's mmpretrain prints on import
         with importing():
-            from mmflowers.deploy.classifier import FlowerClassifier
-            from mmflowers.deploy.predicting import predict_all
             from mmflowers.engine.testing import last_run
+            from mmflowers.inference.classifier import FlowerClassifier
+            from mmflowers.inference.predicting import predict_all
 
         work_dir = args.run or last_run(Path("work_dirs"), "choose another one with --run")
         classifier = FlowerClassifier.from_run(work_dir, amp=args.amp, tta=args.tta)

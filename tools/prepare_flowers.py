@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 
-from mmflowers.commands import Parser, run
+from mmflowers.cli.parser import Parser
+from mmflowers.cli.process import run
 
 # NumPy's OpenBLAS starts one busy-waiting thread per core for large matrices. The preparation has none.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

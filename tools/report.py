@@ -14,7 +14,9 @@ import contextlib
 import sys
 from pathlib import Path
 
-from mmflowers.commands import Parser, existing_folder, importing, run
+from mmflowers.cli.parser import Parser, existing_folder
+from mmflowers.cli.process import run
+from mmflowers.utils.terminal import importing
 
 
 def main() -> None:
@@ -52,7 +54,7 @@ def main() -> None:
     if args.cam:
         with contextlib.redirect_stdout(sys.stderr):  # mmengine prints on stdout about timm's networks
             with importing():
-                from mmflowers.deploy.classifier import FlowerClassifier
+                from mmflowers.inference.classifier import FlowerClassifier
 
             classifier = FlowerClassifier.from_run(work_dirs[0])
     path = write_report(work_dirs, args.out, data=args.data, split=args.split, classifier=classifier)

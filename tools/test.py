@@ -14,7 +14,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mmflowers.commands import Parser, importing, run
+from mmflowers.cli.parser import Parser
+from mmflowers.cli.process import run
+from mmflowers.utils.terminal import importing
 
 
 def main() -> None:
@@ -57,7 +59,7 @@ def main() -> None:
         from mmflowers.evaluation.predictions import format_per_class
         from mmflowers.evaluation.statistics import compare, format_part, format_top1_interval, predictions_file
         from mmflowers.evaluation.tested import read_tested, require_same_photos
-        from mmflowers.files import REFUSALS, explained
+        from mmflowers.utils.files import REFUSALS, explained
 
     # Read before anything is tested: the test may be the one that writes this file.
     against = predictions_file(args.against, args.split) if args.against else None

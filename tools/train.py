@@ -14,7 +14,9 @@ from __future__ import annotations
 import shlex
 import sys
 
-from mmflowers.commands import Parser, importing, natural, run
+from mmflowers.cli.parser import Parser, natural
+from mmflowers.cli.process import run
+from mmflowers.utils.terminal import importing
 
 
 def arguments() -> Parser:

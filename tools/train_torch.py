@@ -36,10 +36,12 @@ from pathlib import Path
 
 from mmflowers.checks.findings import report
 from mmflowers.checks.run import check_dataset
-from mmflowers.commands import Parser, progress, run
+from mmflowers.cli.parser import Parser
+from mmflowers.cli.process import run
 from mmflowers.datasets.folder import DatasetFolder, read_dataset_folder
-from mmflowers.errors import InputError, Problem
-from mmflowers.files import hold_work_dir
+from mmflowers.utils.errors import InputError, Problem
+from mmflowers.utils.files import hold_work_dir
+from mmflowers.utils.terminal import progress
 
 # The recipe
 EPOCHS = 25

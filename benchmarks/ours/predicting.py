@@ -11,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from mmflowers.commands import progress
 from mmflowers.datasets.folder import read_dataset_folder
+from mmflowers.utils.terminal import progress
 
 TOOLS = Path(__file__).parents[2] / "tools"
 

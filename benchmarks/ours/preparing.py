@@ -18,8 +18,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmflowers.commands import progress
-from mmflowers.errors import InputError
+from mmflowers.utils.errors import InputError
+from mmflowers.utils.terminal import progress
 
 CHUNK = 24  # files handed to a process at once, as the preparation does
 

@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmflowers.engine.runner import FlowersRunner
-from mmflowers.errors import InputError
+from mmflowers.utils.errors import InputError
 
 # Iterations left out, timed, and watched for host syncs after that. On a GPU they are short, and the batches that its
 # loader had ready when the timing began must be few of them.

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 
-from mmflowers.commands import processors, progress
-from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.history import TOP1, History, read_history
+from mmflowers.utils.errors import InputError, Problem
+from mmflowers.utils.resources import processors
+from mmflowers.utils.terminal import progress
 
 ROOT = Path(__file__).parents[2]
 LOOK_EVERY, WEIGH_EVERY = 0.1, 0.5  # seconds between two looks at a process, at its memory (a walk over all processes)

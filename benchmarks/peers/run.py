@@ -30,9 +30,10 @@ from pathlib import Path
 import summary
 from common import NETWORKS
 
-from mmflowers.commands import Parser, existing_folder, run
+from mmflowers.cli.parser import Parser, existing_folder
+from mmflowers.cli.process import run
 from mmflowers.datasets.folder import DatasetFolder, read_dataset_folder
-from mmflowers.errors import InputError
+from mmflowers.utils.errors import InputError
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -1,7 +1,6 @@
 # The data side: a dataset folder as tools/prepare_flowers.py writes it, 224 px to train on, 256 px to test on.
 
-custom_imports = dict(imports=['mmflowers.datasets.flowers', 'mmflowers.engine'])
-default_scope = 'mmpretrain'
+default_scope = 'mmflowers'
 
 data_root = 'flower_dataset'
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mmflowers.checks.findings import Finding, check, error, warning
 from mmflowers.checks.keys import LOADERS, as_list, get
 from mmflowers.datasets.wrappers import innermost
-from mmflowers.errors import count, some
+from mmflowers.utils.errors import count, some
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case

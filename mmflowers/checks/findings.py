@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmflowers.errors import InputError, Problem
-from mmflowers.files import explained, write_text
+from mmflowers.utils.errors import InputError, Problem
+from mmflowers.utils.files import explained, write_text
 
 AFTERWARDS = "correct the errors first; what stays then is a bug of mmflowers, which --skip-checks goes round"
 KEPT = "checks.json"  # in the work dir; engine/record.py copies its warnings into the log

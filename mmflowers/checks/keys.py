@@ -82,7 +82,7 @@ def as_list(value: Any) -> list:
 def scope(config: Any) -> str:
     """The registry that a config's types are looked up in."""
     named = config.get("default_scope")
-    return named if named and isinstance(named, str) else "mmpretrain"
+    return named if named and isinstance(named, str) else "mmflowers"
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
@@ -162,20 +162,26 @@ class Built(NamedTuple):
     extra: tuple[str, ...] = ()  # keys taken by whoever builds it
 
 
+def _known(registry: Any) -> set[str]:
+    """The names in a registry and in those above it."""
+    return {*registry.module_dict, *(_known(registry.parent) if registry.parent else ())}
+
+
 @check(pitfall=13)
 def arguments(case: Case) -> Iterator[Finding]:
     """Types that aren't registered, and arguments that their constructors don't take."""
-    import mmpretrain.registry
     from mmengine.registry import DefaultScope
+
+    import mmflowers.registry
 
     with DefaultScope.overwrite_default_scope(scope(case.config)):
         for where, config, name, default, extra in _built(case.config):
             kind = config.get("type", default)
-            registry = getattr(mmpretrain.registry, name)
+            registry = getattr(mmflowers.registry, name)
             if isinstance(kind, str) and kind:
                 builder = registry.get(kind)
                 if builder is None:
-                    known = {*registry.module_dict, *(registry.parent.module_dict if registry.parent else ())}
+                    known = _known(registry)
                     old = kind in OLD_TRANSFORMS
                     hint = (
                         "PackInputs took its place" if old else suggest(kind, known, "custom_imports names its module")

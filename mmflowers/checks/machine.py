@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mmflowers.checks.findings import Finding, check, error, warning
 from mmflowers.checks.keys import get, scope
-from mmflowers.errors import is_own
+from mmflowers.utils.errors import is_own
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
@@ -50,7 +50,8 @@ def optimizer_runs_on_this_device(case: Case) -> Iterator[Finding]:
     from mmengine.device import get_device
     from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
     from mmengine.registry import DefaultScope
-    from mmpretrain.registry import OPTIM_WRAPPERS
+
+    from mmflowers.registry import OPTIM_WRAPPERS
 
     config = case.config.get("optim_wrapper")
     if case.testing or not isinstance(config, dict) or not isinstance(config.get("optimizer"), dict):

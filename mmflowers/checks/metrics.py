@@ -74,13 +74,14 @@ def _hooks(config: Any) -> Iterator[tuple[str, dict, type]]:
 
 
 def _class(built: Any, registry: str, config: Any) -> type | None:
-    import mmpretrain.registry
     from mmengine.registry import DefaultScope
+
+    import mmflowers.registry
 
     kind = built.get("type") if isinstance(built, dict) else None
     if isinstance(kind, str) and kind:
         with DefaultScope.overwrite_default_scope(scope(config)):
-            kind = getattr(mmpretrain.registry, registry).get(kind)
+            kind = getattr(mmflowers.registry, registry).get(kind)
     return kind if inspect.isclass(kind) else None
 
 
@@ -97,8 +98,9 @@ def _given(case: Case) -> set[str] | None:
     import torch
     from mmengine.evaluator import Evaluator
     from mmengine.registry import DefaultScope
-    from mmpretrain.registry import METRICS
     from mmpretrain.structures import DataSample
+
+    from mmflowers.registry import METRICS
 
     classes = get(case.config, "model.head.num_classes")
     configs = as_list(case.config.get("val_evaluator"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmflowers.checks.findings import Finding, check, error
 from mmflowers.checks.keys import get, scope
-from mmflowers.errors import InputError, count, is_own
+from mmflowers.utils.errors import InputError, count, is_own
 
 if TYPE_CHECKING:
     import torch
@@ -83,8 +83,8 @@ def _step(case: Case, model: Any, image: torch.Tensor, images: int, training: bo
     import torch
     from mmpretrain.structures import DataSample
 
-    from mmflowers.engine.frozen import WHOLE, LayerTrunk
-    from mmflowers.engine.loops import is_out_of_memory
+    from mmflowers.engine.memory import is_out_of_memory
+    from mmflowers.frozen.trunks import WHOLE, LayerTrunk
 
     def train_the_rest(*_: Any) -> None:
         model.train()
@@ -118,7 +118,8 @@ def loss_takes_the_classes(case: Case) -> Iterator[Finding]:
     import torch
     from mmengine.registry import DefaultScope
     from mmpretrain.models import ClsHead, MultiLabelClsHead
-    from mmpretrain.registry import MODELS
+
+    from mmflowers.registry import MODELS
 
     head, loss = getattr(case.model, "head", None), get(case.config, "model.head.loss")
     classes = get(case.config, "model.head.num_classes")

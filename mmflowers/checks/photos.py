@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmflowers.checks.findings import Finding, check, error, from_problems, warning
-from mmflowers.errors import InputError, count, some
+from mmflowers.utils.errors import InputError, count, some
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case

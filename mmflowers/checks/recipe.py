@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmflowers.checks.findings import Finding, check, error, from_problems, warning
 from mmflowers.checks.keys import as_list, get
 from mmflowers.datasets.wrappers import innermost
-from mmflowers.errors import InputError
+from mmflowers.utils.errors import InputError
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
@@ -209,7 +209,8 @@ def _is_near(numbers: list[float], expected: tuple[list[float], list[float]] | N
 def _values_in_network(preprocessor: dict, view: View) -> tuple[float, float] | None:
     """What a data preprocessor makes of black and of white as the pipeline gives them; None if it can't be run."""
     import torch
-    from mmpretrain.registry import MODELS
+
+    from mmflowers.registry import MODELS
 
     draw = view.draws[0]
     pixels = [torch.full((len(draw.channels), 2, 2), value) for value in (draw.offset, view.white)]

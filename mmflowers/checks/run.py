@@ -24,7 +24,7 @@ from mmflowers.checks import keys
 from mmflowers.checks.findings import CHECKS, Finding, from_problems, run_checks
 from mmflowers.datasets.folder import DatasetFolder, read_dataset_folder
 from mmflowers.datasets.wrappers import innermost
-from mmflowers.errors import InputError, Problem, is_own
+from mmflowers.utils.errors import InputError, Problem, is_own
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,7 @@ class Case:
     @cached_property
     def start(self) -> str:
         """The weights that the run starts from: ``source``, else what the model's config names first; or empty."""
-        from mmflowers.engine.weights import resolve_source, start_in_model
+        from mmflowers.weights.sources import resolve_source, start_in_model
 
         start = self.source or start_in_model(self.config.get("model"))
         with contextlib.suppress(InputError):  # said where it is loaded
@@ -200,7 +200,7 @@ class Case:
     @cached_property
     def meta(self) -> dict[str, Any]:
         """What the checkpoint says about itself."""
-        from mmflowers.engine.loading import meta_of
+        from mmflowers.weights.loading import meta_of
 
         return meta_of(self.checkpoint)
 
@@ -307,7 +307,7 @@ def check_dataset(root: str | Path, *, deep: bool = False) -> list[Finding]:
 
 def _check(case: Case, problems: Iterable[tuple[str, Problem]]) -> list[Finding]:
     from mmflowers.engine import configuration
-    from mmflowers.engine.weights import needs_download
+    from mmflowers.weights.sources import needs_download
 
     found = [finding for where, problem in problems for finding in from_problems(where, [problem])]
     roots = {str(dataset.get("data_root")) for dataset in configuration.datasets(case.config)}
@@ -338,7 +338,8 @@ def _build_model(config: Any, devices: Sequence[str] = ("meta", "cpu")) -> Any:
     """
     import torch
     from mmengine.registry import DefaultScope
-    from mmpretrain.registry import MODELS
+
+    from mmflowers.registry import MODELS
 
     model = config.get("model")
     if not isinstance(model, dict):
@@ -367,7 +368,7 @@ def _build_model(config: Any, devices: Sequence[str] = ("meta", "cpu")) -> Any:
 def _with_record(checkpoint: dict, path: Path) -> dict:
     """A checkpoint with the record of its photos: weights of ``tools/train_torch.py`` have it in their last.pth."""
     from mmflowers.datasets.identity import TRAINED_ON
-    from mmflowers.engine.loading import load_checkpoint_file, meta_of
+    from mmflowers.weights.loading import load_checkpoint_file, meta_of
 
     if meta_of(checkpoint) or not path.with_name("last.pth").is_file():
         return checkpoint
@@ -380,15 +381,15 @@ def _with_record(checkpoint: dict, path: Path) -> dict:
 
 def _sources(case: Case) -> list[str]:
     """All files of weights that a run names."""
-    from mmflowers.engine.weights import sources_in_model
+    from mmflowers.weights.sources import sources_in_model
 
     return [source for source in dict.fromkeys([case.source, *sources_in_model(case.config.get("model"))]) if source]
 
 
 def _load(case: Case) -> list[Finding]:
     """Load the checkpoint and what the model's config names; what is wrong with them is returned."""
-    from mmflowers.engine.loading import load_checkpoint_file
-    from mmflowers.engine.weights import fetch_weights
+    from mmflowers.weights.loading import load_checkpoint_file
+    from mmflowers.weights.sources import fetch_weights
 
     problems = []
     for source in _sources(case):

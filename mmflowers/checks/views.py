@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mmflowers.checks.findings import Finding, check, error, warning
 from mmflowers.checks.keys import as_list, get, scope
-from mmflowers.errors import InputError, count
+from mmflowers.utils.errors import InputError, count
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case

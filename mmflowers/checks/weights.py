@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mmflowers.checks.findings import Finding, check, error, from_problems, warning
 from mmflowers.checks.photos import keeps_copies
-from mmflowers.errors import InputError, count, some
+from mmflowers.utils.errors import InputError, count, some
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
@@ -19,8 +19,8 @@ NEW_RUN = "resume with the dataset folder it was started with; --weights FILE --
 @check()
 def weights_fit(case: Case) -> Iterator[Finding]:
     """The same matching as when the run loads them."""
-    from mmflowers.engine.loading import require_finite
-    from mmflowers.engine.weights import convert_state_dict
+    from mmflowers.weights.conversion import convert_state_dict
+    from mmflowers.weights.loading import require_finite
 
     if case.model is not None and case.checkpoint is not None:
         try:
@@ -33,7 +33,8 @@ def weights_fit(case: Case) -> Iterator[Finding]:
 @check()
 def init_cfg_fits(case: Case) -> Iterator[Finding]:
     """Weights that parts of the model name by ``init_cfg``: the same matching as when they are initialised."""
-    from mmflowers.engine.weights import convert_for_module, pretrained
+    from mmflowers.weights.init_cfg import convert_for_module
+    from mmflowers.weights.sources import pretrained
 
     loaded = dict(case.checkpoints)
     for name, module in case.model.named_modules() if case.model is not None else ():
@@ -54,7 +55,7 @@ def init_cfg_fits(case: Case) -> Iterator[Finding]:
 def trained_on_what_is_validated(case: Case) -> Iterator[Finding]:
     """Photos that the weights were trained on and that are in another split now, under any name and in any format."""
     from mmflowers.datasets.identity import TRAINED_ON, from_state, near_copies, same_content
-    from mmflowers.engine.loading import meta_of
+    from mmflowers.weights.loading import meta_of
 
     split = case.split if case.testing else "val"
     if split == "train" or split not in case.photos:

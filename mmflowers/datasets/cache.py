@@ -18,8 +18,8 @@ from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from mmflowers.commands import processors
-from mmflowers.errors import InputError, Problem
+from mmflowers.utils.errors import InputError, Problem
+from mmflowers.utils.resources import processors
 
 FORMAT = 1  # of what is stored: with another number the arrays of before aren't used any more
 LIMIT = 20  # GB that the cache may take

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmflowers.errors import InputError
-from mmflowers.files import read_csv
+from mmflowers.utils.errors import InputError
+from mmflowers.utils.files import read_csv
 
 
 @dataclass(frozen=True)

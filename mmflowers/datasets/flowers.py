@@ -13,17 +13,17 @@ from mmcv.image import imresize
 from mmcv.transforms import LoadImageFromFile
 from mmengine.device import get_device
 from mmpretrain.datasets import CustomDataset
-from mmpretrain.registry import DATASETS
 from mmpretrain.structures import DataSample
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from mmflowers.datasets.augmentation import Augmentation, Drawn, is_still, on_device, unbatched
 from mmflowers.datasets.cache import cached_array, cached_bytes, in_threads, to_device
 from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.datasets.seeded import EPOCHS, seed_sequence
-from mmflowers.errors import InputError
+from mmflowers.registry import DATASETS
+from mmflowers.transforms.batched import Augmentation, Drawn, is_still, on_device, unbatched
+from mmflowers.utils.errors import InputError
 
 SOME = 32  # photos whose size is looked at
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from mmflowers.errors import InputError, Problem, count, some
+from mmflowers.utils.errors import InputError, Problem, count, some
 
 PREPARE = "python tools/prepare_flowers.py writes a dataset folder"
 

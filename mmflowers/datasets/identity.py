@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmflowers.commands import processors
 from mmflowers.datasets.card import prepared_photos
-from mmflowers.files import replacing
 from mmflowers.preparation.duplicates import near_groups
 from mmflowers.preparation.inspection import THUMBNAIL_SIDE, examine, open_regular
+from mmflowers.utils.files import replacing
+from mmflowers.utils.resources import processors
 
 PHOTOS = "photos"  # in a checkpoint's meta: the photos of the run's own splits, see ``run_photos``
 TRAINED_ON = "trained_on"  # in a checkpoint's meta: all photos that its weights were trained on, in earlier runs too

@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from mmengine.dist import get_rank
-from mmengine.registry import FUNCTIONS
 from mmengine.structures import BaseDataElement
-from mmpretrain.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
-from mmflowers.errors import InputError
+from mmflowers.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS
+from mmflowers.utils.errors import InputError
 
 MAX_WORKERS = 256  # of one loader that can be told apart
 PHOTOS, STEPS, EPOCHS = 0, 1, 2  # streams of random numbers that must not coincide

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.datasets.identity import match_prepared
 from mmflowers.datasets.seeded import Draw, SeededSampler
-from mmflowers.errors import InputError, count, some
+from mmflowers.utils.errors import InputError, count, some
 
 ENDLESS = 3  # epochs' worth of samples after which a sampler is taken for one that never ends
 

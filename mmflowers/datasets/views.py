@@ -23,7 +23,7 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 
 from mmflowers.datasets.seeded import seed_generators
-from mmflowers.errors import InputError
+from mmflowers.utils.errors import InputError
 
 COLOUR = (40, 120, 220)  # RGB of the coloured test image
 GREYS = (64, 192)

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import DefaultScope
-from mmpretrain.registry import DATASETS, MODELS
 from PIL import Image, ImageOps
 
 from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.datasets.seeded import STEPS, Draw, SeededDataset, collate_samples, seed_generators
 from mmflowers.datasets.wrappers import innermost
 from mmflowers.engine import configuration
-from mmflowers.errors import InputError
+from mmflowers.registry import DATASETS, MODELS
+from mmflowers.utils.errors import InputError
 from mmflowers.visualization.sheet import Row, contact_sheet
 
 
@@ -60,7 +60,7 @@ def browse(
     samples = folder.samples[split]
     chosen = _choose([label for _, label in samples], number, seed)
 
-    with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmpretrain")):
+    with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmflowers")):
         train, test = (
             SeededDataset(_dataset(config, loader, split), seed) for loader in ("train_dataloader", "test_dataloader")
         )

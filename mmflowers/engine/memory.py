@@ -1,74 +1,40 @@
-"""Main memory: how much this process may still take, and keeping what it frees."""
+"""Out of memory: recognise the error, and tell which batch would fit."""
 
 from __future__ import annotations
 
-import ctypes
-import platform
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+import torch
+from torch.utils.data import DataLoader
 
-# Of glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+from mmflowers.utils.errors import InputError
 
 
-def keep_freed_memory() -> bool:
-    """Let the process keep what it frees, for what it allocates next. Returns whether the C library can.
+class OutOfMemory(InputError):
+    """A batch doesn't fit into memory.
 
-    glibc gives every block of more than 32 MB back to the kernel when it is freed, and the next one comes page by page,
-    zeroed. A network's activations are such blocks, many in every step: up to a third of the time of a training on a
-    CPU went there. What PyTorch's tuning guide does by another allocator (jemalloc, TCMalloc) before the process
-    starts, three settings do in it. The process stays as large as it was at its largest.
+    Attributes:
+        loader: The config's name of its loader, ``train_dataloader`` or ``val_dataloader``.
+        fits: The largest batch found to fit, by halving; 0 where not even one sample does.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, 2**31 - 1), mallopt(M_ARENA_MAX, 1)])
+
+    def __init__(self, loader: str, batch_size: int, fits: int) -> None:
+        self.loader, self.fits = loader, fits
+        parts = -(-batch_size // max(fits, 1))
+        smaller = f"--cfg-options {loader}.batch_size={fits}"
+        if loader == "train_dataloader":
+            smaller += f" optim_wrapper.accumulative_counts={parts} keeps the effective batch; --oom retry does it"
+        super().__init__(
+            f"out of memory with batches of {batch_size}; {fits} fit" if fits else "out of memory with a single photo",
+            smaller if fits else "a smaller network, smaller images, or another device",
+        )
 
 
-def available_memory(root: Path = Path("/")) -> int | None:
-    """The bytes that this process may still take, by Linux and by every control group (container) around it.
-
-    Args:
-        root: Of the file system with ``proc`` and ``sys``.
-
-    Returns:
-        The least of what the system and the groups have left, 0 or more; None where the system doesn't say (not Linux).
-    """
-    try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
-        free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    except OSError:
-        return None
-    return max(0, min([*free, *_left_in_groups(root)], default=0)) if free else None
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or a CPU: PyTorch's allocators raise RuntimeErrors that differ by their text."""
+    texts = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    )
 
 
-def _left_in_groups(root: Path) -> Iterator[int]:
-    """What is left of the limit of each control group with one, of version 1 or 2."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for number, controllers, path in (line.split(":", 2) for line in lines):
-        if number == "0":  # version 2
-            mount, files = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            mount = root / "sys/fs/cgroup/memory"
-        else:
-            continue
-        # A container may see its own group as the root of the mount, whatever path the host knows it by.
-        own = PurePosixPath(path.lstrip("/"))
-        for group in (own, *own.parents):
-            left = _left(mount / group, *files)
-            if left is not None:
-                yield left
-
-
-def _left(group: Path, limit: str, usage: str, reclaimable: str) -> int | None:
-    try:
-        most, used = ((group / name).read_text().strip() for name in (limit, usage))
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):  # no such group here, or the root of all, which has no limit
-        return None
-    # Pages of files that were read are given back when memory gets short.
-    return None if most == "max" else int(most) - int(used) + int(stat.get(reclaimable, 0))
+def _batch_size(loader: DataLoader) -> int:
+    return getattr(loader.batch_sampler, "batch_size", None) or loader.batch_size or 1

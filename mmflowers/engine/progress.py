@@ -15,8 +15,8 @@ from mmengine.hooks.runtime_info_hook import _is_scalar
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
-from mmflowers.commands import on_terminal, open_bar
 from mmflowers.evaluation.history import format_score
+from mmflowers.utils.terminal import on_terminal, open_bar
 
 REDRAW_SECONDS = 0.5
 FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar}| "

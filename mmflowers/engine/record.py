@@ -13,17 +13,17 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from mmpretrain.registry import HOOKS
 
 from mmflowers.datasets.identity import PHOTOS, TRAINED_ON, PhotoSet, from_state, joined, read_photos
 from mmflowers.datasets.seeded import SEEDING_VERSION
 from mmflowers.datasets.served import samples_of
 from mmflowers.datasets.views import measure_view, usual_size
 from mmflowers.datasets.wrappers import innermost
-from mmflowers.engine.loading import load_checkpoint_file, meta_of
 from mmflowers.engine.schedule import follows_length, schedule_end, schedulers
-from mmflowers.engine.weights import fetch_weights, sources_in_model
-from mmflowers.errors import InputError
+from mmflowers.registry import HOOKS
+from mmflowers.utils.errors import InputError
+from mmflowers.weights.loading import load_checkpoint_file, meta_of
+from mmflowers.weights.sources import fetch_weights, sources_in_model
 
 NAMED, SHOWN = 3, 60  # differences that an error names, characters of a value
 RECIPE, COMMAND, VIEW, SEEDING = "recipe", "command", "view", "seeding"  # in a checkpoint's meta
@@ -240,7 +240,7 @@ class RecordHook(Hook):
         if not steps:
             return None
         try:
-            scope = runner.cfg.get("default_scope") or "mmpretrain"
+            scope = runner.cfg.get("default_scope") or "mmflowers"
             return measure_view(steps, usual_size(paths), scope).to_dict()
         except InputError:  # the checks have warned of it
             return None

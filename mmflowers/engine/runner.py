@@ -22,24 +22,26 @@ from mmengine.optim.scheduler.param_scheduler import ReduceOnPlateauParamSchedul
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
 from mmengine.runner.checkpoint import weights_to_cpu
-from mmpretrain.registry import RUNNERS
 from torch.utils.data import DataLoader
 
+import mmflowers.weights.init_cfg  # noqa: F401 - what MMEngine reads for a config's layers is data only
 from mmflowers.datasets.seeded import MORE_SHARED_MEMORY
 from mmflowers.datasets.served import Coverage, coverage
 from mmflowers.datasets.wrappers import all_innermost
 from mmflowers.engine import configuration
-from mmflowers.engine.checkpoints import CheckpointWriter, write_checkpoint
-from mmflowers.engine.loading import load_checkpoint_file, meta_of, require_finite
 from mmflowers.engine.loops import ExactTrainLoop
 from mmflowers.engine.progress import ProgressHook, make_room, wants_bar
 from mmflowers.engine.record import RecordHook
 from mmflowers.engine.schedule import schedulers
-from mmflowers.engine.weights import convert_state_dict, downloads_when_built, fetch_weights, start_in_model
-from mmflowers.errors import InputError, count
 from mmflowers.evaluation.metrics import CountPhotos
-from mmflowers.files import DISK_ERRORS, write_text
 from mmflowers.models.preprocessing import FlowersDataPreprocessor
+from mmflowers.registry import RUNNERS
+from mmflowers.utils.errors import InputError, count
+from mmflowers.utils.files import DISK_ERRORS, write_text
+from mmflowers.weights.conversion import convert_state_dict
+from mmflowers.weights.loading import load_checkpoint_file, meta_of, require_finite
+from mmflowers.weights.saving import CheckpointWriter, write_checkpoint
+from mmflowers.weights.sources import downloads_when_built, fetch_weights, start_in_model
 
 LAST = "last.pth"
 
@@ -127,12 +129,12 @@ class FlowersRunner(Runner):
             "dataset": dict(type="SeededDataset", dataset=dataloader["dataset"], seed=seed or 0),
             "sampler": dict(type="SeededSampler", sampler=dataloader["sampler"]),
         }
-        cfg.setdefault("worker_init_fn", dict(type="leave_signals_to_the_trainer"))
+        cfg.setdefault("worker_init_fn", dict(type="mmflowers.leave_signals_to_the_trainer"))
         if not cfg.get("num_workers") and any(each.get("cache") for each in all_innermost(dataloader)):
             cfg["pin_memory"] = False  # its photos may be on the GPU already, which torch refuses to pin
         collate = cfg.get("collate_fn") or "pseudo_collate"
         collate = dict(collate) if isinstance(collate, dict) else {"type": collate}
-        cfg["collate_fn"] = dict(type="collate_samples", collate=collate.pop("type"), **collate)
+        cfg["collate_fn"] = dict(type="mmflowers.collate_samples", collate=collate.pop("type"), **collate)
         loader = Runner.build_dataloader(cfg, seed, diff_rank_seed)
         if loader.num_workers and hasattr(loader.dataset, "open_cache"):
             loader.dataset.open_cache()

@@ -6,8 +6,8 @@ import torch
 from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
 from torch import nn
 
-from mmflowers.errors import InputError
 from mmflowers.evaluation.metrics import SINGLE_LABEL, sum_to_one
+from mmflowers.utils.errors import InputError
 
 
 def require_single_label(model: nn.Module) -> None:

@@ -19,11 +19,11 @@ from mmflowers.engine.hooks import BEST
 from mmflowers.engine.runner import LAST, FlowersRunner
 from mmflowers.engine.tracking import drop_trackers
 from mmflowers.engine.training import check_classes, join_process_group
-from mmflowers.engine.weights import drop_sources
-from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.metrics import CollectPredictions
 from mmflowers.evaluation.predictions import Predictions, write_predictions
 from mmflowers.evaluation.tested import default_checkpoint, write_record
+from mmflowers.utils.errors import InputError, Problem
+from mmflowers.weights.sources import drop_sources
 
 
 class Tested(NamedTuple):

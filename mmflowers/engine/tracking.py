@@ -12,9 +12,9 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.visualization import BaseVisBackend, WandbVisBackend
-from mmpretrain.registry import VISBACKENDS
 
-from mmflowers.errors import InputError, Problem
+from mmflowers.registry import VISBACKENDS
+from mmflowers.utils.errors import InputError, Problem
 
 PROJECT = "mmflowers"  # MLflow's experiment and W&B's project, if their environment variables name none
 LOCAL = "LocalVisBackend"  # writes scalars.json, from which curves and report are drawn

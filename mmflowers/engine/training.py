@@ -16,20 +16,20 @@ import torch
 from mmengine.device import get_device
 from mmengine.dist import get_world_size
 
-from mmflowers.commands import close_bars
 from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.datasets.served import Coverage
-from mmflowers.engine import configuration
+from mmflowers.engine import configuration, options
 from mmflowers.engine.hooks import TOP1, BestAndLastHook
-from mmflowers.engine.loading import load_checkpoint_file, meta_of
-from mmflowers.engine.loops import OutOfMemory
+from mmflowers.engine.memory import OutOfMemory
 from mmflowers.engine.record import RecordHook, check_recipe
 from mmflowers.engine.runner import LAST, FlowersRunner, explained_disk
 from mmflowers.engine.tracking import add_trackers
-from mmflowers.engine.weights import drop_sources, fetch_weights, needs_download, start_in_model
-from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.history import format_score
-from mmflowers.files import LOCK, hold_work_dir
+from mmflowers.utils.errors import InputError, Problem
+from mmflowers.utils.files import LOCK, hold_work_dir
+from mmflowers.utils.terminal import close_bars
+from mmflowers.weights.loading import load_checkpoint_file, meta_of
+from mmflowers.weights.sources import drop_sources, fetch_weights, needs_download, start_in_model
 
 # How processes are started for each launcher, and what each of them then finds in its environment.
 LAUNCHERS = {
@@ -100,7 +100,7 @@ def configure(
         seed: In place of the config's.
         laptop: Shrink the recipe: 3 epochs, smaller images.
         fast: The same recipe on decoded photos, augmented by whole batches where that can be
-            (``configuration.make_fast``).
+            (``options.make_fast``).
         freeze_to: Train only what comes after this layer, on feature maps computed once; implies ``fast``.
         views: Augmented views of each photo for ``freeze_to``.
         probe: Fit the head alone, on small images; implies ``fast``, and leaves nothing to ``laptop``.
@@ -123,17 +123,17 @@ def configure(
     config.launcher = launcher
     attempt("config", _merge, config, data, laptop and not probe, seed, amp)
     if fast or freeze_to or probe:
-        attempt("config", configuration.make_fast, config)
+        attempt("config", options.make_fast, config)
     if freeze_to:
-        attempt("config", configuration.freeze, config, freeze_to, views)
+        attempt("config", options.freeze, config, freeze_to, views)
     if probe:
-        attempt("config", configuration.probe, config)
+        attempt("config", options.probe, config)
     attempt("config", configuration.merge_options, config, cfg_options)
     attempt("config", _add_hooks, config, amp, command)
     attempt("config", configuration.settle_loaders, config)
     attempt("config", configuration.settle_checkpoints, config)
     attempt("config", configuration.settle_best, config)
-    attempt("config", configuration.refuse_mixed_images, config)
+    attempt("config", options.refuse_mixed_images, config)
     folder = attempt("dataset", lambda: read_dataset_folder(configuration.data_root(config)))
     if folder:
         attempt("config", configuration.set_classes, config, len(folder.classes))
@@ -164,11 +164,11 @@ def _merge(
     if data is not None:
         configuration.set_data_root(config, data)
     if laptop:
-        configuration.fit_to_laptop(config)
+        options.fit_to_laptop(config)
     if seed is not None:
         config.randomness = {**(config.get("randomness") or {}), "seed": seed}
     if amp:
-        configuration.compute_in_bfloat16(config)
+        options.compute_in_bfloat16(config)
 
 
 def _add_hooks(config: configuration.Config, amp: bool, command: str) -> None:

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmflowers.errors import InputError
-from mmflowers.evaluation.facts import read_facts
+from mmflowers.evaluation.metadata import read_facts
+from mmflowers.utils.errors import InputError
 
 TOP1 = "accuracy/top1"  # MMPretrain's name for the top-1 accuracy in percent
 

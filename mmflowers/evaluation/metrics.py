@@ -7,11 +7,11 @@ from typing import Any
 
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import CheckpointHook
-from mmpretrain.registry import METRICS
 from torch import Tensor
 
-from mmflowers.errors import InputError
 from mmflowers.evaluation.predictions import Predictions, gather
+from mmflowers.registry import METRICS
+from mmflowers.utils.errors import InputError
 
 SINGLE_LABEL = "use a head whose scores are a softmax over the classes: model.head.type='LinearClsHead'"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmflowers.errors import InputError
-from mmflowers.files import read_csv, write_csv
+from mmflowers.utils.errors import InputError
+from mmflowers.utils.files import read_csv, write_csv
 
 COLUMNS = ["image", "label", "predicted"]  # followed by one score column per class
 

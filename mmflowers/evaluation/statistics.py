@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from mmflowers.errors import InputError, count, some
 from mmflowers.evaluation.predictions import Predictions, format_top1
+from mmflowers.utils.errors import InputError, count, some
 
 SIGNIFICANT = 0.05
 

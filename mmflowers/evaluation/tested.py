@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mmflowers.errors import InputError
 from mmflowers.evaluation.predictions import Predictions, read_predictions
-from mmflowers.files import file_sha256, write_text
+from mmflowers.utils.errors import InputError
+from mmflowers.utils.files import file_sha256, write_text
 
 
 @dataclass(frozen=True)

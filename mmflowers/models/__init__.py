@@ -1,1 +1,1 @@
-"""What of a network runs differently here than in its library: the same numbers, sooner."""
+"""Parts of networks: the classifier layer, the data preprocessor."""

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from mmpretrain.models import ClsDataPreprocessor
-from mmpretrain.registry import MODELS
+
+from mmflowers.registry import MODELS
 
 
 @MODELS.register_module()

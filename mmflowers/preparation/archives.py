@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple
 
-from mmflowers.downloads import looks_like_html
-from mmflowers.errors import InputError, Problem
+from mmflowers.utils.downloads import looks_like_html
+from mmflowers.utils.errors import InputError, Problem
 
 # Every file and folder costs time on the disk, however small the archive is that asks for it. A photo is never as small
 # as BYTES_PER_MEMBER, and few archives of anything have so little for each.

@@ -19,8 +19,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from mmflowers.commands import progress
-from mmflowers.errors import InputError
 from mmflowers.preparation.damage import (
     MAX_PIXELS_PER_BYTE,
     Damaged,
@@ -31,6 +29,8 @@ from mmflowers.preparation.damage import (
 )
 from mmflowers.preparation.records import Record, Source
 from mmflowers.preparation.workers import Workers
+from mmflowers.utils.errors import InputError
+from mmflowers.utils.terminal import progress
 
 MAX_PIXELS = 100_000_000  # more is a decompression bomb or no photo to train on; judged by the header
 MAX_DECODING_BYTES = 900_000_000  # of memory for one photo, its file included: a process stays below 1 GB

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from mmflowers.errors import InputError, Problem
 from mmflowers.preparation.records import SPLITS, SourceFile
+from mmflowers.utils.errors import InputError, Problem
 
 LIST_NAMES = {
     "train.txt": "train",

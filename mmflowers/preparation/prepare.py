@@ -16,9 +16,6 @@ from typing import Literal
 
 import PIL
 
-from mmflowers.commands import processors, progress
-from mmflowers.errors import InputError, Problem
-from mmflowers.files import DISK_ERRORS, explained
 from mmflowers.preparation.duplicates import Duplicates, resolve
 from mmflowers.preparation.inspection import MIN_SIDE, Journal, hash_files, inspect
 from mmflowers.preparation.records import SPLITS, Record, Source, SourceFile
@@ -38,6 +35,10 @@ from mmflowers.preparation.writing import (
     write_tables,
     write_text,
 )
+from mmflowers.utils.errors import InputError, Problem
+from mmflowers.utils.files import DISK_ERRORS, explained
+from mmflowers.utils.resources import processors
+from mmflowers.utils.terminal import progress
 from mmflowers.version import __version__
 
 VAL_RATIO, TEST_RATIO = "0.2", "0"

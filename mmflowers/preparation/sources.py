@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from mmflowers.errors import InputError, Problem
 from mmflowers.preparation.layouts import Layout, read_layout
 from mmflowers.preparation.lists import assign_splits, find_lists
 from mmflowers.preparation.records import Source
+from mmflowers.utils.errors import InputError, Problem
 
 
 class Published(NamedTuple):
@@ -121,9 +121,9 @@ def _on_disk(source: str | Path | None, staging: Path, sha256: str | None, cache
             raise InputError(f"--sha256 belongs to an archive, and {text} is a folder", "leave --sha256 away")
         return path.resolve(), _description("folder", path.resolve().name)
 
-    from mmflowers.downloads import file_name
-    from mmflowers.files import file_sha256
     from mmflowers.preparation.archives import unpack  # late: a folder needs no HTTP, TLS and decompressors
+    from mmflowers.utils.downloads import file_name
+    from mmflowers.utils.files import file_sha256
 
     if source is None:
         if sha256 not in (None, FLOWER_PHOTOS.sha256):
@@ -146,7 +146,7 @@ def _on_disk(source: str | Path | None, staging: Path, sha256: str | None, cache
 
 
 def _from_address(url: str, staging: Path, sha256: str | None, cache: Path | None) -> tuple[Path, dict]:
-    from mmflowers.downloads import file_name
+    from mmflowers.utils.downloads import file_name
 
     try:
         parts = urlsplit(url)
@@ -165,8 +165,8 @@ def _from_address(url: str, staging: Path, sha256: str | None, cache: Path | Non
 
 
 def _fetched(archive: Published, staging: Path, cache: Path | None, hint: str) -> Path:
-    from mmflowers.downloads import fetch
     from mmflowers.preparation.archives import unpack, unpacked_name
+    from mmflowers.utils.downloads import fetch
 
     unpacked = staging / unpacked_name(archive.sha256)
     if unpacked.is_dir():

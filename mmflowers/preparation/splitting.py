@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from fractions import Fraction
 from math import ceil
 
-from mmflowers.errors import InputError, Problem
 from mmflowers.preparation.inspection import EXTENSIONS
 from mmflowers.preparation.records import SPLITS, Record
+from mmflowers.utils.errors import InputError, Problem
 
 IMAGE_EXTENSIONS = {*(name for names in EXTENSIONS.values() for name in names), ".gif", ".tif", ".tiff", ".mpo"}
 MAX_NAME_BYTES = 200  # of UTF-8; file systems take 255, and a suffix must still fit

@@ -20,11 +20,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from mmflowers.errors import InputError
-from mmflowers.files import REFUSALS, explained, sync_folder, write_rows
 from mmflowers.preparation.inspection import hash_files
 from mmflowers.preparation.records import SPLITS, Record, Source, SourceFile
 from mmflowers.preparation.splitting import encoded, shown
+from mmflowers.utils.errors import InputError
+from mmflowers.utils.files import REFUSALS, explained, sync_folder, write_rows
 
 FORMAT, FORMAT_VERSION = "mmflowers dataset", 2  # 2: a group of similar photos is drawn once, whatever its size
 LISTS = tuple(f"{name}.txt" for name in SPLITS)

@@ -21,10 +21,10 @@ from pathlib import Path
 from numpy.random import Generator, SeedSequence, default_rng
 from PIL import Image
 
-from mmflowers.errors import InputError, Problem
 from mmflowers.rendered.camera import photograph
 from mmflowers.rendered.flowers import KINDS
 from mmflowers.rendered.scene import Scene
+from mmflowers.utils.errors import InputError, Problem
 
 SUPERSAMPLING = 2  # Pillow's polygons have hard edges; drawing at twice the size and averaging smooths them
 MIN_SIDE, MAX_SIDE = 32, 4096  # pixels; below it there is no flower to see, above it a typing error is likelier
@@ -81,7 +81,7 @@ def render_flowers(
         short_side: The typical short side in pixels, single pictures vary by a fifth around it; aspect ratios 1 to 1.6.
         workers: Processes; 1 renders in this one. They are spawned, so a script needs its ``__main__`` guard.
         kinds: Which to render.
-        progress: Shows how far it is: ``mmflowers.commands.progress``, or whatever takes its arguments.
+        progress: Shows how far it is: ``mmflowers.utils.terminal.progress``, or whatever takes its arguments.
 
     Raises:
         InputError: For every argument that is out of range, all at once.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmflowers.errors import InputError
+from mmflowers.utils.errors import InputError
 
 OPACITY = 0.5
 

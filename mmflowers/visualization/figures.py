@@ -14,7 +14,7 @@ import numpy as np
 
 from mmflowers.evaluation.calibration import Calibration
 from mmflowers.evaluation.history import TOP1, History
-from mmflowers.files import write_bytes
+from mmflowers.utils.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,14 +15,14 @@ import numpy as np
 from mmflowers.datasets.card import DataCard, read_card
 from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.datasets.identity import photos_digest
-from mmflowers.errors import InputError, Problem
 from mmflowers.evaluation.calibration import calibrate
-from mmflowers.evaluation.facts import RunFacts, find_dataset, read_facts, tested_on
 from mmflowers.evaluation.history import History, read_history
+from mmflowers.evaluation.metadata import RunFacts, find_dataset, read_facts, tested_on
 from mmflowers.evaluation.predictions import Predictions, per_class_table
 from mmflowers.evaluation.statistics import SIGNIFICANT, compare, wilson_interval
 from mmflowers.evaluation.tested import TestedPredictions, default_checkpoint, read_tested, require_same_photos
-from mmflowers.files import explained, write_csv, write_text
+from mmflowers.utils.errors import InputError, Problem
+from mmflowers.utils.files import explained, write_csv, write_text
 from mmflowers.version import __version__
 from mmflowers.visualization.pages import environment
 from mmflowers.visualization.thumbnails import as_uri, photo_uri

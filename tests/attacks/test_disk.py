@@ -22,13 +22,13 @@ from conftest import ROOT, run_tool
 from PIL import Image
 from pyarrow import parquet
 
-from mmflowers.deploy.classifier import Prediction
-from mmflowers.deploy.inputs import Input
-from mmflowers.deploy.output import Sorter, open_output
-from mmflowers.errors import InputError
 from mmflowers.evaluation.predictions import Predictions, write_predictions
-from mmflowers.files import AtomicFile, creating, explained, replacing, write_bytes, write_csv, write_text
+from mmflowers.inference.classifier import Prediction
+from mmflowers.inference.inputs import Input
+from mmflowers.inference.output import Sorter, open_output
 from mmflowers.preparation.prepare import prepare
+from mmflowers.utils.errors import InputError
+from mmflowers.utils.files import AtomicFile, creating, explained, replacing, write_bytes, write_csv, write_text
 from mmflowers.visualization.report import write_report
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no mounts, limits and modes")
@@ -196,7 +196,7 @@ def test_a_photo_that_cannot_be_sorted_leaves_no_half_of_it(bad_disk: Path) -> N
 
 
 def test_an_overlay_that_cannot_be_written_leaves_no_half_of_it(bad_disk: Path) -> None:
-    from mmflowers.deploy.overlays import Overlays
+    from mmflowers.inference.overlays import Overlays
 
     class Classifier:
         model = None
@@ -393,7 +393,7 @@ def test_a_fifo_is_written_to_and_stays_one(tmp_path: Path) -> None:
 
 def test_stdout_gets_rows_wherever_it_leads_and_what_it_holds_stays(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").symlink_to("/dev/stdout")
-    code = "from mmflowers.files import write_text; write_text('rows.csv', 'new\\n')"
+    code = "from mmflowers.utils.files import write_text; write_text('rows.csv', 'new\\n')"
     command = [sys.executable, "-c", code]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     piped = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)

@@ -27,13 +27,13 @@ from PIL import Image
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from mmflowers.deploy import uploads
-from mmflowers.deploy.answers import Answer, Answering
-from mmflowers.deploy.gate import _arrived_at, served_names
-from mmflowers.deploy.page import build_app
-from mmflowers.deploy.uploads import MAX_HELD, MAX_MEGABYTES, MAX_PHOTOS, MEGABYTE, Upload, Uploads
-from mmflowers.errors import InputError
+from mmflowers.demo import uploads
+from mmflowers.demo.answers import Answer, Answering
+from mmflowers.demo.gate import _arrived_at, served_names
+from mmflowers.demo.page import build_app
+from mmflowers.demo.uploads import MAX_HELD, MAX_MEGABYTES, MAX_PHOTOS, MEGABYTE, Upload, Uploads
 from mmflowers.preparation.inspection import decode
+from mmflowers.utils.errors import InputError
 
 HERE = "http://127.0.0.1:7860"
 NEEDED = {  # what the page asks for, by gradio's names of its routes
@@ -560,7 +560,7 @@ def test_uploads_lie_on_the_disk() -> None:
 def test_memory_falls_back_after_large_photos() -> None:
     code = """
 import concurrent.futures, psutil
-from mmflowers.deploy.demo import return_freed_memory
+from mmflowers.demo.serve import return_freed_memory
 return_freed_memory()
 def decode(_):
     return len([bytes([1]) * (30 << 20) for _ in range(2)])

@@ -19,8 +19,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmflowers.engine.loading import load_checkpoint_file, require_finite
-from mmflowers.errors import InputError
+from mmflowers.utils.errors import InputError
+from mmflowers.weights.loading import load_checkpoint_file, require_finite
 
 GIB = 1 << 30
 COUNT = 1 << 19  # floats: 2 MB
@@ -175,7 +175,7 @@ def test_of_many_spoilt_tensors_the_first_are_named() -> None:
 
 
 def test_a_classifier_with_weights_that_are_not_finite_gives_no_number(trained: Path, tmp_path: Path) -> None:
-    from mmflowers.deploy.classifier import FlowerClassifier
+    from mmflowers.inference.classifier import FlowerClassifier
 
     run = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("last.pth"))
     checkpoint = torch.load(run / "best.pth", weights_only=True)

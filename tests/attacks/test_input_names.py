@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmflowers.deploy.inputs import find_inputs
+from mmflowers.inference.inputs import find_inputs
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from PIL import Image
 from mmflowers.datasets.identity import TRAINED_ON, from_state
 from mmflowers.engine.testing import test as run_test
 from mmflowers.engine.training import configure, train
-from mmflowers.errors import InputError
 from mmflowers.evaluation.predictions import read_predictions, write_predictions
+from mmflowers.utils.errors import InputError
 from mmflowers.visualization.report import write_report
 
 

@@ -24,7 +24,7 @@ from mmflowers.checks.findings import Finding
 from mmflowers.checks.run import check_config, check_testing, check_training
 from mmflowers.engine.testing import test as run_test
 from mmflowers.engine.training import configure
-from mmflowers.errors import InputError
+from mmflowers.utils.errors import InputError
 
 PAGE = (ROOT / "docs" / "pitfalls.md").read_text(encoding="utf-8")
 TRAIN, VAL, DATA = Path("flower_dataset/train"), Path("flower_dataset/val"), Path("flower_dataset")

@@ -15,10 +15,10 @@ import pytest
 from pictures import encode
 from PIL import Image
 
-from mmflowers.errors import InputError
 from mmflowers.preparation import archives
 from mmflowers.preparation.damage import MAX_PIXELS_PER_BYTE
 from mmflowers.preparation.inspection import MAX_COMMENTS, decode, examine
+from mmflowers.utils.errors import InputError
 
 SECONDS = 5  # of the processor
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmflowers.datasets.card import read_card
-from mmflowers.deploy.classifier import Prediction
-from mmflowers.deploy.output import open_output
 from mmflowers.evaluation.predictions import Predictions, read_predictions, write_predictions
-from mmflowers.files import escape_cell, read_csv, read_rows, unescape_cell, write_rows
+from mmflowers.inference.classifier import Prediction
+from mmflowers.inference.output import open_output
 from mmflowers.preparation.prepare import prepare
+from mmflowers.utils.files import escape_cell, read_csv, read_rows, unescape_cell, write_rows
 from mmflowers.visualization.report import _write_csv, _write_tables, confusion_matrix
 
 HOSTILE = [

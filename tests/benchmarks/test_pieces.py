@@ -6,7 +6,7 @@ import runpy
 from pathlib import Path
 
 import mmflowers.engine  # noqa: F401  registers
-from mmflowers.engine import configuration
+from mmflowers.engine import configuration, options
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "configs" / "efficientnet_lite0_flowers.py"
@@ -24,7 +24,7 @@ def test_all_pieces_together_are_the_fast_recipe() -> None:
             hooks += piece.pop("custom_hooks", [])
             together.merge_from_dict({name: value for name, value in piece.items() if name != "loader"})
     fast = configuration.load_config(BASE)
-    configuration.make_fast(fast)
+    options.make_fast(fast)
     configuration.settle_loaders(fast)
     assert sorted(map(str, hooks)) == sorted(map(str, fast.custom_hooks))
     parts = ("model", "data_preprocessor", "optim_wrapper", "train_cfg", "val_cfg", "default_hooks", "env_cfg")

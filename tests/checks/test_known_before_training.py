@@ -15,12 +15,12 @@ from mmengine.evaluator import BaseMetric
 from mmpretrain.registry import METRICS, TRANSFORMS
 from torch.utils.data import get_worker_info
 
-from mmflowers import files
 from mmflowers.checks.findings import CHECKS
 from mmflowers.checks.run import check_config
 from mmflowers.datasets import wrappers
 from mmflowers.engine.training import configure, train
-from mmflowers.errors import InputError, is_own
+from mmflowers.utils import files
+from mmflowers.utils.errors import InputError, is_own
 
 Check = Callable[..., list[str]]
 STOP = "custom_hooks = [dict(type='EarlyStoppingHook', monitor='{}', rule='greater')]"
@@ -325,7 +325,7 @@ def bug(*arguments: object, **options: object) -> None:
     raise TypeError("planted")
 
 
-@pytest.mark.parametrize("place", ["configuration._scale_images", "configuration.set_classes", "training._set_weights"])
+@pytest.mark.parametrize("place", ["options._scale_images", "configuration.set_classes", "training._set_weights"])
 def test_a_bug_in_a_step_of_the_configuration_is_not_put_down_to_the_config(
     place: str, tiny_config: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,7 +342,7 @@ def test_a_bug_in_what_the_checks_build_is_not_put_down_to_the_config(
     place: str, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(place, bug)
-    monkeypatch.setattr("mmflowers.errors.PACKAGE", Path(__file__).parent)  # where the bug is
+    monkeypatch.setattr("mmflowers.utils.errors.PACKAGE", Path(__file__).parent)  # where the bug is
     with pytest.raises(TypeError, match="planted"):
         check()
 

@@ -19,7 +19,7 @@ from mmflowers.datasets import cache as cache_module
 from mmflowers.datasets.cache import cached_array, in_threads
 from mmflowers.datasets.flowers import FlowersDataset
 from mmflowers.datasets.seeded import Draw, SeededDataset
-from mmflowers.errors import InputError
+from mmflowers.utils.errors import InputError
 
 TEST = [
     dict(type="LoadImageFromFile"),
@@ -267,7 +267,7 @@ def test_workers_of_a_loader_see_the_same_pixels(folder: Path) -> None:
         dataset = dict(type="FlowersDataset", data_root=str(folder), ann_file="train.txt", pipeline=TRAIN, cache=True)
         sampler = dict(type="DefaultSampler", shuffle=True)
         loader = dict(dataset=dataset, sampler=sampler, batch_size=16, num_workers=workers)
-        with DefaultScope.overwrite_default_scope("mmpretrain"):
+        with DefaultScope.overwrite_default_scope("mmflowers"):
             return [b["augment"](b["inputs"]) for b in FlowersRunner.build_dataloader(loader, seed=3)]
 
     for mine, theirs in zip(batches(2), batches(0), strict=True):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmflowers.datasets.folder import read_dataset_folder
-from mmflowers.errors import InputError
+from mmflowers.utils.errors import InputError
 
 CLASSES = ["daisy", "red rose", "Tulpe ü"]
 

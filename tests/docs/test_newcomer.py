@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from pages import ROOT, Block, blocks
 
-from mmflowers.files import file_sha256
+from mmflowers.utils.files import file_sha256
 
 JOBS = (
     "README.md",

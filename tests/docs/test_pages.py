@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlparse
 import pytest
 from pages import PAGES, ROOT, Command, anchors, code_spans, commands, inline, links, name, shell_commands
 
-from mmflowers import commands as manners
+from mmflowers.cli import parser as manners
 
 TOOL = re.compile(r"tools/(\w+\.py)$")
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))

@@ -35,7 +35,7 @@ def test_a_sheet_shows_the_pixels_of_the_first_epochs(dataset: Path, tiny_config
     configuration.merge_options(config, options)
     configuration.settle_loaders(config)
     sheet = np.asarray(browse(tiny_config, data=dataset, number=40, views=2, seed=5, cfg_options=options))
-    with DefaultScope.overwrite_default_scope("mmpretrain"):
+    with DefaultScope.overwrite_default_scope("mmflowers"):
         train, val = (
             FlowersRunner.build_dataloader(config[name], seed=5) for name in ("train_dataloader", "val_dataloader")
         )

@@ -13,8 +13,8 @@ from conftest import NARROW
 from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 
-from mmflowers.engine.checkpoints import CheckpointWriter
 from mmflowers.engine.training import configure, train
+from mmflowers.weights.saving import CheckpointWriter
 
 PATIENCE = 60  # seconds, after which something that should have come hasn't
 

@@ -9,9 +9,9 @@ import pytest
 from conftest import ROOT
 from mmengine.config import Config
 
-from mmflowers.engine import configuration
+from mmflowers.engine import configuration, options
 from mmflowers.engine.training import LAUNCHERS, join_process_group
-from mmflowers.errors import InputError
+from mmflowers.utils.errors import InputError
 
 
 def test_an_error_of_several_lines_is_said_in_one(tmp_path: Path) -> None:
@@ -24,9 +24,9 @@ def test_an_error_of_several_lines_is_said_in_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "step"),
     [
-        ({}, lambda config: configuration.fit_to_laptop(config)),
-        ({"train_cfg": {"max_epochs": None}}, lambda config: configuration.fit_to_laptop(config)),
-        ({"train_cfg": {"max_epochs": 0}}, lambda config: configuration.fit_to_laptop(config)),
+        ({}, lambda config: options.fit_to_laptop(config)),
+        ({"train_cfg": {"max_epochs": None}}, lambda config: options.fit_to_laptop(config)),
+        ({"train_cfg": {"max_epochs": 0}}, lambda config: options.fit_to_laptop(config)),
         ({"model": None}, lambda config: configuration.set_classes(config, 5)),
         ({"test_dataloader": 0}, lambda config: configuration.test_on(config, "val")),
         ({"val_dataloader": "x"}, lambda config: configuration.settle_loaders(config)),
@@ -40,7 +40,7 @@ def test_a_config_of_another_form_is_bad_input(content: dict, step) -> None:
 
 @pytest.mark.parametrize(
     ("shrink", "edges"),
-    [(configuration.fit_to_laptop, (160, 206, 183)), (configuration.probe, (126, 162, 144))],
+    [(options.fit_to_laptop, (160, 206, 183)), (options.probe, (126, 162, 144))],
     ids=["laptop", "probe"],
 )
 def test_small_runs_see_smaller_images_and_are_tested_on_such(shrink, edges: tuple[int, ...]) -> None:

@@ -11,15 +11,15 @@ import torch
 from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
 from mmflowers.checks import keys
 from mmflowers.checks.run import Case
 from mmflowers.engine.configuration import load_config, set_classes
-from mmflowers.engine.frozen import BackboneTrunk, ClassifierTrunk, LayerTrunk, Trunk
-from mmflowers.errors import InputError
+from mmflowers.frozen.trunks import BackboneTrunk, ClassifierTrunk, LayerTrunk, Trunk
 from mmflowers.models.classifier import classifier_layers
+from mmflowers.registry import MODELS
+from mmflowers.utils.errors import InputError
 
 MMPRETRAIN = Path(mmpretrain.__file__).parent / ".mim" / "configs"
 CLASSES = 3
@@ -226,7 +226,7 @@ def test_any_network_learns_the_folders_classes_is_probed_and_frozen(name: str, 
     family = FAMILIES[name]
     config = on_our_bases(family, tmp_path)
     set_classes(config, CLASSES)
-    with DefaultScope.overwrite_default_scope("mmpretrain"):
+    with DefaultScope.overwrite_default_scope("mmflowers"):
         torch.manual_seed(0)
         model = MODELS.build({**config.model, "data_preprocessor": config.data_preprocessor})
     samples = [DataSample().set_gt_label(label) for label in range(CLASSES)]
@@ -299,7 +299,7 @@ def test_every_folder_of_mmpretrains_configs_is_in_the_list_or_has_a_reason() ->
 def test_a_refusal_is_one_line_that_names_head_and_way_out(trunk: type[Trunk], tmp_path: Path) -> None:
     config = on_our_bases(FAMILIES["deit, distilled"], tmp_path)
     set_classes(config, CLASSES)
-    with DefaultScope.overwrite_default_scope("mmpretrain"):
+    with DefaultScope.overwrite_default_scope("mmflowers"):
         model = MODELS.build(config.model).eval()
     with torch.no_grad(), pytest.raises(InputError, match=r"head.* · hint: .*freeze") as caught:
         trunk(model).check(torch.randn(2, 3, 64, 64))

@@ -17,20 +17,21 @@ from conftest import NARROW, ROOT, run_tool
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
-from mmpretrain.registry import HOOKS, MODELS
 from mmpretrain.structures import DataSample
 from ours.rates import measure_rates
 from replay import Replay
 
 import mmflowers.engine  # noqa: F401  registers
-from mmflowers.datasets.augmentation import STILL, Augmentation
 from mmflowers.datasets.flowers import FlowersDataset
 from mmflowers.datasets.seeded import Draw, SeededDataset
-from mmflowers.engine import CUDAGraphHook, OutOfPlaceHook, configuration
-from mmflowers.engine.loops import _Evaluation
-from mmflowers.engine.optim import has_fast_bfloat16
+from mmflowers.engine import configuration, options
 from mmflowers.engine.training import configure, train
-from mmflowers.errors import InputError
+from mmflowers.registry import HOOKS, MODELS
+from mmflowers.speed.hooks import CUDAGraphHook, OutOfPlaceHook
+from mmflowers.speed.loops import _Evaluation
+from mmflowers.speed.precision import has_fast_bfloat16
+from mmflowers.transforms.batched import STILL, Augmentation
+from mmflowers.utils.errors import InputError
 
 names = itertools.count()
 
@@ -76,7 +77,7 @@ def assert_same(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
 def test_every_recipe_has_a_fast_form(path: Path) -> None:
     config = configuration.load_config(path)
-    configuration.make_fast(config)
+    options.make_fast(config)
     train, *evaluated = configuration.datasets(config)
     edge = next(step.get("size", step.get("scale")) for step in train.pipeline if "ResizedCrop" in step.type)
     assert Augmentation(train.pipeline).size == edge
@@ -86,7 +87,7 @@ def test_every_recipe_has_a_fast_form(path: Path) -> None:
 def test_the_config_and_the_flag_are_the_same_pieces() -> None:
     config = configuration.load_config(ROOT / "configs" / "resnet50_flowers_fast.py")
     flag = configuration.load_config(ROOT / "configs" / "resnet50_flowers.py")
-    configuration.make_fast(flag)
+    options.make_fast(flag)
     configuration.settle_loaders(flag)
     keys = ("data_preprocessor", "optim_wrapper", "train_cfg", "val_cfg", "default_hooks", "custom_hooks", "env_cfg")
     for key in (*keys, *configuration.LOADERS):
@@ -212,7 +213,7 @@ def test_a_stock_recipe_keeps_its_workers_where_its_transforms_need_them(tiny_co
     config = configuration.load_config(tiny_config)
     config.train_dataloader.num_workers = config.val_dataloader.num_workers = 2
     erase(config)
-    configuration.make_fast(config)
+    options.make_fast(config)
     assert (config.train_dataloader.num_workers, config.val_dataloader.num_workers) == (2, 0)
 
 
@@ -260,7 +261,7 @@ def test_a_recipe_that_is_switched_is_seeded_as_without_a_cache_and_resumes(
     straight = run("straight", fast=True, change=in_a_worker)
     seen = torch.load(straight / "seen.pth")
     assert len(seen) == 80
-    with DefaultScope.overwrite_default_scope("mmpretrain"):
+    with DefaultScope.overwrite_default_scope("mmflowers"):
         for epoch, steps in enumerate(pipelines):
             plain = SeededDataset(FlowersDataset(data_root=str(dataset), ann_file="train.txt", pipeline=steps), seed=0)
             for index in range(40):

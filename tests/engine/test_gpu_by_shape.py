@@ -14,13 +14,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
-from mmpretrain.registry import DATASETS, MODELS
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import mmflowers.engine  # noqa: F401  registers
 from mmflowers.datasets.flowers import FlowersDataset
-from mmflowers.engine import LazyRuntimeInfoHook, configuration
-from mmflowers.engine.loops import _Evaluation
+from mmflowers.engine import configuration, options
+from mmflowers.registry import DATASETS, MODELS
+from mmflowers.speed.hooks import LazyRuntimeInfoHook
+from mmflowers.speed.loops import _Evaluation
 
 BATCH = 8
 CONFIGS = ("resnet50_flowers", "resnet18_flowers", "efficientnet_lite0_flowers")
@@ -37,7 +38,7 @@ def on_a_gpu_without_values(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.d
 def fast_parts(name: str, root: Path) -> tuple[torch.nn.Module, FlowersDataset, FlowersDataset]:
     """Classifier, photos to train on and photos to validate on, of a config's fast form."""
     config = configuration.load_config(ROOT / "configs" / f"{name}.py")
-    configuration.make_fast(config)
+    options.make_fast(config)
     configuration.set_data_root(config, root)
     preprocessor = config.model.get("data_preprocessor") or config.data_preprocessor
     model = MODELS.build({**config.model, "data_preprocessor": preprocessor})

@@ -18,9 +18,10 @@ from mmengine.hooks import Hook
 from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import HOOKS, MODELS, TRANSFORMS
 
-from mmflowers.engine.loops import BATCH_LIST, OutOfMemory
+from mmflowers.engine.loops import BATCH_LIST
+from mmflowers.engine.memory import OutOfMemory
 from mmflowers.engine.training import configure, train
-from mmflowers.errors import InputError
+from mmflowers.utils.errors import InputError
 
 names = itertools.count()
 Run = Callable[..., object]

@@ -17,14 +17,14 @@ from mmpretrain.registry import HOOKS
 from replay import Replay
 from simulated_gpu import GPUTensor, simulated_gpu, waited
 
-from mmflowers.deploy.classifier import FlowerClassifier
-from mmflowers.deploy.export import export
-from mmflowers.deploy.inputs import Input
-from mmflowers.deploy.photos import PhotoDataset, read_batches
-from mmflowers.engine.hooks import CUDAGraphHook
 from mmflowers.engine.runner import FlowersRunner
 from mmflowers.engine.testing import test as run_test
 from mmflowers.engine.training import configure, train
+from mmflowers.export.export import export
+from mmflowers.inference.classifier import FlowerClassifier
+from mmflowers.inference.inputs import Input
+from mmflowers.inference.photos import PhotoDataset, read_batches
+from mmflowers.speed.hooks import CUDAGraphHook
 from mmflowers.visualization.cam import explain
 
 names = itertools.count()

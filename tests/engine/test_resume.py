@@ -19,12 +19,12 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import HOOKS
 from torch.utils.data import DataLoader
 
-from mmflowers.commands import Stopped
 from mmflowers.datasets.seeded import SEEDING_VERSION
 from mmflowers.engine.loops import ONE_SIGNAL
 from mmflowers.engine.runner import FlowersRunner
 from mmflowers.engine.training import configure, train
-from mmflowers.errors import InputError
+from mmflowers.utils.errors import InputError
+from mmflowers.utils.terminal import Stopped
 
 BATCHES = 5  # an epoch: 40 photos in batches of 8
 names = itertools.count()

@@ -17,9 +17,9 @@ from mmpretrain.registry import METRICS
 from mmflowers.engine.progress import ProgressHook
 from mmflowers.engine.testing import test as run_test
 from mmflowers.engine.training import Outcome, configure, train
-from mmflowers.errors import InputError
 from mmflowers.evaluation.history import read_history
 from mmflowers.evaluation.metrics import rule_of
+from mmflowers.utils.errors import InputError
 from mmflowers.visualization.figures import curves_figure
 from mmflowers.visualization.report import write_report
 

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.registry import DefaultScope
-from mmpretrain.registry import MODELS
 
 from mmflowers import FlowerClassifier
 from mmflowers.checks.run import check_config
 from mmflowers.engine.single_label import require_single_label
-from mmflowers.errors import InputError
 from mmflowers.evaluation.metrics import CollectPredictions
+from mmflowers.registry import MODELS
+from mmflowers.utils.errors import InputError
 
 SIZES = dict(num_classes=5, in_channels=8)
 SIGMOID = dict(type="CrossEntropyLoss", use_sigmoid=True)
@@ -32,7 +32,7 @@ SIGMOID = dict(type="CrossEntropyLoss", use_sigmoid=True)
     ids=lambda head: f"{head['type']} {head.get('topk', '')}",
 )
 def test_a_head_that_scores_each_class_by_itself_is_refused(head: dict) -> None:
-    with DefaultScope.overwrite_default_scope("mmpretrain"), pytest.raises(InputError) as caught:
+    with DefaultScope.overwrite_default_scope("mmflowers"), pytest.raises(InputError) as caught:
         require_single_label(SimpleNamespace(head=MODELS.build(head)))
     (problem,) = caught.value.problems
     assert head["type"] in problem.what and "LinearClsHead" in problem.hint
@@ -50,7 +50,7 @@ def test_a_head_that_scores_each_class_by_itself_is_refused(head: dict) -> None:
     ids=lambda head: f"{head['type']} {'loss' in head}",
 )
 def test_a_head_that_predicts_one_class_passes_with_any_loss(head: dict) -> None:
-    with DefaultScope.overwrite_default_scope("mmpretrain"):
+    with DefaultScope.overwrite_default_scope("mmflowers"):
         require_single_label(SimpleNamespace(head=MODELS.build(head)))
 
 

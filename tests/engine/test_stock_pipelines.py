@@ -10,12 +10,12 @@ import mmpretrain
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from mmpretrain.registry import MODELS, OPTIM_WRAPPERS, OPTIMIZERS
 
 import mmflowers.datasets.flowers
 import mmflowers.engine  # noqa: F401  both register
-from mmflowers.engine import configuration
+from mmflowers.engine import configuration, options
 from mmflowers.engine.runner import FlowersRunner
+from mmflowers.registry import MODELS, OPTIM_WRAPPERS, OPTIMIZERS
 
 CONFIGS = Path(mmpretrain.__file__).parent / ".mim" / "configs"
 EDGE = 48
@@ -76,7 +76,7 @@ def on_our_folder(config: Config, root: Path) -> bool:
             loader.batch_size, loader.num_workers = 3, 0
     crop = [step for step in config.train_dataloader.dataset.pipeline if "scale" in step or "crop_size" in step][-1]
     edge = crop.get("crop_size") or crop["scale"]
-    configuration._scale_images(config, EDGE / (edge if isinstance(edge, int) else edge[0]))
+    options._scale_images(config, EDGE / (edge if isinstance(edge, int) else edge[0]))
     return True
 
 
@@ -93,10 +93,10 @@ def test_every_family_has_a_fast_form(dataset: Path) -> None:
         if not on_our_folder(config, dataset):
             continue
         families |= its_families
-        configuration.make_fast(config)
+        options.make_fast(config)
         configuration.settle_loaders(config)
         assert_its_optimizer_can_be_built(config.optim_wrapper)
-        with DefaultScope.overwrite_default_scope("mmpretrain"):
+        with DefaultScope.overwrite_default_scope("mmflowers"):
             preprocess = MODELS.build({**config.data_preprocessor, "num_classes": 5})
             for name in filter(config.get, ("train_dataloader", "val_dataloader")):
                 loader = config[name]

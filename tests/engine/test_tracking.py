@@ -11,14 +11,14 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import BaseVisBackend
-from mmpretrain.registry import VISBACKENDS, VISUALIZERS
 
 import mmflowers.engine  # noqa: F401  registers
 from mmflowers.engine.configuration import load_config
 from mmflowers.engine.testing import kept_config
 from mmflowers.engine.tracking import add_trackers, drop_trackers
-from mmflowers.errors import InputError
 from mmflowers.evaluation.history import read_history
+from mmflowers.registry import VISBACKENDS, VISUALIZERS
+from mmflowers.utils.errors import InputError
 
 
 def test_tensorboard_and_mlflow_get_the_numbers_that_the_log_has(
@@ -95,7 +95,7 @@ class GoneVisBackend(BaseVisBackend):
 
 def visualizer(tmp_path: Path, name: str, **options):
     backend = dict(type="TrackerVisBackend", tracker="it", backend=dict(type="GoneVisBackend", **options))
-    with DefaultScope.overwrite_default_scope("mmpretrain"):
+    with DefaultScope.overwrite_default_scope("mmflowers"):
         return VISUALIZERS.build(
             dict(type="UniversalVisualizer", name=name, save_dir=str(tmp_path), vis_backends=[backend])
         )

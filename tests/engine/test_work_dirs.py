@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 from conftest import NARROW, ROOT
 
-from mmflowers.deploy.classifier import FlowerClassifier
-from mmflowers.engine.frozen import FrozenTrainLoop
 from mmflowers.engine.runner import FlowersRunner
 from mmflowers.engine.testing import last_run
 from mmflowers.engine.testing import test as run_test
 from mmflowers.engine.training import Outcome, configure, train
-from mmflowers.errors import InputError
-from mmflowers.files import hold_work_dir
+from mmflowers.frozen.loops import FrozenTrainLoop
+from mmflowers.inference.classifier import FlowerClassifier
+from mmflowers.utils.errors import InputError
+from mmflowers.utils.files import hold_work_dir
 from mmflowers.visualization.report import write_report
 
 names = itertools.count()
@@ -92,7 +92,7 @@ def test_a_killed_training_releases_its_work_dir_though_its_loader_workers_live_
     script = f"""\
 import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from mmflowers.files import hold_work_dir
+from mmflowers.utils.files import hold_work_dir
 with hold_work_dir("run"):
     worker = os.fork()
     if worker:

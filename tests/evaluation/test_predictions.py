@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmflowers.errors import InputError
 from mmflowers.evaluation.predictions import (
     Predictions,
     format_per_class,
@@ -16,6 +15,7 @@ from mmflowers.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
+from mmflowers.utils.errors import InputError
 
 CLASSES = ["daisy", "red, rose", "Tulpe"]
 

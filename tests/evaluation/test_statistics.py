@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmflowers.errors import InputError
 from mmflowers.evaluation.predictions import Predictions, read_predictions, write_predictions
 from mmflowers.evaluation.statistics import compare, format_top1_interval, predictions_file, wilson_interval
+from mmflowers.utils.errors import InputError
 
 
 def predictions(right: list[bool], classes: tuple[str, ...] = ("daisy", "rose"), prefix: str = "val/") -> Predictions:

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mmflowers.errors import InputError
 from mmflowers.preparation import archives
 from mmflowers.preparation.archives import unpack
+from mmflowers.utils.errors import InputError
 
 PHOTOS = {"daisy/a.jpg": b"one" * 1000, "rose/deep/b.jpg": bytes(range(256)) * 40, "rose/ü b.jpg": b""}
 TAR_MODES = ["w", "w:gz", "w:bz2", "w:xz"]

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmflowers.errors import InputError
 from mmflowers.preparation.lists import NOT_LISTED, Line, Lists, assign_splits, find_lists, parse_line
 from mmflowers.preparation.records import SourceFile
+from mmflowers.utils.errors import InputError
 
 CLASSES = ("daisy", "rose", "tulip")
 

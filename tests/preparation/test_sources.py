@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from mmflowers import downloads
-from mmflowers.errors import InputError
 from mmflowers.preparation import sources
 from mmflowers.preparation.records import Source
+from mmflowers.utils import downloads
+from mmflowers.utils.errors import InputError
 
 CLASSES = ("daisy", "dandelion", "roses")
 

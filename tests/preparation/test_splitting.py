@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmflowers.errors import InputError
 from mmflowers.preparation.records import Record
 from mmflowers.preparation.splitting import check_given, clean, name_targets, sizes, split
+from mmflowers.utils.errors import InputError
 
 FIFTH = Fraction("0.2")
 

@@ -17,11 +17,11 @@ import pytest
 from huggingface_hub import DatasetCard
 from PIL import Image
 
-from mmflowers.errors import InputError
 from mmflowers.preparation import prepare as prepare_module
 from mmflowers.preparation import writing
 from mmflowers.preparation.prepare import Summary, prepare
 from mmflowers.preparation.writing import Target, digest, require_space
+from mmflowers.utils.errors import InputError
 
 
 def draw(path: Path, seed: int, **options) -> None:

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from sklearn.ensemble import RandomForestClassifier
 
-from mmflowers.commands import progress
-from mmflowers.errors import InputError
 from mmflowers.rendered.photos import KINDS, render_flower, render_flowers
+from mmflowers.utils.errors import InputError
+from mmflowers.utils.terminal import progress
 
 PER_CLASS, TRAIN_PER_CLASS = 90, 60
 

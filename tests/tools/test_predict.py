@@ -20,10 +20,10 @@ import pytest
 from conftest import BENCHMARK, ROOT, run_tool
 from PIL import Image
 
-from mmflowers.deploy.classifier import Prediction
-from mmflowers.deploy.output import open_output
-from mmflowers.downloads import fetch_photo
-from mmflowers.errors import InputError
+from mmflowers.inference.classifier import Prediction
+from mmflowers.inference.output import open_output
+from mmflowers.utils.downloads import fetch_photo
+from mmflowers.utils.errors import InputError
 
 
 @pytest.fixture(scope="module")

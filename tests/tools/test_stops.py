@@ -21,7 +21,7 @@ sys.path.insert(0, str(TESTS))
 
 from soak import ROOT, Trainings, differences, soak_edits  # noqa: E402
 
-from mmflowers.errors import InputError  # noqa: E402
+from mmflowers.utils.errors import InputError  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has neither signal")
 

@@ -13,7 +13,7 @@ from conftest import run_on_terminal, run_tool
 from PIL import Image, ImageOps
 
 from mmflowers import FlowerClassifier
-from mmflowers.evaluation.facts import read_facts
+from mmflowers.evaluation.metadata import read_facts
 from mmflowers.evaluation.predictions import read_predictions
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from mmflowers.errors import InputError
+from mmflowers.utils.errors import InputError
 from mmflowers.visualization.cam import grad_cam, overlay
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmflowers.errors import InputError
 from mmflowers.evaluation.history import read_history
+from mmflowers.utils.errors import InputError
 from mmflowers.visualization.curves import draw_curves
 
 

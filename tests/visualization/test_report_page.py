@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from mmflowers.datasets.folder import read_dataset_folder
-from mmflowers.errors import InputError
 from mmflowers.evaluation.predictions import Predictions, write_predictions
+from mmflowers.utils.errors import InputError
 from mmflowers.visualization.report import write_report
 
 CONFIG = """\

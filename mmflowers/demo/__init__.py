@@ -1,0 +1,1 @@
+"""A web page that classifies photos with a trained run."""

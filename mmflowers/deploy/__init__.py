@@ -1,1 +1,0 @@
-"""A trained run at work: photos from anywhere in, predictions out."""

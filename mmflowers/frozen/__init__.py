@@ -1,0 +1,1 @@
+"""Train the layers after a frozen part on precomputed features."""

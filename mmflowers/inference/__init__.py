@@ -1,0 +1,1 @@
+"""Photos from anywhere in, predictions of a trained run out."""

@@ -1,0 +1,1 @@
+"""Faster training and evaluation with the same results. Each piece is optional."""

@@ -1,0 +1,1 @@
+"""Random transforms, computed for whole batches."""

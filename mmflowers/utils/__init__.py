@@ -1,0 +1,1 @@
+"""What every package uses: errors, result files, terminal output, downloads, the resources of the machine."""

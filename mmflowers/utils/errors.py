@@ -1,0 +1,81 @@
+"""Errors caused by the user's input: one line per problem, all problems together."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+PACKAGE, STANDARD_LIBRARY = Path(__file__).parents[1], Path(sysconfig.get_path("stdlib"))
+NAMED = 3  # items of a longer list that an error names
+RELAYED = "Original Traceback (most recent call last):"
+
+
+class Problem(NamedTuple):
+    """One problem with the input, and what the user can do about it."""
+
+    what: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what} · hint: {self.hint}" if self.hint else self.what
+
+
+class InputError(Exception):
+    """Bad input, as opposed to a bug: a command prints one line per problem and exits with code 2.
+
+    Args:
+        what: What is wrong and where, without a trailing full stop.
+        hint: What to do about it.
+        problems: Instead of ``what`` and ``hint``: several problems found together.
+    """
+
+    def __init__(self, what: str = "", hint: str = "", *, problems: Iterable[Problem] = ()) -> None:
+        if RELAYED in what:
+            # torch's DataLoader raises a worker's error again, with the text of its traceback as the only argument.
+            what, _, hint = (
+                what.strip()
+                .rpartition(f"{type(self).__module__}.{type(self).__qualname__}: ")[2]
+                .partition(" · hint: ")
+            )
+        self.problems = [*([Problem(what, hint)] if what else []), *problems]
+        if not self.problems:
+            raise ValueError("an InputError needs at least one problem")
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def __reduce__(self):  # exceptions with keyword-only arguments can't be pickled otherwise
+        return (_rebuild, (self.problems,))
+
+
+def some(items: Iterable[object]) -> str:
+    """Format the first items of a list: ``a, b, c and 4 more``."""
+    names = [str(item) for item in items]
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def count(number: int, what: str = "photo") -> str:
+    """Format a number with its noun: ``1 photo``, ``2 photos``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def is_own(error: BaseException) -> bool:
+    """Return whether an error was raised in this package's own code, which makes it a bug.
+
+    Where classes of the user are built and called, an error may come from them. It comes from this package if the
+    innermost frame of the traceback outside the standard library is in this package. An ``InputError`` is never a bug.
+    """
+    if isinstance(error, InputError):
+        return False
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    outside = [file for file in files if file.is_absolute() and not _is_standard(file)]
+    return bool(outside) and outside[-1].is_relative_to(PACKAGE)
+
+
+def _is_standard(file: Path) -> bool:
+    return file.is_relative_to(STANDARD_LIBRARY) and not {"site-packages", "dist-packages"} & set(file.parts)
+
+
+def _rebuild(problems: list[Problem]) -> InputError:
+    return InputError(problems=problems)
