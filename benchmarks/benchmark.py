@@ -165,14 +165,14 @@ def _train(args) -> None:
 
 
 def _measure(args) -> None:
-    sys.path.append(str(TOOLS))
-    import train  # tools/train.py, for its options and the config that they give
     from ours.rates import measure_rates
+
+    from mmflowers.cli import train
 
     task = json.loads(args.task)
     parser = train.arguments()
     parser.prog = "train.py"
-    config = train.settle(parser.parse_args(task["training"]))
+    config = train.configured(parser.parse_args(task["training"]))
     got = measure_rates(config, started=task["started"], warmup=task["warmup"], iterations=task["iterations"])
     Path(task["out"]).write_text(json.dumps(got), encoding="utf-8")
 

@@ -31,7 +31,7 @@ from mmflowers.checks.findings import Finding
 from mmflowers.checks.run import check_config, check_testing
 from mmflowers.datasets.served import Coverage
 from mmflowers.engine.testing import test as run_test
-from mmflowers.engine.training import configure, train
+from mmflowers.engine.training import TrainOptions, configure, train
 from mmflowers.registry import DATASETS, TRANSFORMS
 from mmflowers.utils.errors import InputError
 
@@ -647,7 +647,7 @@ def weights_of(draw: Draw) -> Path:
         now = DATA.rename("now")
         shutil.copytree("three" if "test" in draw.splits else "two", DATA)
         Path("pristine.py").write_text(draw.pristine_config, encoding="utf-8")
-        train(configure("pristine.py", weights="none", work_dir=kept))
+        train(configure(TrainOptions("pristine.py", weights="none", work_dir=kept)))
         shutil.rmtree(DATA)
         now.rename(DATA)
     return kept / "best.pth"
@@ -669,7 +669,7 @@ def run_training(draw: Draw, truth: Truth) -> None:
     """Train for an epoch; what is loaded, and what the outcome says, must be what the oracle says."""
     shutil.rmtree("trained", ignore_errors=True)
     Ledger.seen.clear()
-    outcome = train(configure("mine.py", weights="none", work_dir="trained"))
+    outcome = train(configure(TrainOptions("mine.py", weights="none", work_dir="trained")))
     loaded = {side: Counter() for side in ("train", "val")}
     for (side, path), times in Ledger.seen.items():
         if Path(path).is_relative_to(DATA):

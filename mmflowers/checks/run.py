@@ -258,12 +258,12 @@ def check_config(
     Raises:
         InputError: The config can't be read.
     """
-    from mmflowers.engine.training import configure
+    from mmflowers.engine.training import TrainOptions, configure
 
     problems: list[tuple[str, Problem]] = []
     with tempfile.TemporaryDirectory() as unused:
         config = configure(
-            config_path, data=data, weights=weights, work_dir=unused, cfg_options=cfg_options, problems=problems
+            TrainOptions(config_path, data=data, weights=weights, work_dir=unused, cfg_options=cfg_options), problems
         )
         return check_training(config, problems, options=cfg_options, deep=deep)
 

@@ -65,14 +65,6 @@ def existing_folder(text: str) -> Path:
     return path
 
 
-def existing_file(text: str) -> Path:
-    """Parse the path of an existing file, as an argparse ``type``."""
-    path = Path(text).expanduser()
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"{text} is not a file")
-    return path
-
-
 def natural(text: str) -> int:
     """Parse an integer from 0, as an argparse ``type``."""
     number = int(text)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shlex
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from mmflowers.utils.errors import InputError, Problem
-
-if TYPE_CHECKING:
-    pass
 from mmflowers.utils.terminal import Stopped, close_bars
 
 EXIT_BUG, EXIT_BAD_INPUT = 1, 2
@@ -68,9 +66,7 @@ def run(main: Callable[[], object]) -> NoReturn:
     except BrokenPipeError:  # the reader, such as `… | head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception:
-        if (
-            asked
-        ):  # a library's bare `except:` turned the signal into another error, as MMEngine's config formatter does
+        if asked:  # a library's bare `except:` made another error of it, as MMEngine's config formatter does
             code = 128 + asked[0]
             print("stopped", file=sys.stderr)
         else:
@@ -79,6 +75,12 @@ def run(main: Callable[[], object]) -> NoReturn:
     # Python collects garbage several times at exit, in all objects of the libraries. This would take 1 to 2 seconds.
     gc.freeze()
     sys.exit(code)
+
+
+def typed() -> str:
+    """Return the command line as it was typed, for the record of a run."""
+    program, *arguments = sys.argv
+    return " ".join(filter(None, ["python" if program.endswith(".py") else "", program, shlex.join(arguments)]))
 
 
 def _leave_process_group() -> None:

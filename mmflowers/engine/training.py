@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -67,30 +68,12 @@ class Outcome(NamedTuple):
         return f"best {self.name} {format_score(self.best_score)}{unit}{self.part} at epoch {self.best_epoch}"
 
 
-def configure(
-    config_path: str | Path,
-    *,
-    data: str | Path | None = None,
-    weights: str | None = None,
-    work_dir: str | Path | None = None,
-    resume: str | bool = False,
-    amp: bool = False,
-    seed: int | None = None,
-    laptop: bool = False,
-    fast: bool = False,
-    freeze_to: str | None = None,
-    views: int = 4,
-    probe: bool = False,
-    launcher: str = "none",
-    track: Sequence[str] = (),
-    cfg_options: Sequence[str] = (),
-    command: str = "",
-    problems: list[tuple[str, Problem]] | None = None,
-) -> configuration.Config:
-    """Settle everything a training depends on, building nothing yet.
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the command line says of a training.
 
-    Args:
-        config_path: A config of this project, or any MMPretrain classification config with our data side.
+    Attributes:
+        config: A config of this project, or any MMPretrain classification config with our data side.
         data: Dataset folder in place of the config's.
         weights: Weights to start from in place of all that the config names (``load_from``, and in the model
             ``init_cfg`` and ``pretrained``); "none" starts from scratch. A resumed run has those of its checkpoint.
@@ -99,16 +82,42 @@ def configure(
         amp: bfloat16 autocast and channels-last memory, on a GPU or a CPU.
         seed: In place of the config's.
         laptop: Shrink the recipe: 3 epochs, smaller images.
-        fast: The same recipe on decoded photos, augmented by whole batches where that can be
-            (``options.make_fast``).
+        fast: The same recipe on decoded photos, augmented by whole batches where that can be (``options.make_fast``).
         freeze_to: Train only what comes after this layer, on feature maps computed once; implies ``fast``.
         views: Augmented views of each photo for ``freeze_to``.
         probe: Fit the head alone, on small images; implies ``fast``, and leaves nothing to ``laptop``.
+        oom: What ``train`` does when a batch doesn't fit into memory.
         launcher: "none", "pytorch" (torchrun), "slurm" or "mpi".
         track: Trackers that follow the run (``add_trackers``).
         cfg_options: ``KEY=VALUE`` overrides in MMEngine's dotted form; applied last.
         command: What was typed, for the record.
-        problems: Takes what is wrong, each with its place, in place of its being raised. The config is then settled as
+    """
+
+    config: str | Path
+    data: str | Path | None = None
+    weights: str | None = None
+    work_dir: str | Path | None = None
+    resume: str | bool = False
+    amp: bool = False
+    seed: int | None = None
+    laptop: bool = False
+    fast: bool = False
+    freeze_to: str | None = None
+    views: int = 4
+    probe: bool = False
+    oom: Literal["stop", "retry"] = "stop"
+    launcher: str = "none"
+    track: Sequence[str] = ()
+    cfg_options: Sequence[str] = ()
+    command: str = ""
+
+
+def configure(asked: TrainOptions, problems: list[tuple[str, Problem]] | None = None) -> configuration.Config:
+    """Return the config that a training runs, complete in everything it depends on. Nothing is built yet.
+
+    Args:
+        asked: The options.
+        problems: Takes what is wrong, each with its place, instead of an exception. The config is then completed as
             far as it can be, and weights that need a download are left for later.
 
     Raises:
@@ -116,20 +125,19 @@ def configure(
             config can't be read at all, with ``problems`` too.
     """
     found: list[tuple[str, Problem]] = []
-
     attempt = partial(configuration.attempt, found)
-    config = configuration.load_config(config_path)
-    config.work_dir = str(work_dir or config.get("work_dir") or Path("work_dirs") / Path(config_path).stem)
-    config.launcher = launcher
-    attempt("config", _merge, config, data, laptop and not probe, seed, amp)
-    if fast or freeze_to or probe:
+    config = configuration.load_config(asked.config)
+    config.work_dir = str(asked.work_dir or config.get("work_dir") or Path("work_dirs") / Path(asked.config).stem)
+    config.launcher = asked.launcher
+    attempt("config", _merge, config, asked)
+    if asked.fast or asked.freeze_to or asked.probe:
         attempt("config", options.make_fast, config)
-    if freeze_to:
-        attempt("config", options.freeze, config, freeze_to, views)
-    if probe:
+    if asked.freeze_to:
+        attempt("config", options.freeze, config, asked.freeze_to, asked.views)
+    if asked.probe:
         attempt("config", options.probe, config)
-    attempt("config", configuration.merge_options, config, cfg_options)
-    attempt("config", _add_hooks, config, amp, command)
+    attempt("config", configuration.merge_options, config, asked.cfg_options)
+    attempt("config", _add_hooks, config, asked)
     attempt("config", configuration.settle_loaders, config)
     attempt("config", configuration.settle_checkpoints, config)
     attempt("config", configuration.settle_best, config)
@@ -137,14 +145,14 @@ def configure(
     folder = attempt("dataset", lambda: read_dataset_folder(configuration.data_root(config)))
     if folder:
         attempt("config", configuration.set_classes, config, len(folder.classes))
-    if resume:
-        attempt("resume", _set_resume, config, weights, resume, folder.classes if folder else None, seed, cfg_options)
+    if asked.resume:
+        attempt("resume", _set_resume, config, asked, folder.classes if folder else None)
     else:
         config.resume = False
         attempt("work dir", _refuse_used_work_dir, config)
-        attempt("weights", _set_weights, config, weights)
+        attempt("weights", _set_weights, config, asked.weights)
     attempt("work dir", _refuse_held_work_dir, config)
-    attempt("trackers", add_trackers, config, track)
+    attempt("trackers", add_trackers, config, asked.track)
     if problems is not None:
         problems.extend(found)
     elif found:
@@ -154,27 +162,21 @@ def configure(
     return config
 
 
-def _merge(
-    config: configuration.Config,
-    data: str | Path | None,
-    laptop: bool,
-    seed: int | None,
-    amp: bool,
-) -> None:
-    if data is not None:
-        configuration.set_data_root(config, data)
-    if laptop:
+def _merge(config: configuration.Config, asked: TrainOptions) -> None:
+    if asked.data is not None:
+        configuration.set_data_root(config, asked.data)
+    if asked.laptop and not asked.probe:
         options.fit_to_laptop(config)
-    if seed is not None:
-        config.randomness = {**(config.get("randomness") or {}), "seed": seed}
-    if amp:
+    if asked.seed is not None:
+        config.randomness = {**(config.get("randomness") or {}), "seed": asked.seed}
+    if asked.amp:
         options.compute_in_bfloat16(config)
 
 
-def _add_hooks(config: configuration.Config, amp: bool, command: str) -> None:
+def _add_hooks(config: configuration.Config, asked: TrainOptions) -> None:
     """Add hooks behind the config's own, after ``--cfg-options``, which count those alone."""
-    hooks = [dict(type=RecordHook.__name__, command=command)]
-    if amp:
+    hooks = [dict(type=RecordHook.__name__, command=asked.command)]
+    if asked.amp:
         hooks += [dict(type="ChannelsLastHook"), dict(type="FastDepthwiseHook")]
     config.custom_hooks = [*(config.get("custom_hooks") or []), *hooks]
 
@@ -274,34 +276,28 @@ def _set_weights(config: configuration.Config, weights: str | None) -> None:
         fetch_weights(config.load_from)
 
 
-def _set_resume(
-    config: configuration.Config,
-    weights: str | None,
-    resume: str | bool,
-    classes: list[str] | None,
-    seed: int | None,
-    cfg_options: Sequence[str],
-) -> None:
+def _set_resume(config: configuration.Config, asked: TrainOptions, classes: list[str] | None) -> None:
     """Decide what is resumed, and that it can be, before anything is built."""
     last = Path(config.work_dir, LAST)
-    checkpoint = last if resume is True else Path(str(resume))
+    checkpoint = last if asked.resume is True else Path(str(asked.resume))
     if not checkpoint.is_file():
         raise InputError(f"nothing to resume: no checkpoint at {checkpoint}", "train without --resume")
     if last.exists() and last.resolve() != checkpoint.resolve():
         raise InputError(
             f"{config.work_dir} holds another run than {checkpoint}", "--work-dir names a folder for what is resumed"
         )
-    if weights is None and any(option.startswith("load_from=") for option in cfg_options):
+    weights = asked.weights
+    if weights is None and any(option.startswith("load_from=") for option in asked.cfg_options):
         weights = config.get("load_from")
     if weights is not None and is_first_process(config.launcher):  # as in a job script that is the same at each start
         print(f"weights: those of {checkpoint}, which is resumed; {weights} isn't loaded", file=sys.stderr, flush=True)
-    if any(option.startswith("randomness") for option in cfg_options):
-        seed = config.randomness.get("seed")
+    seeded = any(option.startswith("randomness") for option in asked.cfg_options)
+    seed = config.randomness.get("seed") if seeded else asked.seed
     meta = _resume_from(config, checkpoint)
     if seed is not None and config.randomness.seed != seed:
         what = f"seed {seed}, but {checkpoint} is of a run with seed {config.randomness.seed}"
         raise InputError(what, "leave the seed out: a resumed run keeps its own")
-    check_recipe(checkpoint, meta, config, cfg_options)
+    check_recipe(checkpoint, meta, config, asked.cfg_options)
     if classes is not None:
         check_classes(checkpoint, classes, configuration.data_root(config))
 

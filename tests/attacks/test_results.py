@@ -21,7 +21,7 @@ from PIL import Image
 
 from mmflowers.datasets.identity import TRAINED_ON, from_state
 from mmflowers.engine.testing import test as run_test
-from mmflowers.engine.training import configure, train
+from mmflowers.engine.training import TrainOptions, configure, train
 from mmflowers.evaluation.predictions import read_predictions, write_predictions
 from mmflowers.utils.errors import InputError
 from mmflowers.visualization.report import write_report
@@ -131,7 +131,9 @@ def test_a_report_refuses_predictions_of_another_list(run: Path) -> None:
 
 def start(config: Path, work_dir: str, *options: str, **more) -> object:
     more = {"weights": "none", **more}
-    settled = configure(config, data="flower_dataset", work_dir=work_dir, cfg_options=(*NARROW, *options), **more)
+    settled = configure(
+        TrainOptions(config, data="flower_dataset", work_dir=work_dir, cfg_options=(*NARROW, *options), **more)
+    )
     return train(settled)
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from mmflowers.checks.findings import Finding
 from mmflowers.checks.run import check_config, check_testing, check_training
 from mmflowers.engine.testing import test as run_test
-from mmflowers.engine.training import configure
+from mmflowers.engine.training import TrainOptions, configure
 from mmflowers.utils.errors import InputError
 
 PAGE = (ROOT / "docs" / "pitfalls.md").read_text(encoding="utf-8")
@@ -896,7 +896,7 @@ def findings_of(mistake: Mistake, tiny_config: Path) -> list[Finding]:
         problems: list = []
         resumed = "run/last.pth"
         config = configure(
-            "mine.py", resume=resumed, work_dir="run", cfg_options=mistake.options, data=DATA, problems=problems
+            TrainOptions("mine.py", resume=resumed, work_dir="run", cfg_options=mistake.options, data=DATA), problems
         )
         return check_training(config, problems, options=mistake.options)
     found: list[Finding] = []

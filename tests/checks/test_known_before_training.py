@@ -18,7 +18,7 @@ from torch.utils.data import get_worker_info
 from mmflowers.checks.findings import CHECKS
 from mmflowers.checks.run import check_config
 from mmflowers.datasets import wrappers
-from mmflowers.engine.training import configure, train
+from mmflowers.engine.training import TrainOptions, configure, train
 from mmflowers.utils import files
 from mmflowers.utils.errors import InputError, is_own
 
@@ -80,7 +80,7 @@ def run(check: Check, dataset: Path, tmp_path: Path) -> Callable[[], object]:
 
     def run() -> object:
         options = dict(data=dataset, weights="none", work_dir=tmp_path / "run", cfg_options=NARROW)
-        return train(configure(tmp_path / "mine.py", **options))
+        return train(configure(TrainOptions(tmp_path / "mine.py", **options)))
 
     return run
 
@@ -267,7 +267,9 @@ def test_bfloat16_takes_the_place_of_an_amp_optim_wrapper(
     options: dict, check: Check, dataset: Path, tmp_path: Path
 ) -> None:
     check(AMP)
-    config = configure(tmp_path / "mine.py", data=dataset, weights="none", work_dir=tmp_path / "run", **options)
+    config = configure(
+        TrainOptions(tmp_path / "mine.py", data=dataset, weights="none", work_dir=tmp_path / "run", **options)
+    )
     kept = {key for key in config.optim_wrapper if key not in ("optimizer", "paramwise_cfg")}
     assert config.optim_wrapper.type == "BFloat16OptimWrapper" and kept <= {"type", "where_fast"}
 
@@ -305,10 +307,12 @@ def test_options_reach_the_configs_own_hooks_and_new_keys(check: Check) -> None:
 def test_flags_work_on_a_config_without_what_they_change(check: Check, dataset: Path, tmp_path: Path) -> None:
     check("default_hooks = None\nenv_cfg = None\nrandomness = None\nparam_scheduler = None\ncustom_hooks = None")
     options = dict(data=dataset, weights="none", work_dir=tmp_path / "run")
-    config = configure(tmp_path / "mine.py", laptop=True, fast=True, amp=True, freeze_to="layer3", seed=3, **options)
+    config = configure(
+        TrainOptions(tmp_path / "mine.py", laptop=True, fast=True, amp=True, freeze_to="layer3", seed=3, **options)
+    )
     assert config.default_hooks.logger == dict(type="LoggerHook", interval=50)
     assert config.env_cfg.cudnn_benchmark and config.randomness.seed == 3
-    assert configure(tmp_path / "mine.py", probe=True, **options).train_cfg.type == "LinearProbeLoop"
+    assert configure(TrainOptions(tmp_path / "mine.py", probe=True, **options)).train_cfg.type == "LinearProbeLoop"
 
 
 @pytest.mark.parametrize("option", [{"laptop": True}, {"freeze_to": "layer3"}], ids=["--laptop", "--freeze-to"])
@@ -317,7 +321,7 @@ def test_flags_that_count_epochs_refuse_a_training_by_iterations(
 ) -> None:
     check("train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=4, val_interval=2)")
     with pytest.raises(InputError, match=r"needs train_cfg\.max_epochs, an integer from 1; the config has None"):
-        configure(tmp_path / "mine.py", data=dataset, weights="none", work_dir=tmp_path / "run", **option)
+        configure(TrainOptions(tmp_path / "mine.py", data=dataset, weights="none", work_dir=tmp_path / "run", **option))
 
 
 def bug(*arguments: object, **options: object) -> None:
@@ -331,7 +335,7 @@ def test_a_bug_in_a_step_of_the_configuration_is_not_put_down_to_the_config(
 ) -> None:
     monkeypatch.setattr(f"mmflowers.engine.{place}", bug)
     with pytest.raises(TypeError, match="planted"):
-        configure(tiny_config, data=dataset, weights="none", work_dir=tmp_path / "run", laptop=True)
+        configure(TrainOptions(tiny_config, data=dataset, weights="none", work_dir=tmp_path / "run", laptop=True))
 
 
 @pytest.mark.parametrize(
@@ -374,7 +378,9 @@ def test_an_error_is_our_own_where_it_arose_in_the_package() -> None:
 def test_a_malformed_config_is_told_by_its_keys(dataset: Path, tmp_path: Path, check: Check) -> None:
     check("default_hooks = dict(_delete_=True, logger=3)\nmodel = dict(head='LinearClsHead')")
     with pytest.raises(InputError) as caught:
-        configure(tmp_path / "mine.py", data=dataset, weights="none", work_dir=tmp_path / "run", fast=True)
+        configure(
+            TrainOptions(tmp_path / "mine.py", data=dataset, weights="none", work_dir=tmp_path / "run", fast=True)
+        )
     told = {problem.what for problem in caught.value.problems}
     assert "default_hooks.logger: a dict is needed, not 3 in the config" in told
     assert "model.head: a dict is needed, not 'LinearClsHead' in the config" in told

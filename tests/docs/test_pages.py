@@ -34,13 +34,13 @@ def parser_of(tool: str) -> manners.Parser:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manners.Parser, "parse_args", stop)
-        for kind in ("existing_folder", "existing_file"):
-            patch.setattr(manners, kind, Path)
         patch.setattr("sys.argv", [tool])
         patch.syspath_prepend(str((ROOT / tool).parent))
         module = runpy.run_path(str(ROOT / tool))
+        main = module.get("parse_arguments") or module["main"]
+        patch.setitem(main.__globals__, "existing_folder", Path)
         with pytest.raises(Parsing) as reached:
-            (module.get("parse_arguments") or module["main"])()
+            main()
     return reached.value.args[0]
 
 

@@ -13,7 +13,7 @@ from conftest import NARROW
 from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 
-from mmflowers.engine.training import configure, train
+from mmflowers.engine.training import TrainOptions, configure, train
 from mmflowers.weights.saving import CheckpointWriter
 
 PATIENCE = 60  # seconds, after which something that should have come hasn't
@@ -44,7 +44,7 @@ def test_a_training_does_not_wait_for_the_checkpoints_of_an_epoch(
     dataset: Path, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ["experiment_name=slow_disk", *NARROW, "train_cfg.max_epochs=2"]
-    config = configure(tiny_config, data=dataset, weights="none", work_dir=tmp_path, cfg_options=options)
+    config = configure(TrainOptions(tiny_config, data=dataset, weights="none", work_dir=tmp_path, cfg_options=options))
     config.custom_hooks = [*config.custom_hooks, dict(type="SecondEpochHook")]
     SecondEpochHook.disk = disk = SlowDisk()
     monkeypatch.setattr(os, "fsync", disk)

@@ -25,7 +25,7 @@ import mmflowers.engine  # noqa: F401  registers
 from mmflowers.datasets.flowers import FlowersDataset
 from mmflowers.datasets.seeded import Draw, SeededDataset
 from mmflowers.engine import configuration, options
-from mmflowers.engine.training import configure, train
+from mmflowers.engine.training import TrainOptions, configure, train
 from mmflowers.registry import HOOKS, MODELS
 from mmflowers.speed.hooks import CUDAGraphHook, OutOfPlaceHook
 from mmflowers.speed.loops import _Evaluation
@@ -42,12 +42,14 @@ def run(dataset: Path, tiny_config: Path, tmp_path: Path) -> Callable[..., Path]
 
     def train_it(folder: str, *options: str, change: Callable[[Config], object] = lambda config: None, **flags) -> Path:
         config = configure(
-            flags.pop("config", tiny_config),
-            data=dataset,
-            weights=None if flags.get("resume") else "none",
-            work_dir=tmp_path / folder,
-            cfg_options=[f"experiment_name=fast{next(names)}", *NARROW, *options],
-            **flags,
+            TrainOptions(
+                flags.pop("config", tiny_config),
+                data=dataset,
+                weights=None if flags.get("resume") else "none",
+                work_dir=tmp_path / folder,
+                cfg_options=[f"experiment_name=fast{next(names)}", *NARROW, *options],
+                **flags,
+            )
         )
         change(config)
         train(config)
@@ -280,7 +282,7 @@ def test_features_that_are_computed_once_refuse_a_pipeline_that_changes(
         "custom_hooks = [dict(type='SwitchRecipeHook', schedule=[dict(action_epoch=2, train_pipeline=[])])]\n"
     )
     with pytest.raises(InputError, match="SwitchRecipeHook changes the pipeline"):
-        configure(config, data=dataset, weights="none", work_dir=tmp_path / "work", **flags)
+        configure(TrainOptions(config, data=dataset, weights="none", work_dir=tmp_path / "work", **flags))
 
 
 def test_bfloat16_is_taken_where_the_processor_has_it(run: Callable[..., Path]) -> None:
@@ -344,7 +346,9 @@ def test_their_rates_are_measured_with_a_validation_in_the_middle_of_an_epoch(
     dataset: Path, tiny_config: Path, tmp_path: Path
 ) -> None:
     options = [f"experiment_name=fast{next(names)}", *NARROW]
-    config = configure(tiny_config, data=dataset, weights="none", work_dir=tmp_path, cfg_options=options, fast=True)
+    config = configure(
+        TrainOptions(tiny_config, data=dataset, weights="none", work_dir=tmp_path, cfg_options=options, fast=True)
+    )
     replay(config)
     rates = measure_rates(config, started=time.time(), warmup=2, iterations=2)
     assert rates["eval_images"] == 10 and rates["images_per_second"] > 0

@@ -20,7 +20,7 @@ from mmpretrain.registry import HOOKS, MODELS, TRANSFORMS
 
 from mmflowers.engine.loops import BATCH_LIST
 from mmflowers.engine.memory import OutOfMemory
-from mmflowers.engine.training import configure, train
+from mmflowers.engine.training import TrainOptions, configure, train
 from mmflowers.utils.errors import InputError
 
 names = itertools.count()
@@ -35,12 +35,14 @@ def run(dataset: Path, tiny_config: Path, tmp_path: Path) -> Run:
         *options: str, change: Callable = lambda config: None, oom: str = "stop", data: Path = dataset, **arguments
     ):
         config = configure(
-            tiny_config,
-            data=data,
-            weights=None if arguments.get("resume") else "none",
-            work_dir=tmp_path / "run",
-            cfg_options=[f"experiment_name=guard{next(names)}", *NARROW, *options],
-            **arguments,
+            TrainOptions(
+                tiny_config,
+                data=data,
+                weights=None if arguments.get("resume") else "none",
+                work_dir=tmp_path / "run",
+                cfg_options=[f"experiment_name=guard{next(names)}", *NARROW, *options],
+                **arguments,
+            )
         )
         change(config)
         return train(config, oom=oom)

@@ -19,7 +19,7 @@ from simulated_gpu import GPUTensor, simulated_gpu, waited
 
 from mmflowers.engine.runner import FlowersRunner
 from mmflowers.engine.testing import test as run_test
-from mmflowers.engine.training import configure, train
+from mmflowers.engine.training import TrainOptions, configure, train
 from mmflowers.export.export import export
 from mmflowers.inference.classifier import FlowerClassifier
 from mmflowers.inference.inputs import Input
@@ -101,7 +101,7 @@ def train_on_a_gpu(dataset: Path, tiny_config: Path, tmp_path: Path, monkeypatch
             if crowded:
                 leave_no_room(monkeypatch)
             flags = dict(weights="none", work_dir=tmp_path / "run", cfg_options=options) | flags
-            config = configure(tiny_config, data=dataset, **flags)
+            config = configure(TrainOptions(tiny_config, data=dataset, **flags))
             config.custom_hooks = [hook for hook in config.custom_hooks if hook.type != "CurvesHook"]
             config.custom_hooks.append(dict(type="WaitsHook"))
             if change:
@@ -161,7 +161,9 @@ def test_an_export_stays_on_the_cpu_where_there_is_a_gpu(
 def test_photos_that_may_be_on_the_gpu_are_not_pinned(dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
     options = ["train_dataloader.pin_memory=True"]
     for fast in (False, True):
-        config = configure(tiny_config, data=dataset, weights="none", work_dir=tmp_path, fast=fast, cfg_options=options)
+        config = configure(
+            TrainOptions(tiny_config, data=dataset, weights="none", work_dir=tmp_path, fast=fast, cfg_options=options)
+        )
         assert FlowersRunner.build_dataloader(config.train_dataloader).pin_memory is not fast
 
 

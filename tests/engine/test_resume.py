@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from mmflowers.datasets.seeded import SEEDING_VERSION
 from mmflowers.engine.loops import ONE_SIGNAL
 from mmflowers.engine.runner import FlowersRunner
-from mmflowers.engine.training import configure, train
+from mmflowers.engine.training import TrainOptions, configure, train
 from mmflowers.utils.errors import InputError
 from mmflowers.utils.terminal import Stopped
 
@@ -86,13 +86,15 @@ def runner_in(parent: Path, dataset: Path, tiny_config: Path) -> Run:
         # MMEngine keeps a run's state under its name, which by default differs by the second only.
         name = f"experiment_name=test{next(names)}"
         config = configure(
-            path,
-            data=dataset,
-            weights=weights,
-            work_dir=folder,
-            resume=resume,
-            cfg_options=[name, *NARROW, *options],
-            **arguments,
+            TrainOptions(
+                path,
+                data=dataset,
+                weights=weights,
+                work_dir=folder,
+                resume=resume,
+                cfg_options=[name, *NARROW, *options],
+                **arguments,
+            )
         )
         config.custom_hooks = [*config.custom_hooks, *hooks]
         train(config)
@@ -312,7 +314,7 @@ def build_loader(config: Config, **changes) -> DataLoader:
 
 @pytest.mark.parametrize("sampler", ["InfiniteSampler", "RepeatAugSampler"])
 def test_a_photo_that_a_sampler_gives_again_is_augmented_anew(sampler: str, dataset: Path, tiny_config: Path) -> None:
-    config = configure(tiny_config, data=dataset, weights="none")
+    config = configure(TrainOptions(tiny_config, data=dataset, weights="none"))
     loader = build_loader(config, sampler=dict(type=sampler))
     seen: dict[str, list[torch.Tensor]] = {}
     for batch in itertools.islice(loader, 3 * BATCHES):
@@ -338,7 +340,7 @@ LOADERS = [
 def test_augmentation_differs_every_epoch_and_is_the_same_in_all_loader_settings(
     dataset: Path, tiny_config: Path
 ) -> None:
-    config = configure(tiny_config, data=dataset, weights="none")
+    config = configure(TrainOptions(tiny_config, data=dataset, weights="none"))
     seen = []
     for loader in LOADERS:
         built = build_loader(config, **loader)

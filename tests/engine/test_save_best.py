@@ -16,7 +16,7 @@ from mmpretrain.registry import METRICS
 
 from mmflowers.engine.progress import ProgressHook
 from mmflowers.engine.testing import test as run_test
-from mmflowers.engine.training import Outcome, configure, train
+from mmflowers.engine.training import Outcome, TrainOptions, configure, train
 from mmflowers.evaluation.history import read_history
 from mmflowers.evaluation.metrics import rule_of
 from mmflowers.utils.errors import InputError
@@ -50,7 +50,7 @@ def start(dataset: Path, tiny_config: Path, tmp_path: Path):
         )
         options = (f"experiment_name=best{next(names)}", "train_cfg.max_epochs=3", *NARROW, *options)
         more = {"weights": "none", "data": dataset, **more}
-        return train(configure(path, work_dir=tmp_path / work_dir, cfg_options=options, **more))
+        return train(configure(TrainOptions(path, work_dir=tmp_path / work_dir, cfg_options=options, **more)))
 
     return start_it
 
@@ -122,7 +122,9 @@ def test_the_direction_follows_from_the_rule_or_the_name(metric: str, rule: str 
 def test_a_direction_that_nothing_tells_is_asked_for_before_the_training(tiny_config, dataset, tmp_path, rule) -> None:
     options = ["default_hooks.checkpoint.save_best=own/gap", f"default_hooks.checkpoint.rule={rule}"]
     with pytest.raises(InputError, match=r"checkpoint\.rule is .*own/gap") as caught:
-        configure(tiny_config, data=dataset, weights="none", work_dir=tmp_path / "run", cfg_options=options)
+        configure(
+            TrainOptions(tiny_config, data=dataset, weights="none", work_dir=tmp_path / "run", cfg_options=options)
+        )
     assert "rule='less'" in caught.value.problems[0].hint
 
 

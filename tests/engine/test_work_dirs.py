@@ -17,7 +17,7 @@ from conftest import NARROW, ROOT
 from mmflowers.engine.runner import FlowersRunner
 from mmflowers.engine.testing import last_run
 from mmflowers.engine.testing import test as run_test
-from mmflowers.engine.training import Outcome, configure, train
+from mmflowers.engine.training import Outcome, TrainOptions, configure, train
 from mmflowers.frozen.loops import FrozenTrainLoop
 from mmflowers.inference.classifier import FlowerClassifier
 from mmflowers.utils.errors import InputError
@@ -36,7 +36,11 @@ def start(dataset: Path, tiny_config: Path, tmp_path: Path) -> Callable[..., Out
         named = [f"experiment_name=work_dir{next(names)}", *NARROW, ONE_EPOCH, *options]
         folder = tmp_path / "work_dirs" / "run"
         return train(
-            configure(tiny_config, data=dataset, weights=weights, work_dir=folder, cfg_options=named, **arguments)
+            configure(
+                TrainOptions(
+                    tiny_config, data=dataset, weights=weights, work_dir=folder, cfg_options=named, **arguments
+                )
+            )
         )
 
     return train_it
@@ -162,5 +166,5 @@ def test_a_config_that_names_no_checkpoint_hook_gets_that_of_all_runs(
         f"_base_ = {str(tiny_config)!r}\ndefault_hooks = dict(_delete_=True, logger=dict(type='LoggerHook'))\n",
         encoding="utf-8",
     )
-    config = configure(mine, data=dataset, weights="none", work_dir=tmp_path / "run")
+    config = configure(TrainOptions(mine, data=dataset, weights="none", work_dir=tmp_path / "run"))
     assert config.default_hooks.checkpoint.type == "BestAndLastHook"

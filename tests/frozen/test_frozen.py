@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 import mmflowers.engine  # noqa: F401  registers
 from mmflowers.engine.memory import OutOfMemory
 from mmflowers.engine.runner import FlowersRunner
-from mmflowers.engine.training import configure, train
+from mmflowers.engine.training import TrainOptions, configure, train
 from mmflowers.evaluation.predictions import read_predictions
 from mmflowers.frozen.probe import fit_linear
 from mmflowers.frozen.trunks import BackboneTrunk, ClassifierTrunk, LayerTrunk
@@ -127,13 +127,15 @@ def test_the_trunk_stays_as_it_was(dataset: Path, tiny_config: Path, tmp_path: P
     torch.manual_seed(0)
     start = tmp_path / "start.pth"
     config = configure(
-        tiny_config,
-        data=dataset,
-        weights="none",
-        work_dir=tmp_path / "run",
-        freeze_to="layer3",
-        views=1,
-        cfg_options=["experiment_name=frozen", *NARROW],
+        TrainOptions(
+            tiny_config,
+            data=dataset,
+            weights="none",
+            work_dir=tmp_path / "run",
+            freeze_to="layer3",
+            views=1,
+            cfg_options=["experiment_name=frozen", *NARROW],
+        )
     )
     model = MODELS.build({**config.model, "data_preprocessor": config.data_preprocessor})
     torch.save({f"backbone.{key}": value for key, value in model.backbone.state_dict().items()}, start)
@@ -151,7 +153,9 @@ def frozen(dataset: Path, tiny_config: Path, tmp_path: Path) -> Callable[..., Co
 
     def settled(*options: str, config: Path = tiny_config, **flags) -> Config:
         settings = dict(data=dataset, weights="none", work_dir=tmp_path / "run", freeze_to="layer3", views=1) | flags
-        return configure(config, cfg_options=[f"experiment_name=frozen{next(names)}", *NARROW, *options], **settings)
+        return configure(
+            TrainOptions(config, cfg_options=[f"experiment_name=frozen{next(names)}", *NARROW, *options], **settings)
+        )
 
     return settled
 
