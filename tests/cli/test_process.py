@@ -13,7 +13,7 @@ from mmflowers.utils.terminal import importing
 
 PROGRAM = """
 import os, signal
-from mmflowers.utils.terminal import run
+from mmflowers.cli.process import run
 from mmflowers.utils.errors import InputError
 def main():
     {}

@@ -16,6 +16,8 @@ from pages import PAGES, ROOT, Command, anchors, code_spans, commands, inline, l
 from mmflowers.cli import parser as manners
 
 TOOL = re.compile(r"tools/(\w+\.py)$")
+COMMANDS = [path for path in (ROOT / "mmflowers" / "cli").glob("*.py") if (ROOT / "tools" / path.name).exists()]
+COMMANDS.append(ROOT / "mmflowers" / "cli" / "prepare.py")
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 FOREIGN = {"--force-reinstall", "--no-deps", "--gres", "--gpus-per-task", "--signal"}  # pip's and Slurm's
 PICTURES = (".png", ".jpg", ".svg")
@@ -94,7 +96,12 @@ def test_options_and_files_that_a_page_names_are_there(page: Path) -> None:
 
 def examples() -> Iterator[Command]:
     """What the commands give as examples in their own help, configs in their first lines, and the Makefile runs."""
-    files = [*(ROOT / "tools").glob("*.py"), *(ROOT / "configs").glob("*.py"), *ROOT.glob("docs/images/*.sh")]
+    files = [
+        *COMMANDS,
+        ROOT / "tools" / "train_torch.py",
+        *(ROOT / "configs").glob("*.py"),
+        *ROOT.glob("docs/images/*.sh"),
+    ]
     for path in [*files, ROOT / "Makefile"]:
         for line in path.read_text(encoding="utf-8").splitlines():
             line = re.sub(r"\$\(\w+\)", "1", line.lstrip("# \t").replace("$(BIN)/", "").removeprefix("$"))
@@ -104,7 +111,7 @@ def examples() -> Iterator[Command]:
 
 def test_examples_in_commands_and_configs_are_ones_that_there_are(capsys: pytest.CaptureFixture) -> None:
     found = list(examples())
-    assert {command.where for command in found} > {name(path) for path in (ROOT / "tools").glob("*.py")}
+    assert {command.where for command in found} > {name(path) for path in COMMANDS}
     assert not [reason for command in found if (reason := refused(command, capsys))]
 
 
