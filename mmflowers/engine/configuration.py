@@ -70,7 +70,7 @@ def load_config(path: str | Path) -> Config:
     config.__setstate__(read.__getstate__())
     if config.get("default_scope") in (None, "mmpretrain"):
         config.default_scope = "mmflowers"
-    _set_scope(config)
+    _set_scope(list(config.values()))
     return config
 
 

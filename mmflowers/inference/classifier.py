@@ -133,6 +133,7 @@ class FlowerClassifier:
         if not config.get("test_dataloader"):
             raise InputError(f"{configs[0]} has no test_dataloader, whose pipeline makes the network's pixels")
         drop_sources(config.model)  # all weights are the checkpoint's
+        config.model.setdefault("_scope_", config.default_scope)  # get_model's own default is mmpretrain
         model = get_model(config, pretrained=False)
         state = convert_state_dict(saved.get("state_dict", saved), model, keep_head=True).state_dict
         require_finite(state, path)

@@ -151,13 +151,12 @@ def test_the_trunk_stays_as_it_was(dataset: Path, tiny_config: Path, tmp_path: P
 def frozen(dataset: Path, tiny_config: Path, tmp_path: Path) -> Callable[..., Config]:
     """Gives a settled config of the tiny network, frozen up to layer 3 where nothing else is said."""
 
-    def settled(*options: str, config: Path = tiny_config, **flags) -> Config:
+    def configured(*options: str, config: Path = tiny_config, problems: list | None = None, **flags) -> Config:
         settings = dict(data=dataset, weights="none", work_dir=tmp_path / "run", freeze_to="layer3", views=1) | flags
-        return configure(
-            TrainOptions(config, cfg_options=[f"experiment_name=frozen{next(names)}", *NARROW, *options], **settings)
-        )
+        named = [f"experiment_name=frozen{next(names)}", *NARROW, *options]
+        return configure(TrainOptions(config, cfg_options=named, **settings), problems)
 
-    return settled
+    return configured
 
 
 @pytest.fixture
