@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import NARROW, run_tool
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmpretrain.models import LinearClsHead, ResNet
 from sklearn.linear_model import LogisticRegression
 
@@ -137,7 +138,8 @@ def test_the_trunk_stays_as_it_was(dataset: Path, tiny_config: Path, tmp_path: P
             cfg_options=["experiment_name=frozen", *NARROW],
         )
     )
-    model = MODELS.build({**config.model, "data_preprocessor": config.data_preprocessor})
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        model = MODELS.build({**config.model, "data_preprocessor": config.data_preprocessor})
     torch.save({f"backbone.{key}": value for key, value in model.backbone.state_dict().items()}, start)
     config.load_from = str(start)
     train(config)
