@@ -20,6 +20,12 @@ def __getattr__(name: str) -> Any:
     """Bring the Python API when it is asked for, and torch with it."""
     if name not in ("FlowerClassifier", "Prediction"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mmflowers.inference import classifier
+    try:
+        from mmflowers.inference import classifier
+    except ModuleNotFoundError as error:
+        from mmflowers.utils.errors import not_installed
 
+        if problem := not_installed(error):
+            raise ModuleNotFoundError(str(problem), name=error.name) from None
+        raise
     return getattr(classifier, name)

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from mmflowers.utils.errors import InputError, Problem
+from mmflowers.utils.errors import InputError, Problem, not_installed
 from mmflowers.utils.terminal import Stopped, close_bars
 
 EXIT_BUG, EXIT_BAD_INPUT = 1, 2
@@ -65,10 +65,13 @@ def run(main: Callable[[], object]) -> NoReturn:
         print("stopped", file=sys.stderr)
     except BrokenPipeError:  # the reader, such as `… | head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception:
+    except Exception as error:
         if asked:  # a library's bare `except:` made another error of it, as MMEngine's config formatter does
             code = 128 + asked[0]
             print("stopped", file=sys.stderr)
+        elif missing := not_installed(error):
+            _say(missing)
+            code = EXIT_BAD_INPUT
         else:
             traceback.print_exc()
             code = EXIT_BUG

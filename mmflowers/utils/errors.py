@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 PACKAGE, STANDARD_LIBRARY = Path(__file__).parents[1], Path(sysconfig.get_path("stdlib"))
 NAMED = 3  # items of a longer list that an error names
+OPENMMLAB = ("mmpretrain", "mmengine", "mmcv", "pkg_resources")
 RELAYED = "Original Traceback (most recent call last):"
 
 
@@ -58,6 +59,17 @@ def some(items: Iterable[object]) -> str:
 def count(number: int, what: str = "photo") -> str:
     """Format a number with its noun: ``1 photo``, ``2 photos``."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def not_installed(error: BaseException) -> Problem | None:
+    """Return what to install where an import failed for want of OpenMMLab's packages, which are an extra; else None.
+
+    MMEngine 0.10 looks up the packages of ``mmpretrain::`` configs with pkg_resources, which setuptools 82 removed.
+    """
+    if not isinstance(error, ModuleNotFoundError) or error.name not in OPENMMLAB:
+        return None
+    install = "pip install 'mmflowers[openmmlab]', or in a checkout pip install -r requirements.txt"
+    return Problem(f"the package {error.name} isn't installed, or not in a version that works", install)
 
 
 def is_own(error: BaseException) -> bool:
