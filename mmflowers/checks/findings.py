@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 from mmflowers.utils.errors import InputError, Problem
 from mmflowers.utils.files import explained, write_text
+from mmflowers.utils.terminal import is_first_process
 
 AFTERWARDS = "correct the errors first; what stays then is a bug of mmflowers, which --skip-checks goes round"
 KEPT = "checks.json"  # in the work dir; engine/record.py copies its warnings into the log
@@ -105,7 +105,7 @@ def report(findings: list[Finding], work_dir: str | Path | None = None) -> None:
     errors = [finding for finding in findings if finding.level == "error"]
     warnings = [finding for finding in findings if finding.level == "warning"]
     width = max((len(finding.where) for finding in findings), default=0) + 1
-    first = not int(next((os.environ[name] for name in _RANKS if name in os.environ), 0))
+    first = is_first_process()
     if first:
         for finding in warnings:
             print(f"warning: {_problem(finding, width)}", file=sys.stderr)
@@ -119,9 +119,6 @@ def report(findings: list[Finding], work_dir: str | Path | None = None) -> None:
         with explained(path.parent, elsewhere="choose another --work-dir"):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps([asdict(finding) for finding in warnings], indent=1) + "\n")
-
-
-_RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 
 
 def _problem(finding: Finding, width: int) -> Problem:

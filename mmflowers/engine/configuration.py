@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 from mmengine.config import Config, DictAction
 
+import mmflowers.registry  # noqa: F401  by which a config may have bases of mmflowers::
 from mmflowers.datasets.wrappers import all_innermost, get
+from mmflowers.engine.shipped import find_config
 from mmflowers.evaluation.metrics import rule_of
-from mmflowers.utils.errors import InputError, Problem, count, is_own
+from mmflowers.utils.errors import InputError, Problem, count, is_own, not_installed
 
 T = TypeVar("T")
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -31,6 +33,8 @@ KINDS: dict[type | tuple[type, ...], tuple[str, ...]] = {  # what may lie where,
     (str, os.PathLike): ("data_root",),
 }
 NEEDED = ("model", "model.head", "train_cfg", "train_dataloader", "optim_wrapper", "optim_wrapper.optimizer")
+# MMEngine takes a name after :: only if it begins with a folder, and shipped configs are in none.
+FOLDER_FIRST = "a folder comes first in such a base: _base_ = 'mmflowers::_base_/../resnet50_flowers.py'"
 FORM_ERRORS = (AttributeError, LookupError, TypeError, ValueError, ArithmeticError)
 OF_ITERATIONS = r"^((train|val|test)/)?[^/]*(loss|time|grad_norm)[^/]*$"  # not metrics, which have a prefix: nll/loss
 
@@ -53,19 +57,23 @@ class RunConfig(Config):
 def load_config(path: str | Path) -> Config:
     """Read a config file.
 
+    Args:
+        path: As of ``mmflowers.engine.shipped.find_config``.
+
     Raises:
         InputError: No such file, or Python refuses it.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no config at {path}", "the shipped ones are in configs/")
+    path = find_config(path)
     try:
         read = Config.fromfile(path)
     except Exception as error:  # a config is code: whatever its author got wrong is bad input
         if is_own(error):  # of a module of ours that the config imports
             raise
+        if problem := not_installed(error):
+            raise InputError(problems=[problem]) from error
         what = " ".join(str(error).split())
-        raise InputError(f"{path} can't be read: {type(error).__name__}: {what}", "mend the config") from error
+        hint = FOLDER_FIRST if "_get_package_and_cfg_path" in what else "mend the config"
+        raise InputError(f"{path} can't be read: {type(error).__name__}: {what}", hint) from error
     config = RunConfig.__new__(RunConfig)
     config.__setstate__(read.__getstate__())
     if config.get("default_scope") in (None, "mmpretrain"):

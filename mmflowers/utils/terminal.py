@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-
 T = TypeVar("T")
+_RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 
 
 class Stopped(BaseException):
@@ -50,6 +50,11 @@ def progress(items: Iterable[T], *, total: int, what: str, every_seconds: float 
         if time.monotonic() - last >= every_seconds:
             last = time.monotonic()
             print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
+
+
+def is_first_process() -> bool:
+    """Return whether this is the first, or the only, of the processes of a distributed run, by their launcher."""
+    return not int(next((os.environ[name] for name in _RANKS if name in os.environ), 0))
 
 
 def on_terminal() -> bool:
