@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-from mmflowers.utils.errors import Problem
-
-if TYPE_CHECKING:
-    pass
 from mmflowers.cli.process import EXIT_BAD_INPUT, _say
+from mmflowers.utils.errors import Problem
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,6 +20,9 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+        if self.prog.startswith("mmflowers "):  # examples as they were typed; a package has no tools/ in sight
+            named = re.sub(r"tools/(\w+?)(_flowers)?\.py", r"-m mmflowers \1", self.description or "")
+            self.description = named.replace("python -m mmflowers", "mmflowers")
 
     def parse_args(self, *args, **kwargs) -> argparse.Namespace:  # type: ignore[override]
         """Parse the arguments; if the shell asks for completions, print these and exit."""
