@@ -34,7 +34,7 @@ def require_gradio() -> None:
         InputError: It is.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise InputError("the demo page needs gradio, which isn't installed", "pip install -e '.[demo]'")
+        raise InputError("the demo page needs gradio, which isn't installed", "pip install 'mmflowers[demo]'")
 
 
 def serve(

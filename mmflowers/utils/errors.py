@@ -69,7 +69,7 @@ def not_installed(error: BaseException) -> Problem | None:
     if not isinstance(error, ModuleNotFoundError) or error.name not in OPENMMLAB:
         return None
     install = "pip install 'mmflowers[openmmlab]', or in a checkout pip install -r requirements.txt"
-    return Problem(f"the package {error.name} isn't installed, or not in a version that works", install)
+    return Problem(f"the package {error.name} isn't installed", install)
 
 
 def is_own(error: BaseException) -> bool:

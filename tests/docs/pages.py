@@ -26,7 +26,7 @@ PAGES = sorted(
     ]
 )
 SHELL = ("bash", "sh")
-COMMAND = re.compile(r"(\w+=\S+ )*(python|make|torchrun|pip) ")  # how a shell block of no language begins
+COMMAND = re.compile(r"(\w+=\S+ )*(python|make|torchrun|pip|mmflowers|mim) ")  # how a shell block of no language begins
 MARK = re.compile(r"<!--\s*test:\s*(quick|skip)\b[,:]?\s*(.*?)\s*-->", re.DOTALL)
 
 

@@ -60,12 +60,23 @@ def all_options() -> set[str]:
     return {option for path in tools for option in options_of(parser_of(str(path.relative_to(ROOT))))}
 
 
+def as_tool(words: list[str]) -> list[str]:
+    """The tool with its arguments that ``mmflowers COMMAND`` and ``mim run mmflowers TOOL`` run; others unchanged."""
+    match words:
+        case ["mmflowers", name, *arguments] | ["python", "-m", "mmflowers", name, *arguments]:
+            return [f"tools/{'prepare_flowers' if name == 'prepare' else name}.py", *arguments]
+        case ["mim", "run", "mmflowers", name, *arguments]:
+            return [f"tools/{name}.py", *arguments]
+    return words
+
+
 def refused(command: Command, capsys: pytest.CaptureFixture) -> str:
     """Why a command of a page can't be run; "" where it can, or is none of ours."""
     where, words = command
     if words[0] == "make":
         unknown = [word for word in words[1:] if re.fullmatch("[a-z-]+", word) and word not in TARGETS]
         return f"{where}: no such target of the Makefile: {', '.join(unknown)}" if unknown else ""
+    words = as_tool(words)
     at = next((at for at, word in enumerate(words) if TOOL.search(word)), None)
     if at is None:
         return ""
@@ -122,11 +133,13 @@ X=1 python tools/train.py configs/resnet50_flowers.py \\
 python tools/test.py --split vall
 python tools/none.py && make demo nothing
 torchrun --nproc-per-node 2 tools/train.py  # the config is missing
+mmflowers prepare --rendered 20 && mmflowers train resnet50_flowers --no-flag
+mim run mmflowers nothing --run work_dirs/mine
 for seed in 0 1; do python tools/train.py CONFIG --seed $seed --work-dir "work_dirs/$seed"; done
 """
     reasons = [reason for command in shell_commands(script, "page") if (reason := refused(command, capsys))]
-    assert len(reasons) == 5
-    for reason, word in zip(reasons, ("--no-such-option", "vall", "tools/none.py", "nothing", "config"), strict=True):
+    wrong = ("--no-such-option", "vall", "tools/none.py", "nothing", "config", "--no-flag", "tools/nothing.py")
+    for reason, word in zip(reasons, wrong, strict=True):
         assert reason.startswith("page: ") and word in reason
 
 

@@ -224,5 +224,5 @@ def test_without_gradio_it_says_how_to_get_it(tmp_path: Path) -> None:
 runpy.run_path({str(ROOT / 'tools' / 'demo.py')!r}, run_name='__main__')"
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    hint = "pip install -e '.[demo]'"
+    hint = "pip install 'mmflowers[demo]'"
     assert result.stderr == f"error: the demo page needs gradio, which isn't installed · hint: {hint}\n"
