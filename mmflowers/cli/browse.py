@@ -22,7 +22,7 @@ from mmflowers.utils.terminal import importing
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, by default those of the process."""
     parser = Parser(description=__doc__)
-    parser.add_argument("config", help="a file of configs/")
+    parser.add_argument("config", help="config file, or the name of a shipped config")
     parser.add_argument("--data", metavar="DIR", help="dataset folder (default: the config's)")
     parser.add_argument(
         "--split",

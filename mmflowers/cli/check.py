@@ -23,7 +23,11 @@ from mmflowers.utils.terminal import importing
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, by default those of the process."""
     parser = Parser(description=__doc__)
-    parser.add_argument("config", nargs="?", help="config file, from configs/ (default: check only the dataset folder)")
+    parser.add_argument(
+        "config",
+        nargs="?",
+        help="config file, or the name of a shipped config (default: check only the dataset folder)",
+    )
     parser.add_argument("--data", metavar="DIR", help="dataset folder (default: the config's)")
     parser.add_argument("--weights", metavar="FILE|none", help="same as in tools/train.py")
     parser.add_argument("--deep", action="store_true", help="decode every photo, compare train and val pixel by pixel")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def arguments() -> Parser:
     """Return the parser of the training options, which ``benchmarks/benchmark.py train`` uses too."""
     parser = Parser(description=__doc__)
-    parser.add_argument("config", help="config file, from configs/")
+    parser.add_argument("config", help="config file, or the name of a shipped config")
     parser.add_argument("--data", metavar="DIR", help="dataset folder (default: the config's, flower_dataset)")
     parser.add_argument(
         "--weights",
