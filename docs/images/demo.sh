@@ -29,7 +29,7 @@ with sync_playwright() as playwright:
         page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": height})
         page.goto("http://127.0.0.1:7870")
         page.locator("#photos input").set_input_files(photo)
-        page.locator(".answer").wait_for()
+        page.locator(".result").wait_for()
         page.wait_for_timeout(1000)
         shots.append(Image.open(BytesIO(page.screenshot())).convert("RGB"))
     browser.close()

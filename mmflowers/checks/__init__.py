@@ -1,1 +1,1 @@
-"""Everything that can be known to be wrong before training starts, said all at once. Imports no torch by itself."""
+"""Checks of config, photos and weights before a run starts. Importing them doesn't import torch."""

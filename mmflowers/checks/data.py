@@ -1,4 +1,4 @@
-"""Checks of the lists' form: lists that other tools wrote, loaders that read the folder in another way."""
+"""Checks of the lists' format: lists of other tools, loaders that read the folder in another way."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPLITS = {"train", "val", "test"}
 
 @check(pitfall=6, of="dataset")
 def lists_of_other_tools(case: Case) -> Iterator[Finding]:
-    """What a list that can't be read looks like, where it is a known kind."""
+    """Find known wrong formats of lists that can't be read."""
     if case.folder is not None or case.root is None:
         return
     for split in ("train", "val"):
@@ -31,13 +31,13 @@ def lists_of_other_tools(case: Case) -> Iterator[Finding]:
         except (OSError, UnicodeDecodeError):
             continue
         for what, is_so in (
-            ("lines run together: something wrote them without \\n", re.compile(r"\.\w{3,4} \d+(?=[^\d\s])").search),
+            ("lines aren't separated: they were written without \\n", re.compile(r"\.\w{3,4} \d+(?=[^\d\s])").search),
             ("lines are Python tuples", re.compile(r"^\s*[(\[].*[)\]],?$").match),
             ("labels are class names, not numbers", _ends_in({name.strip() for name in named} - {""})),
         ):
             wrong = [str(number) for number, line in enumerate(lines, 1) if is_so(line)]
             if wrong:
-                yield error(str(path), f"{what} (line {some(wrong)})", f"a line is `{split}/daisy/x.jpg 0`")
+                yield error(str(path), f"{what} (line {some(wrong)})", f"a line must look like `{split}/daisy/x.jpg 0`")
 
 
 def _ends_in(classes: set[str]) -> Callable[[str], bool]:
@@ -46,18 +46,22 @@ def _ends_in(classes: set[str]) -> Callable[[str], bool]:
 
 @check(pitfall=10, of="dataset")
 def class_folders(case: Case) -> Iterator[Finding]:
-    """Photos outside of class folders: labels can be held against nothing, and equal names overwrite each other."""
+    """Find photos outside of class folders: their labels can't be verified, and equal names overwrite each other."""
     if case.folder is None:
         return
     for split, samples in case.folder.samples.items():
         flat = [name for name, label in samples if Path(name).parent.name != case.folder.classes[label]]
         if flat:
-            what = f"{count(len(flat))} of {split}.txt lie in no folder of their class ({some(flat)})"
-            yield warning("dataset", what, "labels can't be checked there, and same names of two classes get lost")
+            what = f"{count(len(flat))} of {split}.txt are in no folder of their class ({some(flat)})"
+            yield warning(
+                "dataset",
+                what,
+                "keep class folders, which verify labels and separate equal names",
+            )
 
 
-def _looking(case: Case) -> Iterator[tuple[str, dict, str, Path]]:
-    """Each loader's dataset that isn't ours but MMPretrain's for folders: place, config, type, folder it looks into."""
+def _foreign_datasets(case: Case) -> Iterator[tuple[str, dict, str, Path]]:
+    """Yield key, config, type and folder of each loader's dataset that isn't a FlowersDataset."""
     for loader in LOADERS:
         dataset = innermost(get(case.config, loader)) or {}
         kind = str(dataset.get("type", "")).rpartition(".")[2]
@@ -67,54 +71,54 @@ def _looking(case: Case) -> Iterator[tuple[str, dict, str, Path]]:
             yield f"{loader}.dataset", dataset, kind, Path(str(dataset.get("data_root") or ""), str(prefix))
 
 
-OURS = "dataset = dict(type='FlowersDataset', data_root=…, ann_file='train.txt' or 'val.txt', pipeline=…)"
+OURS = "use dataset = dict(type='FlowersDataset', data_root=…, ann_file='train.txt' or 'val.txt', pipeline=…)"
 
 
 @check(pitfall=1)
 def classes_a_loader_would_see(case: Case) -> Iterator[Finding]:
-    """A loader that takes folders for classes, and the folders that it would take."""
-    for where, dataset, kind, folder in _looking(case):
+    """Find loaders that would use the wrong folders as classes."""
+    for where, dataset, kind, folder in _foreign_datasets(case):
         if dataset.get("ann_file") or kind not in ("CustomDataset", "ImageNet"):
             continue
         names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
         if SPLITS & set(names):
-            yield error(where, f"would take {' and '.join(names)} in {folder} for the classes", OURS)
+            yield error(where, f"would use the folders {' and '.join(names)} of {folder} as classes", OURS)
         elif case.folder and names and names != case.folder.classes:
-            what = f"would number the folders {some(names)} of {folder}, which aren't those of classes.txt in its order"
+            what = f"would use the folders {some(names)} of {folder} as classes, unlike classes.txt in names or order"
             yield error(where, what, OURS)
 
 
 @check(pitfall=8)
 def class_names(case: Case) -> Iterator[Finding]:
-    """Names in a config that aren't those of the folders, and names that nobody gave."""
+    """Find class names that differ from classes.txt, and missing class names."""
     if case.folder is None:
         return
-    for where, dataset, kind, _ in _looking(case):
+    for where, dataset, kind, _ in _foreign_datasets(case):
         given = (dataset.get("metainfo") or {}).get("classes") or dataset.get("classes")
         if isinstance(given, str) and Path(given).is_file():
             given = Path(given).read_text(encoding="utf-8").splitlines()
         if given is None and kind == "ImageNet":
             yield error(where, "stores ImageNet's 1000 class names with the checkpoint", OURS)
         elif given is None and dataset.get("ann_file"):
-            yield error(where, "names no classes, and its list has numbers only", OURS)
+            yield error(where, "has no class names, and its list contains only numbers", OURS)
         elif given is not None and as_list(given) != case.folder.classes:
             theirs, ours = (", ".join(map(str, names)) for names in (as_list(given), case.folder.classes))
-            what = f"calls the classes {theirs}; classes.txt has {ours}"
+            what = f"names the classes {theirs}, but classes.txt has {ours}"
             yield error(where, what, OURS)
 
 
 @check(pitfall=9)
 def two_prefixes(case: Case) -> Iterator[Finding]:
-    """``split`` and ``data_prefix`` both set, or a prefix before paths that have it already."""
+    """Find ``split`` and ``data_prefix`` both set, and a prefix for paths that already have it."""
     for loader in LOADERS:
         dataset = get(case.config, f"{loader}.dataset") or {}
         if dataset.get("split") and dataset.get("data_prefix"):
-            yield error(f"{loader}.dataset", "split and data_prefix are both set", f"one of them; or {OURS}")
-    for where, dataset, _, folder in _looking(case):
+            yield error(f"{loader}.dataset", "split and data_prefix are both set", f"set only one of them, or {OURS}")
+    for where, dataset, _, folder in _foreign_datasets(case):
         ann_file = Path(str(dataset.get("data_root") or ""), str(dataset.get("ann_file") or "nothing"))
         try:
             name = ann_file.read_text(encoding="utf-8").splitlines()[0].rpartition(" ")[0]
         except (OSError, UnicodeDecodeError, IndexError):
             continue
         if not (folder / name).is_file():
-            yield error(where, f"its list's first photo would be {folder / name}, which isn't there", OURS)
+            yield error(where, f"the first photo of its list would be {folder / name}, which doesn't exist", OURS)

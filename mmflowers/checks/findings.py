@@ -1,4 +1,4 @@
-"""What the checks find, the list of all checks, and how findings are told and kept."""
+"""The findings of the checks, the list of all checks, and the report of their findings."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from mmflowers.utils.errors import InputError, Problem
 from mmflowers.utils.files import explained, write_text
 from mmflowers.utils.terminal import is_first_process
 
-AFTERWARDS = "correct the errors first; what stays then is a bug of mmflowers, which --skip-checks goes round"
-KEPT = "checks.json"  # in the work dir; engine/record.py copies its warnings into the log
+AFTERWARDS = "fix the errors first; if this remains, it is a bug of mmflowers, and --skip-checks avoids it"
+FILE = "checks.json"  # in the work dir; engine/record.py copies its warnings into the log
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, or doubtful.
+    """One problem.
 
     Attributes:
-        level: "error": the run would fail or its number be false. "warning": it is hardly what was meant.
+        level: "error": the run would fail, or its result would be wrong. "warning": it is probably not intended.
         where: The config key, dataset folder or file.
-        what: What is wrong there.
-        hint: What to do about it.
-        pitfall: The row of docs/pitfalls.md it belongs to; 0 for none of them.
+        what: The problem.
+        hint: How to fix it.
+        pitfall: Its section of docs/pitfalls.md; 0 for none.
     """
 
     level: str
@@ -38,17 +38,17 @@ class Finding:
 
 
 def error(where: str, what: str, hint: str) -> Finding:
-    """A finding that stops."""
+    """Return a finding that stops the run."""
     return Finding("error", where, what, hint)
 
 
 def warning(where: str, what: str, hint: str) -> Finding:
-    """A finding that is told and kept."""
+    """Return a finding that is printed and recorded."""
     return Finding("warning", where, what, hint)
 
 
 def from_problems(where: str, problems: Iterable[Problem]) -> list[Finding]:
-    """Errors of what other rooms found."""
+    """Convert problems that other packages found to errors."""
     return [error(where, problem.what, problem.hint) for problem in problems]
 
 
@@ -57,12 +57,14 @@ CHECKS: dict[str, list[Check]] = {"config": [], "dataset": []}
 
 
 def check(pitfall: int = 0, *, of: str = "config") -> Callable[[Check], Check]:
-    """Enter a function ``case -> findings`` in the list of checks "of" a config or a dataset folder.
+    """Register a function ``case -> findings`` as a check.
 
-    ``pitfall`` is its row of docs/pitfalls.md, 0 for none.
+    Args:
+        pitfall: Its section of docs/pitfalls.md, 0 for none.
+        of: Whether it checks a "config" or a "dataset" folder.
     """
 
-    def enter(function: Check) -> Check:
+    def register(function: Check) -> Check:
         def numbered(case: Any) -> Iterator[Finding]:
             for finding in function(case) or ():
                 yield replace(finding, pitfall=finding.pitfall or pitfall)
@@ -70,37 +72,37 @@ def check(pitfall: int = 0, *, of: str = "config") -> Callable[[Check], Check]:
         CHECKS[of].append(numbered)
         return function
 
-    return enter
+    return register
 
 
 def run_checks(case: Any, checks: Iterable[Check], found: Iterable[Finding] = ()) -> list[Finding]:
-    """Run ``checks`` on ``case``; return what they find after ``found``, errors first, none twice.
+    """Run ``checks`` on ``case``; return ``found`` and their findings, errors first, without duplicates.
 
-    A check may fail on a config that is wrong in a way that another check reports. Its failure is reported beside that,
-    and never instead: without any error it is raised.
+    A check may crash on a config with an error that another check reports. The crash is then reported as a warning. If
+    there is no error, it is raised.
     """
     findings, crashes = list(found), []
     for function in checks:
         try:
             findings += function(case)
-        except Exception as bug:  # of wrong types, or a bug
+        except Exception as bug:  # caused by wrong types in the config, or a bug
             crashes.append(bug)
     if crashes and not any(finding.level == "error" for finding in findings):
         raise crashes[0]
     for crash in crashes:
         place = traceback.extract_tb(crash.__traceback__)[-1]
-        what = f"a check failed itself: {type(crash).__name__}: {' '.join(str(crash).split())}"
+        what = f"a check crashed: {type(crash).__name__}: {' '.join(str(crash).split())}"
         findings.append(warning(f"{Path(place.filename).name}:{place.lineno}", what, AFTERWARDS))
     return sorted(dict.fromkeys(findings), key=lambda finding: finding.level)
 
 
 def report(findings: list[Finding], work_dir: str | Path | None = None) -> None:
-    """Tell warnings on stderr and keep them in ``work_dir``/checks.json; stop at errors.
+    """Print warnings to stderr and write them to ``work_dir``/checks.json; raise the errors.
 
-    Of several processes that train together the first alone tells and keeps.
+    In a distributed training only the first process prints and writes.
 
     Raises:
-        InputError: With all errors, their places aligned.
+        InputError: With all errors, aligned by their places.
     """
     errors = [finding for finding in findings if finding.level == "error"]
     warnings = [finding for finding in findings if finding.level == "warning"]
@@ -112,7 +114,7 @@ def report(findings: list[Finding], work_dir: str | Path | None = None) -> None:
     if errors:
         raise InputError(problems=[_problem(finding, width) for finding in errors])
     if work_dir is not None and first:
-        path = Path(work_dir) / KEPT
+        path = Path(work_dir) / FILE
         path.unlink(missing_ok=True)  # of an earlier run
         if not warnings:
             return

@@ -1,4 +1,4 @@
-"""Checks of the config's form: keys nobody reads, types nobody registered, numbers that are none."""
+"""Checks of the config's form: unknown keys, unregistered types, invalid numbers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from mmflowers.checks.run import Case
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-READ_BY_RUNNER = {  # beside the arguments of its constructor
+READ_BY_RUNNER = {  # besides the arguments of its constructor
     *("custom_imports", "default_scope", "runner_type", "strategy", "model_wrapper_cfg", "find_unused_parameters"),
     *("sync_bn", "compile", "activation_checkpointing", "efficient_conv_bn_eval", "data_root", "dataset_type"),
     *("query_dataloader", "gallery_dataloader", "vis_backends"),
 }
-OLD_KEYS = {  # the dialect before MMEngine, and where each went
+OLD_KEYS = {  # keys of MMPretrain 0.x (before MMEngine) and their replacements
     "data": "train_dataloader, val_dataloader and test_dataloader",
     "optimizer": "optim_wrapper = dict(optimizer=dict(…))",
     "optimizer_config": "optim_wrapper = dict(clip_grad=…)",
@@ -52,7 +52,7 @@ PARAMWISE = {
     *("custom_keys", "bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "dwconv_decay_mult", "flat_decay_mult"),
     *("dcn_offset_lr_mult", "bypass_duplicate", "layer_decay_rate", "num_layers"),
 }
-COUNTS = {  # whole numbers, and the least each may be
+INTEGERS = {  # key → minimum
     "train_cfg.max_epochs": 1,
     "train_cfg.max_iters": 1,
     "train_cfg.val_interval": 1,
@@ -62,69 +62,69 @@ COUNTS = {  # whole numbers, and the least each may be
     **{f"{loader}.batch_size": 1 for loader in LOADERS},
     **{f"{loader}.num_workers": 0 for loader in LOADERS},
 }
-RATES = {  # numbers, the least and the largest each may be
+NUMBERS = {  # key → minimum and maximum
     "optim_wrapper.optimizer.lr": (1e-300, math.inf),
     "optim_wrapper.optimizer.momentum": (0, 1),
     "optim_wrapper.optimizer.weight_decay": (0, math.inf),
     "model.head.loss.label_smooth_val": (0, 1),
 }
+EXAMPLES = "compare it with the configs in configs/"
+UNKNOWN = "unknown key, which is ignored"
 TRAINING = ("model", "model.backbone", "model.head", "train_dataloader.dataset", "train_cfg", "optim_wrapper.optimizer")
 TESTING = ("model", "model.backbone", "model.head", "test_dataloader.dataset", "test_evaluator")
 
 
 def as_list(value: Any) -> list:
-    """A config's dict-or-list as a list."""
+    """Return a dict or list of a config as a list."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def scope(config: Any) -> str:
-    """The registry that a config's types are looked up in."""
+    """Return the registry scope in which a config's types are looked up."""
     named = config.get("default_scope")
     return named if named and isinstance(named, str) else "mmflowers"
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
-    """A hint that names the nearest of ``known``."""
+    """Return a hint with the most similar name in ``known``; without one, ``otherwise``."""
     close = difflib.get_close_matches(name, sorted(known), 1, cutoff)
-    return f"{close[0]} is meant?" if close else otherwise
+    return f"did you mean {close[0]}?" if close else otherwise
 
 
 @check(pitfall=13)
 def parts_are_there(case: Case) -> Iterator[Finding]:
-    """Without these nothing can be built."""
+    """Find parts of the config that are missing, without which nothing can be built."""
     for path in TESTING if case.testing else TRAINING:
         value = get(case.config, path)
         if not isinstance(value, (dict, list) if path.endswith("evaluator") else dict):
-            yield error(
-                path, "the config has none" if value is None else f"a dict is needed, not {value!r}", "see configs/"
-            )
+            what = "missing in the config" if value is None else f"must be a dict, not {value!r}"
+            yield error(path, what, EXAMPLES)
     for side in ("val", "test"):
-        trio = [f"{side}_dataloader", f"{side}_cfg", f"{side}_evaluator"]
-        missing = [name for name in trio if case.config.get(name) is None]
+        keys = [f"{side}_dataloader", f"{side}_cfg", f"{side}_evaluator"]
+        missing = [name for name in keys if case.config.get(name) is None]
         if 0 < len(missing) < 3:
-            yield error(
-                ", ".join(missing), f"missing beside the rest of the {side} side", f"{', '.join(trio)}: all or none"
-            )
+            what = f"missing, but other {side} settings are set"
+            yield error(", ".join(missing), what, f"set all or none of {', '.join(keys)}")
 
 
 @check(pitfall=13)
 def kinds(case: Case) -> Iterator[Finding]:
-    """Dicts and lists where MMEngine takes them apart."""
+    """Find values that must be dicts or lists of dicts, because MMEngine reads their items."""
     from mmflowers.engine.configuration import malformed
 
-    said = TESTING if case.testing else TRAINING  # by parts_are_there
+    reported = TESTING if case.testing else TRAINING  # by parts_are_there
     optional = {option.partition("=")[0] for option in case.options}
     for path, what in malformed(case.config):
-        if path not in said:
-            hint = "the command line can't write a dict: set it in a config" if path in optional else "see configs/"
+        if path not in reported:
+            hint = "--cfg-options can't set a dict; set it in a config" if path in optional else EXAMPLES
             yield error(path, what, hint)
 
 
 @check(pitfall=13)
 def top_level_keys(case: Case) -> Iterator[Finding]:
-    """MMEngine reads the keys it knows and leaves the others alone without a word."""
+    """Find unknown top-level keys, which MMEngine silently ignores."""
     from mmengine.runner import Runner
 
     known = {*inspect.signature(Runner.__init__).parameters, *READ_BY_RUNNER} - {"self", "cfg"}
@@ -133,16 +133,16 @@ def top_level_keys(case: Case) -> Iterator[Finding]:
         value = case.config[key]
         if key in OLD_KEYS:
             if value is not None and not _is_used(value, {k: v for k, v in case.config.items() if k != key}):
-                yield error(key, "a key of the 0.x dialect, which nothing reads", f"now {OLD_KEYS[key]}")
+                yield error(key, "a key of MMPretrain 0.x, which is ignored", f"use {OLD_KEYS[key]}")
         elif key not in known:
             close = difflib.get_close_matches(key, sorted(known), 1, 0.8)
             if close or key in optional:
-                hint = suggest(key, known, "name what is read, as train_dataloader.batch_size", 0.8)
-                yield error(key, "nothing reads this key", hint)
+                hint = suggest(key, known, "give the full key, such as train_dataloader.batch_size", 0.8)
+                yield error(key, UNKNOWN, hint)
 
 
 def _is_used(value: Any, place: Any) -> bool:
-    """Whether a helper variable's dict or list went into another part of the config."""
+    """Return whether a variable's dict or list was used in another part of the config."""
     if isinstance(place, dict):
         if isinstance(value, dict) and all(key in place and place[key] == value[key] for key in value):
             return True
@@ -153,23 +153,23 @@ def _is_used(value: Any, place: Any) -> bool:
 
 
 class Built(NamedTuple):
-    """A dict of the config that a class is built from."""
+    """A dict of the config from which a class is built."""
 
     where: str
     config: dict
     registry: str
-    default: str = ""  # the type where none is named
-    extra: tuple[str, ...] = ()  # keys taken by whoever builds it
+    default: str = ""  # the type if none is set
+    extra: tuple[str, ...] = ()  # keys that the builder reads
 
 
 def _known(registry: Any) -> set[str]:
-    """The names in a registry and in those above it."""
+    """Return the names in a registry and its parents."""
     return {*registry.module_dict, *(_known(registry.parent) if registry.parent else ())}
 
 
 @check(pitfall=13)
 def arguments(case: Case) -> Iterator[Finding]:
-    """Types that aren't registered, and arguments that their constructors don't take."""
+    """Find types that aren't registered, and arguments that their constructors don't take."""
     from mmengine.registry import DefaultScope
 
     import mmflowers.registry
@@ -181,32 +181,30 @@ def arguments(case: Case) -> Iterator[Finding]:
             if isinstance(kind, str) and kind:
                 builder = registry.get(kind)
                 if builder is None:
-                    known = _known(registry)
-                    old = kind in OLD_TRANSFORMS
-                    hint = (
-                        "PackInputs took its place" if old else suggest(kind, known, "custom_imports names its module")
-                    )
-                    yield error(f"{where}.type", f"no {kind} is registered", hint)
+                    hint = suggest(kind, _known(registry), "add its module to custom_imports")
+                    hint = "use PackInputs" if kind in OLD_TRANSFORMS else hint
+                    yield error(f"{where}.type", f"{kind} isn't registered", hint)
                     continue
             elif inspect.isclass(kind):
                 builder = kind
             else:
                 if "type" in config or not default:
-                    yield error(where, "has no type that can be built", "type='…' names the class")
+                    yield error(where, "has no valid type", "set type='…' to the name of a class")
                 continue
             names = accepted(builder)
             if names is None:
                 continue
+            what = f"unknown argument of {kind if isinstance(kind, str) else kind.__name__}"
             for key in config:
                 if key not in names | {"type", "_scope_", *extra}:
-                    new = [name for name in OLD_ARGUMENTS.get(key, ()) if name in names]
-                    hint = f"now {new[0]}" if new else suggest(key, {*names, *extra} - {"self"}, "take it out")
-                    yield error(
-                        f"{where}.{key}",
-                        f"{kind if isinstance(kind, str) else kind.__name__} takes no such argument",
-                        hint,
-                    )
+                    yield error(f"{where}.{key}", what, _replacement(key, names, extra))
     yield from _plain_arguments(case.config)
+
+
+def _replacement(key: str, names: set[str], extra: Iterable[str] = ()) -> str:
+    """Return a hint with the name that replaces an unknown key."""
+    new = [name for name in OLD_ARGUMENTS.get(key, ()) if name in names]
+    return f"use {new[0]}" if new else suggest(key, {*names, *extra} - {"self"}, "remove it")
 
 
 def _built(config: Any) -> Iterator[Built]:
@@ -253,7 +251,7 @@ def _dicts(where: str, value: Any, registry: str, default: str = "", extra: tupl
 
 
 def _datasets(where: str, dataset: Any) -> Iterator[tuple[str, dict]]:
-    """A dataset and those it wraps."""
+    """Yield a dataset and those that it wraps."""
     if isinstance(dataset, dict):
         yield where, dataset
         yield from _datasets(f"{where}.dataset", dataset.get("dataset"))
@@ -262,7 +260,7 @@ def _datasets(where: str, dataset: Any) -> Iterator[tuple[str, dict]]:
 
 
 def _plain_arguments(config: Any) -> Iterator[Finding]:
-    """Of the dicts that Runner takes apart itself."""
+    """Find unknown keys in dicts that Runner reads itself."""
     from mmengine.runner import set_random_seed
     from torch.utils.data import DataLoader
 
@@ -276,17 +274,12 @@ def _plain_arguments(config: Any) -> Iterator[Finding]:
         value = get(config, where)
         for key in value if isinstance(value, dict) else ():
             if key not in names:
-                new = [name for name in OLD_ARGUMENTS.get(key, ()) if name in names]
-                yield error(
-                    f"{where}.{key}",
-                    "nothing reads this key",
-                    f"now {new[0]}" if new else suggest(key, names, "take it out"),
-                )
+                yield error(f"{where}.{key}", UNKNOWN, _replacement(key, names))
 
 
 def accepted(builder: Any) -> set[str] | None:
-    """The arguments by name that a class takes, those that it passes on to its bases included; None: any."""
-    if isinstance(builder, functools.partial):  # mmpretrain registers torchvision's transforms wrapped in one
+    """Return the names of a class's arguments, including those passed to its bases; None if any name is accepted."""
+    if isinstance(builder, functools.partial):  # MMPretrain registers torchvision's transforms as partials
         return accepted(builder.keywords["transform"]) if "transform" in builder.keywords else None
     if not inspect.isclass(builder):
         return None
@@ -309,7 +302,7 @@ def accepted(builder: Any) -> set[str] | None:
 
 
 def _taken(init: Any, rest: str) -> set[str] | None:
-    """What a constructor takes out of its ``**rest`` by name; None unless it hands the others to its base only."""
+    """Return the names that a constructor reads from ``**rest``; None unless it passes the others only to its base."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(init)))
     except (OSError, TypeError, SyntaxError):
@@ -333,21 +326,15 @@ def _taken(init: Any, rest: str) -> set[str] | None:
 
 @check()
 def numbers(case: Case) -> Iterator[Finding]:
-    """Numbers given as text, fractions of a batch, rates below zero."""
-    for path, least in COUNTS.items():
+    """Find strings instead of numbers, fractions instead of integers, and numbers out of range."""
+    for path, least in INTEGERS.items():
         value = get(case.config, path)
         if value is not None and (type(value) is not int or value < least):
-            yield error(
-                path, f"{value!r} is no whole number from {least}", f"{path.split('.')[-1]}={max(least, 1)}, say"
-            )
-    for path, (smallest, largest) in RATES.items():
+            example = f"{path.split('.')[-1]}={max(least, 1)}"
+            yield error(path, f"must be an integer of at least {least}, not {value!r}", f"for example {example}")
+    for path, (smallest, largest) in NUMBERS.items():
         value = get(case.config, path)
         if value is not None and not (type(value) in (int, float) and smallest <= value <= largest):
-            hint = (
-                "a number without quotes"
-                if isinstance(value, str)
-                else "above 0"
-                if smallest > 0
-                else f"{smallest} to {largest}"
-            )
-            yield error(path, f"{value!r} is no such number", hint)
+            kind = "above 0" if smallest > 0 else f"from {smallest} to {largest}"
+            hint = "write it without quotes" if isinstance(value, str) else "set a number in this range"
+            yield error(path, f"must be a number {kind}, not {value!r}", hint)

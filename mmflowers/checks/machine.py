@@ -1,4 +1,4 @@
-"""Checks of what the recipe asks of this machine: shared memory for loader workers, precision of the device."""
+"""Checks of the requirements on this machine: shared memory for loader workers, precision of the device."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmflowers.checks.findings import Finding, check, error, warning
-from mmflowers.checks.keys import get, scope
+from mmflowers.checks.keys import EXAMPLES, get, scope
 from mmflowers.utils.errors import is_own
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
 
-SHARED_MEMORY = Path("/dev/shm")  # Linux's, where loader workers leave their batches
-PREFETCHED = 2  # batches of each worker, torch's default
+SHARED_MEMORY = Path("/dev/shm")  # on Linux, for the batches of loader workers
+PREFETCHED = 2  # batches per worker, torch's default
 
 
 @check()
 def shared_memory_for_loader_workers(case: Case) -> Iterator[Finding]:
-    """More prefetched batches than /dev/shm has room for, as with docker's 64 MB."""
+    """Find prefetched batches that exceed the free space of /dev/shm, which is 64 MB in Docker by default."""
     from mmflowers.datasets.seeded import MORE_SHARED_MEMORY
 
     if not SHARED_MEMORY.is_dir():
@@ -38,14 +38,14 @@ def shared_memory_for_loader_workers(case: Case) -> Iterator[Finding]:
     where = max(needed, key=needed.__getitem__, default="")
     free = shutil.disk_usage(SHARED_MEMORY).free
     if where and needed[where] > free:
-        what = f"prefetched batches take up to {needed[where] / 1e6:,.0f} MB of shared memory"
-        what += f", {SHARED_MEMORY} has {free / 1e6:,.0f} MB free"
+        what = f"prefetched batches need up to {needed[where] / 1e6:,.0f} MB of shared memory"
+        what += f", but {SHARED_MEMORY} has {free / 1e6:,.0f} MB free"
         yield warning(where, what, MORE_SHARED_MEMORY)
 
 
 @check()
 def optimizer_runs_on_this_device(case: Case) -> Iterator[Finding]:
-    """An AmpOptimWrapper without a GPU, a precision that the device lacks, options that an optimizer refuses."""
+    """Find an AmpOptimWrapper without a GPU, an unsupported precision, and invalid options of an optimizer."""
     import torch
     from mmengine.device import get_device
     from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
@@ -64,10 +64,10 @@ def optimizer_runs_on_this_device(case: Case) -> Iterator[Finding]:
             wrapper = build_optim_wrapper(layer, copy.deepcopy(config))
         with wrapper.optim_context(layer):
             layer(torch.zeros(1, 1, device=get_device()))
-    except Exception as problem:  # constructors check their arguments in every way there is
+    except Exception as problem:  # constructors raise any type for invalid arguments
         if is_own(problem):
             raise
         mixed = isinstance(kind, type) and issubclass(kind, AmpOptimWrapper)
         what = f"fails on this machine's {get_device()}: {type(problem).__name__}: {' '.join(str(problem).split())}"
-        hint = "--amp trains in bfloat16 on GPUs and CPUs" if mixed else "compare it with the configs in configs/"
+        hint = "use --amp, which trains in bfloat16 on GPUs and CPUs" if mixed else EXAMPLES
         yield error("optim_wrapper", what, hint)

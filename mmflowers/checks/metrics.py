@@ -1,4 +1,4 @@
-"""Checks of the metrics that hooks and schedules go by: the validation has to give them."""
+"""Checks that the validation computes the metrics that hooks and schedules monitor."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from mmflowers.checks.keys import as_list, get, scope
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
 
-KNOWN = ("mmpretrain.", "mmflowers.")  # modules whose metrics may be tried: they neither write nor send anything
+KNOWN = ("mmpretrain.", "mmflowers.")  # modules whose metrics have no side effects, so that they can be run
 
 
 @check()
 def monitored_metrics(case: Case) -> Iterator[Finding]:
-    """Metrics that EarlyStoppingHook, ReduceOnPlateau or ``save_best`` go by and no evaluator gives."""
+    """Find metrics that EarlyStoppingHook, ReduceOnPlateau or ``save_best`` monitor and no evaluator computes."""
     if case.testing:
         return
     validated = case.config.get("val_dataloader") is not None
     given = _given(case) if validated else None
     for where, metric in _monitored(case.config):
         if not validated and not where.endswith("save_best"):
-            yield warning(where, f"{metric}, but there is no validation, so this never acts", "set val_dataloader")
+            yield warning(
+                where, f"monitors {metric}, but there is no validation, so it has no effect", "set val_dataloader"
+            )
         elif given is not None and metric not in given:
-            what = f"no evaluator gives {metric}; val_evaluator gives {', '.join(sorted(given))}"
+            what = f"no evaluator computes {metric}; val_evaluator computes {', '.join(sorted(given))}"
             yield error(where, what, f"{where.rpartition('.')[2]}='{min(given)}'")
 
 
 @check()
 def early_stopping_can_compare(case: Case) -> Iterator[Finding]:
-    """An EarlyStoppingHook that can't tell whether larger is better."""
+    """Find an EarlyStoppingHook that can't infer whether larger is better."""
     from mmengine.hooks import EarlyStoppingHook
 
     for where, hook, kind in _hooks(case.config):
@@ -41,11 +43,11 @@ def early_stopping_can_compare(case: Case) -> Iterator[Finding]:
             try:
                 kind(**{key: value for key, value in hook.items() if key in ("monitor", "rule")})
             except ValueError as problem:
-                yield error(f"{where}.rule", str(problem), "rule='greater' or rule='less'")
+                yield error(f"{where}.rule", str(problem), "set rule='greater' or rule='less'")
 
 
 def _monitored(config: Any) -> Iterator[tuple[str, str]]:
-    """The key and the metric of everything that goes by one, defaults of the constructors included."""
+    """Yield the key and the name of every monitored metric, including defaults of constructors."""
     from mmengine.hooks import EarlyStoppingHook
     from mmengine.optim.scheduler.param_scheduler import ReduceOnPlateauParamScheduler
 
@@ -63,7 +65,7 @@ def _monitored(config: Any) -> Iterator[tuple[str, str]]:
 
 
 def _hooks(config: Any) -> Iterator[tuple[str, dict, type]]:
-    """Each hook of a config: its place, its dict and its class."""
+    """Yield key, dict and class of each hook of a config."""
     defaults = config.get("default_hooks")
     hooks = [(f"default_hooks.{name}", hook) for name, hook in (defaults.items() if isinstance(defaults, dict) else ())]
     hooks += [(f"custom_hooks.{index}", hook) for index, hook in enumerate(as_list(config.get("custom_hooks")))]
@@ -91,9 +93,9 @@ def _default(kind: Any, argument: str) -> Any:
 
 
 def _given(case: Case) -> set[str] | None:
-    """Names of the metrics that the evaluator gives, found by evaluating one made-up prediction a class.
+    """Return the names of the metrics that the evaluator computes, by evaluating one made-up prediction per class.
 
-    None where that can't be known: a user's own metric isn't run, and one of MMPretrain's may need more than a class.
+    None if they can't be determined: a user's own metric isn't run, and one of MMPretrain's may need other predictions.
     """
     import torch
     from mmengine.evaluator import Evaluator
@@ -117,4 +119,4 @@ def _given(case: Case) -> set[str] | None:
         evaluator.process(samples)
         return set(evaluator.evaluate(len(samples)))
     except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError):
-        return None  # arguments that other checks report, or a metric that needs another kind of prediction
+        return None  # invalid arguments, which other checks report, or a metric of other predictions

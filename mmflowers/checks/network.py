@@ -1,4 +1,4 @@
-"""Checks that run the network and the loss once, on made-up input, instead of knowing every network's rules."""
+"""Checks that run the network and the loss once on made-up input, which covers any network."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 WORLD_SIZES = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")  # of torchrun, Slurm and MPI
 SHOWN = 200  # characters of a library's message
-SIZES = "its parts have to fit each other and the size of the images, which --laptop and --probe make smaller"
+SIZES = "make backbone, neck and head fit each other and the image size, which --laptop and --probe reduce"
 
 
 @check()
 def network_takes_the_images(case: Case) -> Iterator[Finding]:
-    """Images of a size that the network can't take, parts that don't fit, and a last batch of one photo."""
+    """Find image sizes that the network can't process, parts that don't fit, and batches of one photo."""
     from mmpretrain.models import BaseClassifier
 
     if not isinstance(case.model, BaseClassifier):
@@ -38,48 +38,48 @@ def network_takes_the_images(case: Case) -> Iterator[Finding]:
         problem = _failure(case, image, 2, training)
         if problem is not None:
             height, width = image.shape[1:]
-            yield error("model", f"fails on {side} images of {height} × {width} pixels: {_told(problem)}", SIZES)
+            yield error("model", f"fails on {side} images of {height} × {width} pixels: {_message(problem)}", SIZES)
         elif training and (batches := _batches_of_one(case)):
             problem = _failure(case, image, 1, training)
             if problem is not None:
-                hint = "a larger batch_size, or one that leaves no single photo; or train_dataloader.drop_last=True"
-                what = f"{batches}, which the network can't be trained on: {_told(problem)}"
+                hint = "change batch_size so that no batch has one photo, or set train_dataloader.drop_last=True"
+                what = f"{batches}, which the network can't be trained on: {_message(problem)}"
                 yield error("train_dataloader.batch_size", what, hint)
 
 
 def _batches_of_one(case: Case) -> str:
-    """Which batches of the training have a single photo; empty if none has."""
+    """Return which training batches have a single photo; "" if none has."""
     loader = case.config.get("train_dataloader")
     size, served = loader.get("batch_size"), case.loaders.get("train")
     if size == 1:
-        return "1 makes batches of one photo"
+        return "1 gives batches of one photo"
     if served is None or loader.get("drop_last") or type(size) is not int or size < 2:
         return ""
     processes = 1
     if case.config.get("launcher", "none") != "none":
         processes = int(next((os.environ[name] for name in WORLD_SIZES if name in os.environ), 1))
     if processes > 1 and case.config.get("sync_bn"):
-        return ""  # which counts the photos of all processes
+        return ""  # computes statistics over all processes
     photos = -(-int(served.counts.sum()) // processes)
     is_endless = photos > len(served.samples) > 0 and served.counts.max() > 1
     return "" if photos % size != 1 or is_endless else f"{count(photos)} leave a last batch of one photo"
 
 
 def _failure(case: Case, image: torch.Tensor, images: int, training: bool) -> Exception | None:
-    """What the network raises for a batch of so many images, if it does.
+    """Return the exception that the network raises for a batch of this size, or None.
 
-    It is tried without numbers first, which takes no time. Not every network can compute so, hence only an error with
-    numbers counts, in the very step that the run takes.
+    The network on the meta device is tried first, which is fast. Not every network can run there, so an error counts
+    only if it also occurs with real tensors, in the step of the run.
     """
-    if _step(case, case.model, image, images, training, numbers=False) is None:
+    if _step(case, case.model, image, images, training, real=False) is None:
         return None
     try:
-        return _step(case, case.real_model, image, images, training, numbers=True)
+        return _step(case, case.real_model, image, images, training, real=True)
     except InputError as problem:
         return problem
 
 
-def _step(case: Case, model: Any, image: torch.Tensor, images: int, training: bool, numbers: bool) -> Exception | None:
+def _step(case: Case, model: Any, image: torch.Tensor, images: int, training: bool, real: bool) -> Exception | None:
     import torch
     from mmpretrain.structures import DataSample
 
@@ -91,21 +91,21 @@ def _step(case: Case, model: Any, image: torch.Tensor, images: int, training: bo
 
     device = next(model.parameters()).device
     batch = {"inputs": [image] * images}
-    if numbers:
+    if real:
         batch["data_samples"] = [DataSample().set_gt_label(label) for label in range(images)]
     try:
-        model.to(device).train(training)  # moves the data preprocessor's input there too
+        model.to(device).train(training)  # also sets the device of the data preprocessor
         layer = get(case.config, "train_cfg.freeze_to")
         with contextlib.ExitStack() as hooks, torch.no_grad():
-            if training and isinstance(layer, str):  # what is frozen is computed in evaluation mode
+            if training and isinstance(layer, str):  # frozen layers run in evaluation mode
                 model.eval()
                 model.head.train()
                 if layer != WHOLE:
                     last = LayerTrunk(model, layer).last
                     hooks.callback(last.register_forward_hook(train_the_rest).remove)
-            mode = ("loss" if training else "predict") if numbers else "tensor"
+            mode = ("loss" if training else "predict") if real else "tensor"
             model(**model.data_preprocessor(batch, training), mode=mode)
-    except Exception as problem:  # networks refuse what they can't take in every way there is
+    except Exception as problem:  # networks raise any type for invalid input
         if is_own(problem):
             raise
         return None if is_out_of_memory(problem) else problem
@@ -114,7 +114,7 @@ def _step(case: Case, model: Any, image: torch.Tensor, images: int, training: bo
 
 @check()
 def loss_takes_the_classes(case: Case) -> Iterator[Finding]:
-    """A loss whose ``class_weight`` or ``num_classes`` is of another number of classes than the head."""
+    """Find a loss whose ``class_weight`` or ``num_classes`` has another number of classes than the head."""
     import torch
     from mmengine.registry import DefaultScope
     from mmpretrain.models import ClsHead, MultiLabelClsHead
@@ -127,7 +127,7 @@ def loss_takes_the_classes(case: Case) -> Iterator[Finding]:
         return
     target = torch.arange(2)
     several = isinstance(head, MultiLabelClsHead)
-    if several or getattr(case.model.data_preprocessor, "to_onehot", False):  # as mixup gives them
+    if several or getattr(case.model.data_preprocessor, "to_onehot", False):  # as after mixup
         target = torch.nn.functional.one_hot(target, classes).float()
     try:
         with DefaultScope.overwrite_default_scope(scope(case.config)):
@@ -136,11 +136,15 @@ def loss_takes_the_classes(case: Case) -> Iterator[Finding]:
     except Exception as problem:  # as above
         if is_own(problem):
             raise
-        what = f"{loss.get('type')} fails on {classes} classes: {_told(problem)}"
-        yield error("model.head.loss", what, f"num_classes={classes}, a class_weight of {classes} numbers, or neither")
+        what = f"{loss.get('type')} fails on {classes} classes: {_message(problem)}"
+        yield error(
+            "model.head.loss",
+            what,
+            f"set num_classes={classes} and a class_weight of {classes} numbers, or remove them",
+        )
 
 
-def _told(problem: Exception) -> str:
+def _message(problem: Exception) -> str:
     text = " ".join(str(problem).split()) or "no message"
     text = text if len(text) <= SHOWN else f"{text[:SHOWN]} …"
     return text if isinstance(problem, InputError) else f"{type(problem).__name__}: {text}"

@@ -1,4 +1,4 @@
-"""Checks of the photos that are trained on and counted: those that each loader gives, compared with the lists."""
+"""Checks of the photos of each loader, which are compared with the lists, and of the photos in the lists."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from mmflowers.utils.errors import InputError, count, some
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
 
-AGAIN = "prepare the dataset folder again: python tools/prepare_flowers.py leaves no copy on both sides"
-ON_PURPOSE = "if the change is meant, prepare the dataset folder again, so that files.csv says so"
+AGAIN = "prepare the dataset folder again: python tools/prepare_flowers.py removes copies across splits"
+ON_PURPOSE = "if the change is intended, prepare the dataset folder again to record it in files.csv"
 
 
 def are(things: list) -> str:
-    """``is`` of one thing, ``are`` of several."""
+    """Return "is" for one thing, "are" for several."""
     return "is" if len(things) == 1 else "are"
 
 
-# ------------------------------------------------------------------------------------------ what the loaders give
+# ------------------------------------------------------------------------------------------ photos of the loaders
 
 
 @check()
 def loaders_can_be_built(case: Case) -> Iterator[Finding]:
-    """Loaders that can't be built. Problems of the dataset folder itself are reported elsewhere."""
+    """Find loaders that can't be built. Problems of the dataset folder are reported by other checks."""
     for side, loader in case.built.items() if case.folder else ():
         if isinstance(loader, InputError):
             yield from from_problems(f"{side}_dataloader", loader.problems)
@@ -37,7 +37,7 @@ def loaders_can_be_built(case: Case) -> Iterator[Finding]:
 
 @check(pitfall=19)
 def loaders_read_their_lists(case: Case) -> Iterator[Finding]:
-    """Each loader's photos, by their paths, against the lists of the dataset folder."""
+    """Compare the paths and labels of each loader with the lists of the dataset folder."""
     if case.folder is None:
         return
     lists = {split: _by_path(case, samples) for split, samples in case.lists.items()}
@@ -53,23 +53,23 @@ def loaders_read_their_lists(case: Case) -> Iterator[Finding]:
             what = f"reads {count(len(foreign))} of {split}.txt ({some(_short(case, foreign))})"
             if split == "train" and not trained & set(foreign) and not case.testing:
                 yield warning(
-                    where, what, f"the run doesn't train on them, but the number isn't the top-1 of {own}.txt"
+                    where, what, f"the run doesn't train on them, but the result isn't the top-1 of {own}.txt"
                 )
             else:
                 why = "the run trains on them; " if split == "train" else ""
                 yield error(where, what, f"{why}set {where}.ann_file='{own}.txt'")
         unknown = [path for path in given if not any(path in listed for listed in lists.values())]
         if unknown:
-            what = f"reads {count(len(unknown))} that no list of {case.root} has ({some(_short(case, unknown))})"
+            what = f"reads {count(len(unknown))} of no list of {case.root} ({some(_short(case, unknown))})"
             yield error(where, what, f"set {where}.ann_file='{own}.txt'")
         wrong = [path for path, label in given.items() if lists.get(own, {}).get(path, label) != label]
         if wrong:
-            what = f"gives {count(len(wrong))} another label than {own}.txt does ({some(_short(case, wrong))})"
-            yield error(where, what, "type='FlowersDataset' reads the labels of the list")
+            what = f"has other labels than {own}.txt for {count(len(wrong))} ({some(_short(case, wrong))})"
+            yield error(where, what, "use type='FlowersDataset', which reads the labels of the list")
 
 
 def _own_list(case: Case, side: str) -> str:
-    """The split whose list a loader is for; the test side of a training reads val, or test where it mostly does."""
+    """Return the split that a loader should read; for a training's test loader val, or test if it mostly reads it."""
     if case.testing or side != "test":
         return case.split if case.testing else side
     listed, samples = _by_path(case, case.lists.get("test", ())), case.loaders[side].samples
@@ -87,7 +87,7 @@ def _short(case: Case, paths: Iterable[str]) -> list[str]:
 
 @check(pitfall=20)
 def every_photo_counts_once(case: Case) -> Iterator[Finding]:
-    """Photos that a loader repeats or leaves out: by a wrapper, a sampler, ``indices``, ``drop_last`` …"""
+    """Find photos that a loader repeats or leaves out, because of a wrapper, a sampler, ``indices``, ``drop_last`` …"""
     for side, loader in case.loaders.items():
         own = _own_list(case, side)
         where, listed = f"{side}_dataloader", _by_path(case, case.lists.get(own, ()))
@@ -99,31 +99,33 @@ def every_photo_counts_once(case: Case) -> Iterator[Finding]:
             learned = {path for path, number in times.items() if number or not loader.is_fixed}
             given = len(learned & listed.keys())
             if not loader.counts.any():
-                yield error(where, "gives no photo at all", "a smaller batch_size, or drop_last=False")
+                yield error(where, "yields no photos", "reduce batch_size or set drop_last=False")
             elif 0 < given < total:
                 what = f"trains on {given} of the {total} photos of train.txt"
                 yield warning(
-                    f"{where}.dataset", what, "leave out what does it, as indices, or say so beside the result"
+                    f"{where}.dataset",
+                    what,
+                    "remove the setting that causes it, such as indices, or report it with the result",
                 )
             continue
         repeated = [path for path, number in times.items() if number > 1]
         if repeated:
             what = f"counts {count(len(repeated))} more than once ({some(_short(case, repeated))})"
-            hint = "measure on each photo once: no RepeatDataset, ClassBalancedDataset or endless sampler"
+            hint = "count each photo once: remove RepeatDataset, ClassBalancedDataset or an endless sampler"
             yield error(where, what, hint)
         counted = sum(number > 0 for number in times.values())
         total = len(listed) if listed else len(times)
         if not counted:
-            yield error(where, "counts no photo at all", "a smaller batch_size, or drop_last=False")
+            yield error(where, "counts no photos", "reduce batch_size or set drop_last=False")
         elif counted < total:
             what = f"counts {counted} of the {total} photos of {own}.txt"
-            hint = "its number isn't the split's top-1: leave out indices, drop_last, num_batch_per_epoch, samplers"
+            hint = "the result isn't the split's top-1: remove indices, drop_last, num_batch_per_epoch, samplers"
             yield warning(where, what, hint)
 
 
 @check(pitfall=2)
 def loaders_share_no_photo(case: Case) -> Iterator[Finding]:
-    """The same file for training and validation, where the loaders read another folder than ours."""
+    """Find files in training and validation if the loaders don't read a dataset folder."""
     if case.folder is None and "train" in case.loaders and "val" in case.loaders:
         both = {os.path.abspath(path) for path, _ in case.loaders["train"].samples}  # noqa: PTH100
         shared = [path for path, _ in case.loaders["val"].samples if os.path.abspath(path) in both]  # noqa: PTH100
@@ -132,12 +134,12 @@ def loaders_share_no_photo(case: Case) -> Iterator[Finding]:
             yield error("val_dataloader.dataset", what, "validate on photos that aren't trained on")
 
 
-# ------------------------------------------------------------------------------------------- what the lists hold
+# ------------------------------------------------------------------------------------------- photos of the lists
 
 
 @check(pitfall=2, of="dataset")
 def copies_across_splits(case: Case) -> Iterator[Finding]:
-    """The same bytes in two splits under any name, and photos that look alike to the preparation."""
+    """Find photos with the same bytes in two splits, and similar photos by the rule of the preparation."""
     splits = list(case.photos)
     for number, split in enumerate(splits):
         for other in splits[number + 1 :]:
@@ -162,16 +164,16 @@ def _leak(case: Case, split: str, other: str) -> Iterator[Finding]:
     ):
         if not found:
             continue
-        told = f"{count(len(found))} {what} ({some(found)}): a leak"
-        if keeps_copies(case.root):  # asked for, to compare with others on a given split
-            yield warning("dataset", told, "--duplicates keep left them in; without it the preparation takes them out")
+        what = f"{count(len(found))} {what} ({some(found)}): a leak"
+        if keeps_copies(case.root):  # requested, to compare results on a given split
+            yield warning("dataset", what, "--duplicates keep left them in; without it the preparation removes them")
         else:
-            yield error("dataset", told, AGAIN)
+            yield error("dataset", what, AGAIN)
 
 
 @check(pitfall=21, of="dataset")
 def copies_within_a_split(case: Case) -> Iterator[Finding]:
-    """The same bytes twice in one list: they count twice, and in two classes one of the labels is wrong."""
+    """Find photos with the same bytes in one list, which count twice and may have two labels."""
     for split, photos in case.photos.items():
         places = defaultdict(list)
         for index, digest in enumerate(photos.content.tolist()):
@@ -184,18 +186,18 @@ def copies_within_a_split(case: Case) -> Iterator[Finding]:
         level = warning if keeps_copies(case.root) else error
         for found, what, hint in (
             (mixed, "in two classes", "one of the labels is wrong"),
-            (same, "twice under other names", "it counts twice" if split != "train" else "it weighs twice"),
+            (same, "twice under other names", "it counts twice" if split != "train" else "it has twice the weight"),
         ):
             if found:
                 pairs = [" = ".join(names[index] for index in indices) for indices in found]
-                told = f"{split}.txt lists {count(len(found))} {what} ({some(pairs)})"
+                what = f"{split}.txt lists {count(len(found))} {what} ({some(pairs)})"
                 one = warning if what.startswith("twice") and split == "train" else level
-                yield one("dataset", told, f"{hint}; {AGAIN.partition(':')[0]}")
+                yield one("dataset", what, f"{hint}; {AGAIN.partition(':')[0]}")
 
 
 @check(pitfall=22, of="dataset")
 def lists_as_prepared(case: Case) -> Iterator[Finding]:
-    """Lists of other photos than ``files.csv`` has, and photos that were replaced since."""
+    """Find lists that differ from ``files.csv``, and photos that were replaced since the preparation."""
     from mmflowers.datasets.identity import match_prepared
 
     if case.folder is None:
@@ -214,7 +216,7 @@ def lists_as_prepared(case: Case) -> Iterator[Finding]:
         of_all = f"of the {count(len(match.prepared))} prepared for {split}"
         for found, what in (
             (match.missing, f"{len(match.missing)} {of_all} {are(match.missing)} no longer listed"),
-            (match.added, f"{split}.txt lists {count(len(match.added))} that the preparation didn't put there"),
+            (match.added, f"{split}.txt lists {count(len(match.added))} that the preparation didn't list"),
             (moved, f"{count(len(moved))} of {split}.txt changed class since the preparation"),
             (replaced, f"{count(len(replaced))} of {split} changed since the preparation"),
         ):
@@ -224,7 +226,7 @@ def lists_as_prepared(case: Case) -> Iterator[Finding]:
 
 @check(pitfall=4, of="dataset")
 def leftovers(case: Case) -> Iterator[Finding]:
-    """Photos that lie in the split folders and on no list: of an earlier split, or put there by hand."""
+    """Find photos in the split folders that are on no list, from an earlier split or added by hand."""
     if case.folder is None:
         return
     root = case.folder.root
@@ -251,7 +253,7 @@ def _files(folder: Path) -> list[str]:
 
 @check(of="dataset")
 def photos_decode(case: Case) -> Iterator[Finding]:
-    """With ``--deep``: photos that the preparation would drop as damaged."""
+    """Find damaged photos, which the preparation would drop, with ``--deep``."""
     if not case.deep or case.folder is None:
         return
     from mmflowers.datasets.identity import map_in_threads
@@ -265,7 +267,7 @@ def photos_decode(case: Case) -> Iterator[Finding]:
 
 
 def keeps_copies(root: Path | None) -> bool:
-    """Whether the dataset folder was prepared with ``--duplicates keep``."""
+    """Return whether the dataset folder was prepared with ``--duplicates keep``."""
     if root is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""Checks of the recipe: pipelines, schedule, metrics, normalisation, freezing."""
+"""Checks of schedule, learning rate, metrics, normalisation and freezing."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from mmflowers.checks.findings import Finding, check, error, from_problems, warn
 from mmflowers.checks.keys import as_list, get
 from mmflowers.datasets.wrappers import innermost
 from mmflowers.utils.errors import InputError
+from mmflowers.utils.errors import count as counted
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
     from mmflowers.datasets.views import View
 
-SCALED = 0.1  # values of the network for a grey level: below it, pixels aren't 0..255 any more
-CONTRAST = (0.05, 20.0)  # white minus black as the network gets them: 4.4 with ImageNet's std, 1 of pixels of 0..1
-IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])  # mean and std of 0..255 pixels, RGB
-FREE_RATE = "param_scheduler = dict(_delete_=True, type='ConstantLR', factor=1.0) says that the rate is constant"
+SCALED = 0.1  # gain of the pipeline per grey level; with a smaller one, pixels are no longer in 0..255
+CONTRAST = (0.05, 20.0)  # white minus black at the network's input: 4.4 with ImageNet's std, 1 for pixels in 0..1
+IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])  # mean and std of RGB pixels in 0..255
+CONSTANT = "param_scheduler = dict(_delete_=True, type='ConstantLR', factor=1.0) sets a constant learning rate"
 
 
 def _dataset(case: Case, side: str) -> dict:
@@ -31,7 +32,7 @@ def _types(pipeline: Any) -> list[str]:
 
 
 def _fires(scheduler: dict, epochs: int) -> bool:
-    """Whether a scheduler changes anything within the training; in doubt it does."""
+    """Return whether a scheduler may change the learning rate during the training."""
     kind, begin = scheduler.get("type"), scheduler.get("begin") or 0
     if not scheduler.get("by_epoch", True) or "LR" not in str(kind):
         return True
@@ -46,7 +47,7 @@ def _fires(scheduler: dict, epochs: int) -> bool:
 
 @check(pitfall=11)
 def schedule_within_the_training(case: Case) -> Iterator[Finding]:
-    """Steps after the last epoch, and a schedule that ends before it; a constant rate that is named is meant."""
+    """Find schedules whose steps come after the last epoch, and schedules that end before it."""
     from mmflowers.engine.schedule import schedule_end
 
     epochs = get(case.config, "train_cfg.max_epochs")
@@ -55,12 +56,9 @@ def schedule_within_the_training(case: Case) -> Iterator[Finding]:
     schedulers = [item for item in as_list(case.config.get("param_scheduler")) if isinstance(item, dict)]
     idle = [str(item.get("type")) for item in schedulers if not _fires(item, epochs)]
     if idle:
-        rate = (
-            "the learning rate stays as it is"
-            if len(idle) == len(schedulers)
-            else "their part of the schedule is left out"
-        )
-        yield warning("param_scheduler", f"{', '.join(idle)} never fires within {epochs} epochs: {rate}", FREE_RATE)
+        rate = "is constant" if len(idle) == len(schedulers) else "lacks this part of the schedule"
+        what = f"{', '.join(idle)} has no effect within {counted(epochs, 'epoch')}: the learning rate {rate}"
+        yield warning("param_scheduler", what, CONSTANT)
     for item in schedulers:
         span = item.get("T_max")
         left = epochs - (item.get("begin") or 0)
@@ -70,39 +68,39 @@ def schedule_within_the_training(case: Case) -> Iterator[Finding]:
             and type(span) is int
             and span > left > 0
         ):
-            what = f"a cosine over {span} epochs is broken off after {left}: the rate never reaches its end"
-            yield warning("param_scheduler", what, f"T_max={left}")
+            what = f"a cosine over {span} epochs is cut off after {left}: the learning rate doesn't reach its minimum"
+            yield warning("param_scheduler", what, f"set T_max={left}")
     batches = None
     if case.config.get("launcher", "none") == "none" and (train := case.loaders.get("train")):
         batches = -(-int(train.counts.sum()) // get(case.config, "train_dataloader.batch_size"))
     end = schedule_end(case.config, batches)
     if end < epochs:
-        what = f"ends at epoch {end:g} of {epochs}: then the rate stays as it is, or rises again where a cosine goes on"
-        yield warning("param_scheduler", what, "let its last part end with train_cfg.max_epochs")
+        what = f"ends at epoch {end:g} of {epochs}: the learning rate is then constant, or rises again after a cosine"
+        yield warning("param_scheduler", what, "set the end of its last part to train_cfg.max_epochs")
 
 
 @check(pitfall=12)
 def rate_for_fine_tuning(case: Case) -> Iterator[Finding]:
-    """ImageNet's rate from scratch is too large for weights that know something already."""
+    """Find a learning rate for training from scratch with pretrained weights."""
     optimizer = get(case.config, "optim_wrapper.optimizer") or {}
     rate: Any = optimizer.get("lr")
     limit = 0.1 if optimizer.get("type") == "SGD" else 0.01
     known = optimizer.get("type") in ("SGD", "Adam", "AdamW")
     if not case.testing and case.start and known and type(rate) in (int, float) and rate >= limit:
-        what = f"{rate:g} is a rate to train from scratch with, and {Path(case.start).name} is pretrained"
-        yield warning("optim_wrapper.optimizer.lr", what, f"{limit / 20:g} is a usual start for fine-tuning")
+        what = f"{rate:g} is a learning rate for training from scratch, but {Path(case.start).name} is pretrained"
+        yield warning("optim_wrapper.optimizer.lr", what, f"{limit / 20:g} is usual for fine-tuning")
 
 
 @check(pitfall=14)
 def test_side_is_that_of_val(case: Case) -> Iterator[Finding]:
-    """A test on other data, or by another measure, than the validation."""
+    """Find test settings with other data or another metric than the validation."""
     val, test = _dataset(case, "val"), _dataset(case, "test")
     for key in ("type", "data_root") if val and test else ():
         one, other = (str(dataset.get(key)) for dataset in (val, test))
         if key == "type":  # FlowersDataset and mmpretrain.FlowersDataset are the same
             one, other = (name.rpartition(".")[2] for name in (one, other))
         if one != other:
-            what = f"{test.get(key)} here, {val.get(key)} in val: tests are about other data"
+            what = f"{test.get(key)} here, {val.get(key)} in val: the test uses other data"
             yield error(f"test_dataloader.dataset.{key}", what, "test_dataloader = val_dataloader")
     one, other = case.config.get("val_evaluator"), case.config.get("test_evaluator")
     if one and other and _topk(one) != _topk(other):
@@ -122,26 +120,26 @@ def _topk(evaluator: Any) -> list[int]:
 
 @check(pitfall=16)
 def topk_of_few_classes(case: Case) -> Iterator[Finding]:
-    """The top five of five classes are always right."""
+    """Find a top-k of at least as many classes as there are, which is always correct."""
     count = len(case.folder.classes) if case.folder else 0
     for name in ("test_evaluator",) if case.testing else ("val_evaluator", "test_evaluator"):
         for metric in as_list(case.config.get(name)):
             given = metric.get("topk", 1) if isinstance(metric, dict) else 1
             if not as_list(given) or not all(type(k) is int and k > 0 for k in as_list(given)):
-                yield error(f"{name}.topk", f"{given!r} is no number of classes", "topk=(1, )")
+                yield error(f"{name}.topk", f"must be positive integers, not {given!r}", "set topk=(1, )")
         wrong = [k for k in _topk(case.config.get(name)) if count and k >= count]
         if wrong:
             what = f"top-{wrong[0]} of {count} classes " + ("is always 100 %" if wrong[0] == count else "doesn't exist")
-            yield error(f"{name}.topk", what, "topk=(1, )")
+            yield error(f"{name}.topk", what, "set topk=(1, )")
     head = get(case.config, "model.head") or {}
     wrong = [k for k in as_list(head.get("topk")) if head.get("cal_acc") and type(k) is int and count and k > count]
     if wrong:
-        yield error("model.head.topk", f"top-{wrong[0]} of {count} classes doesn't exist", "topk=(1, )")
+        yield error("model.head.topk", f"top-{wrong[0]} of {count} classes doesn't exist", "set topk=(1, )")
 
 
 @check()
 def one_class_a_photo(case: Case) -> Iterator[Finding]:
-    """A head for several labels a photo, whose scores aren't probabilities of one class."""
+    """Find a head for multiple labels, whose scores aren't probabilities of one class."""
     from mmflowers.engine.single_label import require_single_label
 
     if case.model is not None:
@@ -153,31 +151,29 @@ def one_class_a_photo(case: Case) -> Iterator[Finding]:
 
 @check(pitfall=17)
 def normalisation(case: Case) -> Iterator[Finding]:
-    """Mean and std on the scale of the pixels, and those that the weights were trained with."""
+    """Find mean and std that don't fit the range of the pixels or the weights."""
     preprocessor = get(case.config, "model.data_preprocessor") or case.config.get("data_preprocessor") or {}
     mean, std = (as_list(preprocessor.get(key)) for key in ("mean", "std"))
     view = case.views.get("test" if case.testing else "train")
-    # What the pipeline itself does to 0..255, by whatever transforms: 0..1 is a gain of 1/255, normalised pixels 1/58.
+    # Whether the pipeline itself scales pixels: to 0..1 the gain is 1/255, for normalised pixels about 1/58.
     scaled = view is not None and min(abs(draw.gain) for draw in view.draws) < SCALED
     numbers = all(type(value) in (int, float) for value in mean + std)
     if not numbers or len(mean) != len(std) or len(mean) not in (0, 1, 3):
-        yield error(
-            "data_preprocessor", "mean and std are not three numbers each", "mean=[123.675, 116.28, 103.53], say"
-        )
+        what = "mean and std must have three numbers each"
+        yield error("data_preprocessor", what, "for example mean=[123.675, 116.28, 103.53]")
         return
     if any(mean) and not scaled and max(mean + std) <= 1:
-        what = f"mean {mean} is for pixels of 0..1, and these are 0..255"
-        yield error(
-            "data_preprocessor.mean", what, "times 255: mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]"
-        )
+        what = f"mean {mean} is for pixels in 0..1, but the pixels are in 0..255"
+        hint = "multiply by 255: mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]"
+        yield error("data_preprocessor.mean", what, hint)
         return
     if mean and view is not None and scaled and max(mean) > 1:
-        what = f"the pipeline scales pixels already, to {view.white:.3g} for white; mean {mean} is for 0..255"
-        yield error("data_preprocessor.mean", what, "do it in one place only")
+        what = f"the pipeline already scales pixels, to {view.white:.3g} for white, but mean {mean} is for 0..255"
+        yield error("data_preprocessor.mean", what, "scale in one place only")
         return
     if view is not None and preprocessor.get("to_rgb") and all(draw.order == (0, 1, 2) for draw in view.draws):
-        what = "the pipeline gives RGB, which to_rgb turns to BGR"
-        yield warning("data_preprocessor.to_rgb", what, "do it in one place only")
+        what = "the pipeline outputs RGB, which to_rgb converts to BGR"
+        yield warning("data_preprocessor.to_rgb", what, "convert in one place only")
         return
     if case.testing:
         return
@@ -185,29 +181,31 @@ def normalisation(case: Case) -> Iterator[Finding]:
     values = _values_in_network(preprocessor, view) if view is not None else None
     is_usual = values is None or CONTRAST[0] <= values[1] - values[0] <= CONTRAST[1]
     if view is not None and values is not None and not is_usual and not _is_near(mean + std, expected):
-        what = f"black to white reach the network as {values[0]:.3g} to {values[1]:.3g}: pixels aren't normalised"
-        # Who names a mean and std may mean it, and a run that is resumed keeps what it was started with.
+        what = f"black and white reach the network as {values[0]:.3g} and {values[1]:.3g}: pixels aren't normalised"
+        # An explicit mean and std may be intended, and a resumed run keeps its settings.
         level = warning if mean or case.resume else error
-        yield level("data_preprocessor", what, _line_that_normalises(case, view, expected or IMAGENET))
+        yield level("data_preprocessor", what, _normalisation_options(case, view, expected or IMAGENET))
         return
     if not expected or scaled or not mean:
         return
     if not _is_near(mean + std, expected):
-        what = f"mean {mean}, std {std}, and the weights were trained with {expected[0]}, {expected[1]}"
-        yield warning("data_preprocessor.mean", what, f"mean={expected[0]}, std={expected[1]}")
+        what = f"mean {mean}, std {std}, but the weights were trained with {expected[0]}, {expected[1]}"
+        yield warning("data_preprocessor.mean", what, f"set mean={expected[0]}, std={expected[1]}")
     elif not preprocessor.get("to_rgb"):
-        yield warning("data_preprocessor.to_rgb", "photos are read as BGR, and the weights expect RGB", "to_rgb=True")
+        yield warning(
+            "data_preprocessor.to_rgb", "photos are read as BGR, but the weights expect RGB", "set to_rgb=True"
+        )
 
 
 def _is_near(numbers: list[float], expected: tuple[list[float], list[float]] | None) -> bool:
-    """Whether mean and std are those that the weights were trained with."""
+    """Return whether mean and std are close to those that the weights were trained with."""
     if not numbers or expected is None:
         return False
     return all(abs(a - b) <= 1.5 for a, b in zip(numbers, [*expected[0], *expected[1]], strict=False))
 
 
 def _values_in_network(preprocessor: dict, view: View) -> tuple[float, float] | None:
-    """What a data preprocessor makes of black and of white as the pipeline gives them; None if it can't be run."""
+    """Return black and white after pipeline and data preprocessor; None if the preprocessor can't be run."""
     import torch
 
     from mmflowers.registry import MODELS
@@ -217,13 +215,13 @@ def _values_in_network(preprocessor: dict, view: View) -> tuple[float, float] | 
     try:
         made = MODELS.build({"type": "ClsDataPreprocessor", **preprocessor})({"inputs": pixels})["inputs"]
         black, white = (image[..., 0, 0].mean().item() for image in made)
-    except Exception:  # one of the user's own, or wrong arguments, which the check of arguments reports
+    except Exception:  # a user's own class, or invalid arguments, which another check reports
         return None
     return black, white
 
 
-def _line_that_normalises(case: Case, view: View, expected: tuple[list[float], list[float]]) -> str:
-    """The options that normalise pixels for the weights, or as ImageNet's."""
+def _normalisation_options(case: Case, view: View, expected: tuple[list[float], list[float]]) -> str:
+    """Return the options that normalise pixels for the weights."""
     where = "model.data_preprocessor" if get(case.config, "model.data_preprocessor") else "data_preprocessor"
     if len(view.draws[0].channels) != 3:
         return f"--cfg-options {where}.mean=[127.5] {where}.std=[127.5]"
@@ -233,7 +231,7 @@ def _line_that_normalises(case: Case, view: View, expected: tuple[list[float], l
 
 
 def _normalisation_of_weights(case: Case) -> tuple[list[float], list[float]] | None:
-    """What the weights were trained with: by timm's entry, by OpenMMLab's config of their name, or a ResNet's."""
+    """Return mean and std of the weights' training, from timm, from OpenMMLab's config of this name, or for ResNet."""
     if not case.start:
         return None
     backbone = get(case.config, "model.backbone") or {}
@@ -261,7 +259,7 @@ def _config_of(name: str) -> Any:
 
 @check(pitfall=18)
 def freezing(case: Case) -> Iterator[Finding]:
-    """Freezing, and rates of single layers, that match no layer."""
+    """Find freezing and learning rates of layers that match no layer."""
     if case.testing or case.model is None:
         return
     frozen = get(case.config, "model.backbone.frozen_stages")
@@ -274,7 +272,7 @@ def freezing(case: Case) -> Iterator[Finding]:
     for key, options in custom.items():
         if not any(key in name for name in names):
             near = sorted({name.rpartition(".")[0] for name in names if key.split(".")[0] in name})[:1]
-            hint = f"parameters are called like {(near or names)[0]}"
+            hint = f"parameter names look like {(near or names)[0]}"
             stops = isinstance(options, dict) and options.get("lr_mult") == 0
             yield (error if stops else warning)(
                 f"optim_wrapper.paramwise_cfg.custom_keys.{key}", "matches no parameter of the model", hint

@@ -1,4 +1,4 @@
-"""Runs the checks on a training, a test or a dataset folder."""
+"""Run the checks on a training, a test or a dataset folder."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ SPLITS = ("train", "val", "test")
 
 @dataclass
 class Case:
-    """What the checks look at.
+    """The training, test or dataset folder to check.
 
     Attributes:
-        config: The settled config; empty where a dataset folder is checked alone.
+        config: The final config of the run; empty if only a dataset folder is checked.
         root: The dataset folder, if the config names one.
-        folder: It as it was read; None where it isn't in order.
-        model: The network that the config builds, without the numbers in it where that can be; None if it can't be.
-        checkpoint: What the training starts from or the test tests; None where there is none yet.
+        folder: Its content; None if it has errors.
+        model: The network of the config, on the meta device if possible; None if it can't be built.
+        checkpoint: The initial weights of a training, or the tested checkpoint; None if it isn't loaded.
         source: Its name.
-        checkpoints: ``(name, checkpoint)`` of it and of each file of weights that the model's config names itself.
+        checkpoints: ``(name, checkpoint)`` of it and of each weight file that the model's config names.
         testing: Whether it is a test.
-        split: The list that a test is on.
-        tta: Whether it is with test-time augmentation.
-        resume: Whether the training goes on.
-        options: ``--cfg-options``, as typed.
+        split: The split of a test.
+        tta: Whether the test uses test-time augmentation.
+        resume: Whether the training is resumed.
+        options: The values of ``--cfg-options``.
         deep: Whether every photo is decoded.
     """
 
@@ -75,34 +75,34 @@ class Case:
 
     @cached_property
     def start(self) -> str:
-        """The weights that the run starts from: ``source``, else what the model's config names first; or empty."""
+        """The initial weights: ``source``, else the first that the model's config names; "" if there are none."""
         from mmflowers.weights.sources import resolve_source, start_in_model
 
         start = self.source or start_in_model(self.config.get("model"))
-        with contextlib.suppress(InputError):  # said where it is loaded
+        with contextlib.suppress(InputError):  # reported when it is loaded
             return resolve_source(start)
         return start
 
     @cached_property
     def lists(self) -> dict[str, list[tuple[str, int]]]:
-        """``(path in the folder, label)`` of each list of the dataset folder, the test list too where there is one."""
+        """``(path in the folder, label)`` of each list of the dataset folder, including a test list."""
         if self.folder is None:
             return {}
         lists = dict(self.folder.samples)
         for split in SPLITS:
             if split not in lists:
-                with contextlib.suppress(InputError):  # of a split that this run doesn't use
+                with contextlib.suppress(InputError):  # of a split that isn't used
                     lists |= read_dataset_folder(self.folder.root, (split,), files_may_be_gone=True).samples
         return lists
 
     def path(self, name: str) -> Path:
-        """Where a photo of ``lists`` lies."""
+        """Return the path of a photo of ``lists``."""
         assert self.folder is not None, "without a folder there are no lists"
         return self.folder.root / name
 
     @cached_property
     def photos(self) -> dict[str, PhotoSet]:
-        """Identities of the photos of each list; of a test, of the tested list alone."""
+        """Identities of the photos of each list; for a test, only of the tested list."""
         from mmflowers.datasets.identity import read_photos
 
         return {
@@ -113,21 +113,21 @@ class Case:
 
     @cached_property
     def given_photos(self) -> dict[str, PhotoSet]:
-        """Identities of the photos that the loaders for training and validation read."""
+        """Identities of the photos of the training and validation loaders."""
         from mmflowers.datasets.identity import read_photos
 
         return {side: read_photos(self.loaders[side].samples) for side in ("train", "val") if side in self.loaders}
 
     @cached_property
     def photo_size(self) -> tuple[int, int]:
-        """(height, width) of a photo of the usual shape."""
+        """(height, width) of a typical photo."""
         from mmflowers.datasets.views import usual_size
 
         return usual_size([self.path(name) for samples in self.lists.values() for name, _ in samples])
 
     @cached_property
     def unusual(self) -> list[str]:
-        """Photos of unusual shapes, on which a pipeline may do what it doesn't on others."""
+        """Photos of unusual shapes, for which a pipeline may behave differently."""
         from mmflowers.datasets.views import unusual_photos
 
         own = self.lists.get(self.split if self.testing else "val", ())
@@ -135,22 +135,22 @@ class Case:
 
     @property
     def sides(self) -> tuple[str, ...]:
-        """The sides of the config that this run uses."""
+        """The loaders of the config to check: "train", "val", "test"."""
         return ("test",) if self.testing else ("train", "val", "test")
 
     @property
     def reported_sides(self) -> tuple[str, ...]:
-        """Those of them whose numbers are reported."""
+        """Those whose results are reported."""
         return tuple(side for side in self.sides if side != "train")
 
     @property
     def views(self) -> dict[str, View]:
-        """The view of each side's pipeline, where it can be measured."""
+        """The measured view of each loader's pipeline, if it can be measured."""
         return {side: view for side, view in self.measured.items() if not isinstance(view, InputError)}
 
     @cached_property
     def measured(self) -> dict[str, View | InputError]:
-        """The view of each side's pipeline, or why it can't be measured."""
+        """The measured view of each loader's pipeline, or the error."""
         from mmflowers.datasets.views import measure_view
 
         found: dict[str, View | InputError] = {}
@@ -173,14 +173,14 @@ class Case:
 
     @cached_property
     def examples(self) -> dict[str, torch.Tensor]:
-        """The image that each side's pipeline makes of a photo, (channels, height, width), where it makes one."""
+        """An output image of each loader's pipeline, of shape (channels, height, width), if it outputs one."""
         from mmflowers.datasets.views import example
 
         found = {}
         for side in self.sides:
             dataset = innermost(self.config.get(f"{side}_dataloader")) or {}
             steps = [step for step in keys.as_list(dataset.get("pipeline")) if isinstance(step, dict)]
-            with contextlib.suppress(InputError):  # reported by the check of what can be measured
+            with contextlib.suppress(InputError):  # reported by the check pipelines_can_be_measured
                 image = example(steps, self.photo_size, keys.scope(self.config)) if steps else None
                 if image is not None and getattr(image, "ndim", 0) == 3:
                     found[side] = image
@@ -188,7 +188,7 @@ class Case:
 
     @cached_property
     def real_model(self) -> Any:
-        """The network with numbers in it, on the device of the run: what doubt about ``model`` is settled by.
+        """The network with real tensors, on the device of the run.
 
         Raises:
             InputError: It can't be built.
@@ -199,14 +199,14 @@ class Case:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        """What the checkpoint says about itself."""
+        """The metadata of the checkpoint."""
         from mmflowers.weights.loading import meta_of
 
         return meta_of(self.checkpoint)
 
     @cached_property
     def trained_view(self) -> View | None:
-        """The view of the tested run's validation, if its checkpoint has one."""
+        """The measured view of the tested run's validation pipeline, if its checkpoint has one."""
         from mmflowers.datasets.views import View
         from mmflowers.engine.record import VIEW
 
@@ -214,12 +214,12 @@ class Case:
 
     @property
     def loaders(self) -> dict[str, Served]:
-        """The photos that each loader gives, of those that can be built."""
+        """The photos of each loader that can be built."""
         return {side: loader for side, loader in self.built.items() if not isinstance(loader, InputError)}
 
     @cached_property
     def built(self) -> dict[str, Served | InputError]:
-        """The photos that each loader gives, or why it can't be built."""
+        """The photos of each loader, or the error if it can't be built."""
         from mmengine.registry import DefaultScope
 
         from mmflowers.datasets.served import served, without_decoding
@@ -235,11 +235,11 @@ class Case:
                     found[side] = served(FlowersRunner.build_dataloader(without_decoding(config), seed=0))
             except InputError as error:
                 found[side] = error
-            except Exception as error:  # constructors check their arguments in every way there is
+            except Exception as error:  # constructors raise any type for invalid arguments
                 if is_own(error):
                     raise
                 what = f"can't be built: {type(error).__name__}: {error}"
-                found[side] = InputError(what, "compare it with the dataloaders in configs/")
+                found[side] = InputError(what, keys.EXAMPLES)
         return found
 
 
@@ -251,7 +251,7 @@ def check_config(
     cfg_options: Sequence[str] = (),
     deep: bool = False,
 ) -> list[Finding]:
-    """Everything that can be known to be wrong with a training of a config, whatever its work dir holds.
+    """Check a training with a config; the content of its work dir is ignored.
 
     The arguments are those of ``mmflowers.engine.training.configure``.
 
@@ -271,13 +271,13 @@ def check_config(
 def check_training(
     config: Any, problems: Iterable[tuple[str, Problem]] = (), *, options: Sequence[str] = (), deep: bool = False
 ) -> list[Finding]:
-    """Everything that can be known to be wrong with a training.
+    """Check a training.
 
     Args:
         config: From ``mmflowers.engine.training.configure``.
-        problems: What ``configure`` found.
-        options: ``--cfg-options``, as typed.
-        deep: Decode every photo too.
+        problems: Those that ``configure`` found.
+        options: The values of ``--cfg-options``.
+        deep: Whether to decode every photo.
     """
     return _check(Case(config, options=options, deep=deep), problems)
 
@@ -290,12 +290,12 @@ def check_testing(
     tta: bool = False,
     options: Sequence[str] = (),
 ) -> list[Finding]:
-    """Everything that can be known to be wrong with a test, given the config that ``test`` settled."""
+    """Check a test, given its final config from ``mmflowers.engine.testing``."""
     return _check(Case(config, testing=True, split=split, tta=tta, options=options), problems)
 
 
 def check_dataset(root: str | Path, *, deep: bool = False) -> list[Finding]:
-    """Everything that can be known to be wrong with a dataset folder."""
+    """Check a dataset folder."""
     case = Case(root=Path(root), deep=deep)
     found = []
     try:
@@ -313,7 +313,7 @@ def _check(case: Case, problems: Iterable[tuple[str, Problem]]) -> list[Finding]
     roots = {str(dataset.get("data_root")) for dataset in configuration.datasets(case.config)}
     if len(roots) == 1:
         case.root = Path(roots.pop())
-        with contextlib.suppress(InputError):  # said in problems
+        with contextlib.suppress(InputError):  # it is in problems
             case.folder = read_dataset_folder(case.root, (case.split,) if case.testing else ("train", "val"))
     try:
         case.model = _build_model(case.config)
@@ -326,12 +326,12 @@ def _check(case: Case, problems: Iterable[tuple[str, Problem]]) -> list[Finding]
         return run_checks(case, checks, found)
     findings = run_checks(case, checks, found)
     if any(finding.level == "error" for finding in findings):
-        return findings  # a download can wait until the rest is in order
+        return findings  # download only if there are no other errors
     return run_checks(case, checks, findings + _load(case))
 
 
 def _build_model(config: Any, devices: Sequence[str] = ("meta", "cpu")) -> Any:
-    """The network of a config, on the meta device where its code allows: names and shapes are all that is needed.
+    """Build the network of a config on the first possible device; on "meta", it has only names and shapes.
 
     Raises:
         InputError: It can't be built.
@@ -343,30 +343,30 @@ def _build_model(config: Any, devices: Sequence[str] = ("meta", "cpu")) -> Any:
 
     model = config.get("model")
     if not isinstance(model, dict):
-        return None  # said by the check of kinds
+        return None  # reported by the check parts_are_there
     model = copy.deepcopy(dict(model))
     for part in (model, model.get("backbone")):
         if isinstance(part, dict) and part.get("pretrained") is True:
-            part["pretrained"] = False  # timm would download at once
+            part["pretrained"] = False  # timm would download weights
     model.setdefault("data_preprocessor", copy.deepcopy(config.get("data_preprocessor")))
     reason = None
     with DefaultScope.overwrite_default_scope(keys.scope(config)):
         for device in devices:
-            logging.disable(logging.WARNING)  # what it says while it is built, it says again in the run
+            logging.disable(logging.WARNING)  # its messages appear again in the run
             try:
                 with torch.device(device):
                     return MODELS.build(copy.deepcopy(model))
             except Exception as error:  # as above
                 if is_own(error):
                     raise
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"  # Hugging Face's have several lines
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"  # may have several lines
             finally:
                 logging.disable(logging.NOTSET)
-    raise InputError(f"can't be built: {reason}", "mend the config's model")
+    raise InputError(f"can't be built: {reason}", "fix the config's model")
 
 
 def _with_record(checkpoint: dict, path: Path) -> dict:
-    """A checkpoint with the record of its photos: weights of ``tools/train_torch.py`` have it in their last.pth."""
+    """Add the record of the training photos to weights of ``tools/train_torch.py``, which is in their last.pth."""
     from mmflowers.datasets.identity import TRAINED_ON
     from mmflowers.weights.loading import load_checkpoint_file, meta_of
 
@@ -374,20 +374,20 @@ def _with_record(checkpoint: dict, path: Path) -> dict:
         return checkpoint
     try:
         beside = load_checkpoint_file(path.with_name("last.pth"))
-    except InputError:  # of something else
+    except InputError:  # of another program
         return checkpoint
     return {**checkpoint, "meta": {TRAINED_ON: beside.get(TRAINED_ON)}} if TRAINED_ON in beside else checkpoint
 
 
 def _sources(case: Case) -> list[str]:
-    """All files of weights that a run names."""
+    """Return all weight files of a run."""
     from mmflowers.weights.sources import sources_in_model
 
     return [source for source in dict.fromkeys([case.source, *sources_in_model(case.config.get("model"))]) if source]
 
 
 def _load(case: Case) -> list[Finding]:
-    """Load the checkpoint and what the model's config names; what is wrong with them is returned."""
+    """Load the checkpoint and the weight files of the model's config; return their problems."""
     from mmflowers.weights.loading import load_checkpoint_file
     from mmflowers.weights.sources import fetch_weights
 

@@ -1,4 +1,4 @@
-"""Checks of what the pipelines make of a photo: training, validation and test must see the same kind of picture."""
+"""Checks that the pipelines of training, validation and test produce the same kind of images."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
     from mmflowers.checks.run import Case
     from mmflowers.datasets.views import Values, View
 
-STRETCHED = 0.15  # natural logarithm of the aspect ratio's change: 16 %
-ZOOM = 2.0  # between training and validation; RandomResizedCrop against a centre crop is 1.1 to 1.3
-LITTLE = 0.2  # share of a photo that is seen
+STRETCHED = 0.15  # natural logarithm of the change of the aspect ratio: 16 %
+ZOOM = 2.0  # ratio of scales of training and validation; 1.1 to 1.3 for RandomResizedCrop and a centre crop
+LITTLE = 0.2  # share of a photo that is visible
 GAIN, OFFSET = 1.6, 0.15  # ratio of the values' ranges; shift as a share of the range
-SAME_STEPS = "load, scale and normalise photos in the same way everywhere; only random augmentation is the training's"
+SAME_STEPS = "load, scale and normalise photos in the same way everywhere; only random augmentation may differ"
 
 
 @check()
 def pipelines_can_be_measured(case: Case) -> Iterator[Finding]:
-    """Pipelines that can't be measured, so that the checks below don't apply."""
+    """Find pipelines that can't be measured, to which the checks below don't apply."""
     for side, view in case.measured.items():
         if isinstance(view, InputError):
-            what = f"what it makes of photos can't be compared: {view.problems[0].what}"
-            yield warning(f"{side}_dataloader.dataset.pipeline", what, "look at photos with tools/browse.py")
+            what = f"its output can't be compared: {view.problems[0].what}"
+            yield warning(f"{side}_dataloader.dataset.pipeline", what, "look at its output with tools/browse.py")
 
 
 @check(pitfall=5)
 def augmented_validation(case: Case) -> Iterator[Finding]:
-    """Random transforms in validation and test, found by running them repeatedly; a training without augmentation."""
+    """Find random transforms in validation and test by running them repeatedly, and training without augmentation."""
     train = case.views.get("train")
     for side in case.reported_sides:
         view = case.views.get(side)
@@ -41,49 +41,49 @@ def augmented_validation(case: Case) -> Iterator[Finding]:
             hint = (
                 "train and test pipelines are swapped"
                 if swapped
-                else "measure on plain photos: resize and crop the centre"
+                else "use deterministic transforms: resize and crop the centre"
             )
-            what = f"draws {', '.join(view.random_steps)} at random, so its number changes from run to run"
+            what = f"{', '.join(view.random_steps)}: random, so the result changes from run to run"
             yield error(f"{side}_dataloader.dataset.pipeline", what, hint)
     if case.tta and case.config.get("tta_pipeline"):
         from mmflowers.datasets.views import random_steps
 
         drawn = random_steps(case.config.tta_pipeline, case.photo_size, scope(case.config), case.unusual)
         if drawn:
-            what = f"draws {', '.join(drawn)} at random, so the number changes from run to run"
-            yield error("tta_pipeline", what, "views that are fixed: RandomFlip with prob=1.0, crops at fixed places")
+            what = f"{', '.join(drawn)}: random, so the result changes from run to run"
+            yield error("tta_pipeline", what, "use fixed views: RandomFlip with prob=1.0, crops at fixed positions")
     plain = train is not None and not train.random_steps
     if not case.testing and plain and not get(case.config, "data_preprocessor.batch_augments"):
         yield warning(
-            "train_dataloader.dataset.pipeline", "augments nothing", "RandomResizedCrop and RandomFlip are usual"
+            "train_dataloader.dataset.pipeline", "has no augmentation", "RandomResizedCrop and RandomFlip are usual"
         )
 
 
 @check(pitfall=24)
 def same_values_and_channels(case: Case) -> Iterator[Finding]:
-    """Colours, their order and their scale, in validation and test against the training's, or the run's own."""
+    """Compare colours, channel order and value range of validation and test with those of the training."""
     reference, whose = _reference(case)
     for side in case.reported_sides:
         view, where = case.views.get(side), f"{side}_dataloader.dataset.pipeline"
         if view is None or reference is None:
             continue
-        # Of a training that augments, one draw that leaves colours as they are is enough.
+        # With augmentation, one draw with unchanged colours is enough.
         one = view.draws[0]
         if all(draw.is_grey != one.is_grey for draw in reference.draws):
-            what = f"makes {'grey' if one.is_grey else 'coloured'} images, {whose} the other kind"
+            what = f"outputs {'grey' if one.is_grey else 'coloured'} images, {whose} doesn't"
             yield error(where, what, SAME_STEPS)
         elif not one.is_grey and all(draw.order != one.order for draw in reference.draws):
-            what = f"gives channels as {_names(one)}, {whose} as {_names(reference.draws[0])}"
+            what = f"outputs channels as {_names(one)}, {whose} as {_names(reference.draws[0])}"
             yield error(
-                where, what, "the same loading and channel order everywhere; data_preprocessor.to_rgb turns BGR"
+                where, what, "use the same loading and channel order everywhere; data_preprocessor.to_rgb converts BGR"
             )
         if not any(_alike(one, draw) for draw in reference.draws):
-            what = f"gives values from {_range(one)} for black to white, {whose} from {_range(reference.draws[0])}"
+            what = f"outputs values from {_range(one)} for black to white, {whose} from {_range(reference.draws[0])}"
             yield error(where, what, SAME_STEPS)
 
 
 def _reference(case: Case) -> tuple[View | None, str]:
-    """What a validation or test is compared with, and its name."""
+    """Return the view to compare with, and its name."""
     if case.testing:
         return case.trained_view, "the run's validation"
     return case.views.get("train"), "train_dataloader"
@@ -105,30 +105,32 @@ def _names(values: Values) -> str:
 
 @check(pitfall=25)
 def same_geometry(case: Case) -> Iterator[Finding]:
-    """A validation that squashes photos or sees another scale than the training does."""
+    """Find a validation with another aspect ratio or scale than the training."""
     train, whose = _reference(case)
     for side in case.reported_sides:
         view, where = case.views.get(side), f"{side}_dataloader.dataset.pipeline"
         if view is None:
             continue
         if view.is_turned and not (case.testing and train is not None and train.is_turned):
-            yield warning(where, "mirrors every photo or turns it upside down", "leave that to the training, at random")
+            yield warning(where, "mirrors every photo or turns it upside down", "flip only in training, at random")
         seen = view.seen[0] * view.seen[1]
         if seen < LITTLE:
-            what = f"sees {seen:.0%} of a photo of {case.photo_size[1]} × {case.photo_size[0]} pixels"
-            yield warning(where, what, "ResizeEdge before CenterCrop")
+            what = f"shows {seen:.0%} of a photo of {case.photo_size[1]} × {case.photo_size[0]} pixels"
+            yield warning(where, what, "put ResizeEdge before CenterCrop")
         elif train is not None and not 1 / ZOOM <= view.zoom / train.zoom <= ZOOM:
-            what = f"shows things {view.zoom / train.zoom:.1f} times as large as {whose} does"
+            what = f"shows objects {view.zoom / train.zoom:.1f} times as large as {whose} does"
             yield warning(where, what, "scale photos to the training's size before the centre crop")
         stretch = math.log(view.stretch)
         if train is not None and min(abs(stretch), abs(stretch - math.log(train.stretch))) > STRETCHED:
-            what = f"stretches photos {max(view.stretch, 1 / view.stretch):.2f}-fold, {whose} doesn't"
-            yield warning(where, what, "ResizeEdge keeps the aspect ratio, Resize to (width, height) doesn't")
+            what = f"stretches photos by a factor of {max(view.stretch, 1 / view.stretch):.2f}, {whose} doesn't"
+            yield warning(
+                where, what, "use ResizeEdge, which keeps the aspect ratio, not Resize(scale=(width, height))"
+            )
 
 
 @check(pitfall=24)
 def normalised_as_in_training(case: Case) -> Iterator[Finding]:
-    """A test with another mean, std or channel order than the run that it tests."""
+    """Find a test with another mean, std or channel order than the tested run."""
     from mmflowers.engine.record import RECIPE, recipe
 
     kept = case.meta.get(RECIPE)
@@ -139,40 +141,38 @@ def normalised_as_in_training(case: Case) -> Iterator[Finding]:
     before = {key: value for key, value in kept.items() if str(key).startswith(prefix)}
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
-            what = f"{now.get(key, 'not set')}, and the run was trained with {before.get(key, 'not set')}"
-            yield error(key, what, "test with the config that the run keeps in its work dir")
+            what = f"{now.get(key, 'not set')}, but the run was trained with {before.get(key, 'not set')}"
+            yield error(key, what, "test with the config in the work dir of the run")
 
 
 @check(pitfall=26)
 def metric_counts_all(case: Case) -> Iterator[Finding]:
-    """Thresholds that leave low scores out, and best checkpoints chosen by a top-k that is nearly always right."""
+    """Find thresholds on scores, and a best epoch chosen by a top-k that is nearly always correct."""
     for name in ("test_evaluator",) if case.testing else ("val_evaluator", "test_evaluator"):
         for metric in as_list(case.config.get(name)):
             thresholds = as_list(metric.get("thrs")) if isinstance(metric, dict) else []
             if any(isinstance(t, (int, float)) and t > 0 for t in thresholds):
-                what = f"{thresholds} counts an answer with a smaller score as wrong: not the top-1"
-                yield error(f"{name}.thrs", what, "leave thrs out")
+                what = f"{thresholds} counts predictions with a smaller score as wrong: not the top-1"
+                yield error(f"{name}.thrs", what, "remove thrs")
     chosen = get(case.config, "default_hooks.checkpoint.save_best")
     rank = str(chosen).rpartition("/top")[2] if isinstance(chosen, str) else ""
     classes = len(case.folder.classes) if case.folder else 0
     if not case.testing and rank.isdecimal() and int(rank) > 1 and int(rank) * 2 > classes:
-        what = f"{chosen} of {classes} classes is right for nearly any network"
-        yield error("default_hooks.checkpoint.save_best", what, "accuracy/top1")
+        what = f"{chosen} of {classes} classes is high for nearly any network"
+        yield error("default_hooks.checkpoint.save_best", what, "use accuracy/top1")
 
 
 @check(pitfall=27)
 def validation_happens(case: Case) -> Iterator[Finding]:
-    """A validation so rare or so late that the best epoch can't be known."""
+    """Find a validation that is too rare or too late to find the best epoch."""
     keys = ("max_epochs", "max_iters", "val_interval", "val_begin")
     epochs, iters, interval, begin = (get(case.config, f"train_cfg.{key}") for key in keys)
     last, unit = (epochs, "epoch") if type(epochs) is int else (iters, "iteration")
     if case.testing or type(last) is not int or case.config.get("val_dataloader") is None:
         return
     if type(begin) is int and begin > last:
-        what = f"{begin} lies beyond the {count(last, unit)}: nothing is validated, and there is no best.pth"
-        yield error("train_cfg.val_begin", what, "val_begin=1")
+        what = f"{begin} is after the last of {count(last, unit)}: nothing is validated, and there is no best.pth"
+        yield error("train_cfg.val_begin", what, "set val_begin=1")
     if type(interval) is int and interval > last:
-        what = (
-            f"{interval} lies beyond the {count(last, unit)}: the last one alone is validated, so best.pth is the last"
-        )
-        yield warning("train_cfg.val_interval", what, "val_interval=1")
+        what = f"{interval} is more than {count(last, unit)}: only the last is validated, so best.pth is the last"
+        yield warning("train_cfg.val_interval", what, "set val_interval=1")

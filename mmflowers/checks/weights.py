@@ -1,4 +1,4 @@
-"""Checks of what a training starts from and what a test tests."""
+"""Checks of the initial weights of a training and of the tested checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEW_RUN = "resume with the dataset folder it was started with; --weights FILE --
 
 @check()
 def weights_fit(case: Case) -> Iterator[Finding]:
-    """The same matching as when the run loads them."""
+    """Match the weights with the network, as the run does when it loads them."""
     from mmflowers.weights.conversion import convert_state_dict
     from mmflowers.weights.loading import require_finite
 
@@ -32,7 +32,7 @@ def weights_fit(case: Case) -> Iterator[Finding]:
 
 @check()
 def init_cfg_fits(case: Case) -> Iterator[Finding]:
-    """Weights that parts of the model name by ``init_cfg``: the same matching as when they are initialised."""
+    """Match the weights that parts of the model name by ``init_cfg``, as at initialisation."""
     from mmflowers.weights.init_cfg import convert_for_module
     from mmflowers.weights.sources import pretrained
 
@@ -48,12 +48,12 @@ def init_cfg_fits(case: Case) -> Iterator[Finding]:
                 yield from from_problems(where, problem.problems)
                 continue
             if gaps:
-                yield warning(where, f"{init['checkpoint']} fills a part: {gaps}", "use weights of this network")
+                yield warning(where, f"{init['checkpoint']} fills only a part: {gaps}", "use weights of this network")
 
 
 @check(pitfall=3)
 def trained_on_what_is_validated(case: Case) -> Iterator[Finding]:
-    """Photos that the weights were trained on and that are in another split now, under any name and in any format."""
+    """Find photos of val or test that the weights were trained on, under any name and in any format."""
     from mmflowers.datasets.identity import TRAINED_ON, from_state, near_copies, same_content
     from mmflowers.weights.loading import meta_of
 
@@ -72,12 +72,14 @@ def trained_on_what_is_validated(case: Case) -> Iterator[Finding]:
                 seen = [names[index] for index in found.nonzero()[0]]
                 what = f"{source} {what} {len(seen)} of the {count(len(names))} of {split} ({some(seen)})"
                 one = warning if keeps_copies(case.root) else error
-                yield one("weights", what, "keep the split it was trained with, or use weights that saw none of them")
+                yield one(
+                    "weights", what, "keep the split it was trained with, or use weights that weren't trained on them"
+                )
 
 
 @check(pitfall=3)
 def chosen_on_what_is_tested(case: Case) -> Iterator[Finding]:
-    """A test split with photos of the run's validation, by which its best epoch was chosen."""
+    """Find photos in the test split that chose the best epoch of the run."""
     from mmflowers.datasets.identity import PHOTOS, copies, from_state
 
     kept = case.meta.get(PHOTOS)
@@ -89,12 +91,12 @@ def chosen_on_what_is_tested(case: Case) -> Iterator[Finding]:
     if found.any():
         seen = [names[index] for index in found.nonzero()[0]]
         what = f"the epoch of {case.source} was chosen on {len(seen)} of the {count(len(names))} of test ({some(seen)})"
-        yield error("weights", what, "a test split holds photos that neither training nor validation has seen")
+        yield error("weights", what, "use a test split without photos of training or validation")
 
 
 @check(pitfall=23)
 def resumed_on_the_same_photos(case: Case) -> Iterator[Finding]:
-    """A run that goes on with other photos than it began with, whatever their names are."""
+    """Find changes of the photos since the start of a resumed run."""
     from mmflowers.engine.record import changed_photos
 
     if case.resume:
@@ -104,8 +106,8 @@ def resumed_on_the_same_photos(case: Case) -> Iterator[Finding]:
 
 @check(pitfall=15)
 def last_in_place_of_best(case: Case) -> Iterator[Finding]:
-    """``last.pth`` tested though ``best.pth`` lies beside it."""
+    """Find a test of ``last.pth`` if there is a ``best.pth``."""
     source = Path(case.source)
     best = source.parent / "best.pth"
     if case.testing and source.name == "last.pth" and best.is_file():
-        yield warning("checkpoint", f"{source} is the last, not the best", f"{best} is the best by validation")
+        yield warning("checkpoint", f"{source} is the last, not the best", f"use {best}, the best by validation")

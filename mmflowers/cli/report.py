@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from mmflowers.cli.parser import Parser, existing_folder
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
 
+    from mmflowers.evaluation.report import read_report_data
     from mmflowers.visualization.report import write_report
 
     work_dirs = args.work_dirs
@@ -50,12 +52,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             from mmflowers.engine.testing import last_run  # imports torch, which is not needed otherwise
 
         work_dirs = [last_run(Path("work_dirs"))]
-    classifier = None
+    overlay = None
     if args.cam:
         with contextlib.redirect_stdout(sys.stderr):  # mmengine prints on stdout about timm's networks
             with importing():
                 from mmflowers.inference.classifier import FlowerClassifier
+                from mmflowers.inference.grad_cam import file_overlay
 
-            classifier = FlowerClassifier.from_run(work_dirs[0])
-    path = write_report(work_dirs, args.out, data=args.data, split=args.split, classifier=classifier)
+            overlay = partial(file_overlay, FlowerClassifier.from_run(work_dirs[0]))
+    report = read_report_data(work_dirs, data=args.data, split=args.split)
+    path = write_report(report, args.out, overlay=overlay)
     print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -1,15 +1,15 @@
-"""The access control of the demo page: a filter in front of gradio that passes only the requests of the page itself.
+"""Access control of the demo page: an ASGI filter in front of gradio that passes only the requests of the page itself.
 
-Gradio offers some fifty routes, and takes from whoever calls them the paths and addresses of files that it then opens,
-copies or downloads. Nothing of that gets through the gate:
+Gradio has about fifty routes and accepts paths and addresses of files from any caller, which it then opens, copies or
+downloads. The gate blocks this:
 
-- It lists the requests that the page makes. Any other is refused, also what a future gradio adds.
-- Only pages that this server has served may make them (``Host``, ``Origin``, ``Referer``, ``Sec-Fetch-Site``).
-- It takes the uploads itself, see ``uploads``. Gradio never gets a file, a path or an address: the request that starts
-  an answer is rebuilt without its data, and the photos go beside it, in ``request.state``.
-- A browser session is a signed cookie. Names that a browser chooses are mixed with it before gradio gets them, so that
-  no session can name what belongs to another.
-- What gradio says of errors stays here; the browser gets the status and a sentence.
+- It has a list of the requests that the page makes. All others are refused, including those of future gradio versions.
+- Only pages of this server may make them (``Host``, ``Origin``, ``Referer``, ``Sec-Fetch-Site``).
+- It receives the uploads itself, see ``uploads``. Gradio never gets a file, a path or an address: the request for a
+  prediction is rebuilt without its data, and the photos are passed in ``request.state``.
+- A browser session is a signed cookie. Names chosen by a browser are hashed together with it before gradio gets them,
+  so that no session can name anything of another.
+- Gradio's error messages aren't sent; the browser gets the status and a sentence.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from mmflowers.demo.uploads import BUSY, MAX_BODY, MAX_PHOTOS, Uploads, read_bod
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 UPLOAD, JOIN, DATA = OF_A_SESSION = ("/gradio_api/upload", "/gradio_api/queue/join", "/gradio_api/queue/data")
-MAX_MESSAGE = 256 << 10  # bytes of the request that starts an answer
+MAX_MESSAGE = 256 << 10  # bytes of the request for a prediction
 AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE)
 ASSET = re.compile(r"/(?:theme\.css|favicon\.ico|(?:assets|static)(?:/(?!\.)[\w.@-]+)+)", re.ASCII)
 PHOTO = re.compile(r"/gradio_api/file=([\w-]+)", re.ASCII)
-# The request headers that gradio gets. By others, such as X-Forwarded-Host, it would change addresses in its page.
+# The request headers that gradio gets. Others, such as X-Forwarded-Host, would change addresses in its page.
 PASSED = (b"host", b"accept", b"accept-encoding", b"accept-language", b"if-none-match", b"if-modified-since")
 HEADERS = {
-    # Whatever gradio or a browser's extension of it would fetch from elsewhere, the browser refuses.
+    # The browser loads nothing from other servers, whatever gradio's page contains.
     "Content-Security-Policy": "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:;"
     " style-src 'self' 'unsafe-inline'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -50,16 +50,16 @@ HEADERS = {
     "Referrer-Policy": "same-origin",  # not no-referrer: browsers then send `Origin: null` with the page's own posts
     "X-Content-Type-Options": "nosniff",
 }
-SHOWN = {"Content-Disposition": "attachment", "Cache-Control": "no-store"}  # of a photo that waits
+SHOWN = {"Content-Disposition": "attachment", "Cache-Control": "no-store"}  # of an uploaded photo
 NOTHING = "There is nothing at this address."
 
 
 def served_names(host: str, more: Iterable[str] = ()) -> frozenset[str]:
-    """The names under which a browser may ask for the page.
+    """Return the host names that requests for the page may contain.
 
     Args:
         host: Address or name that the server listens on.
-        more: Names that it is reached by besides, behind a proxy.
+        more: Further names, such as that of a proxy.
     """
     names = {*LOOPBACK, host, *more}
     if host not in LOOPBACK:
@@ -68,15 +68,15 @@ def served_names(host: str, more: Iterable[str] = ()) -> frozenset[str]:
 
 
 class Gate:
-    """An ASGI application that lets through to gradio what its page does.
+    """An ASGI application that passes the requests of gradio's page to gradio and refuses all others.
 
     Args:
-        app: Gradio's.
-        events: The numbers of the events that answer photos.
-        names: Under which the page may be asked for, see ``served_names``. The address at which a request arrives is
-            always one of them. Ports aren't compared with the server's, because tunnels change them.
-        port: That the server listens on. It names the cookie, because browsers keep one set of cookies for all ports
-            of a machine.
+        app: Gradio's application.
+        events: The numbers of the gradio events that predict photos.
+        names: Allowed host names, see ``served_names``. The address at which a request arrives is always allowed.
+            Ports aren't compared with the server's, because tunnels change them.
+        port: The port that the server listens on. It is part of the cookie's name, because browsers keep one set of
+            cookies for all ports of a machine.
     """
 
     def __init__(self, app: ASGIApp, events: Collection[int], names: frozenset[str], port: int) -> None:
@@ -98,14 +98,14 @@ class Gate:
             await send(message)
 
         try:
-            answer = await self._answer(scope, receive)
+            response = await self._respond(scope, receive)
         except HTTPException as refused:
-            answer = _refusal(scope, refused.status_code, refused.detail)
+            response = _refusal(scope, refused.status_code, refused.detail)
         except ClientDisconnect:
             return
-        await answer(scope, receive, send_with_headers)
+        await response(scope, receive, send_with_headers)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> ASGIApp:
+    async def _respond(self, scope: Scope, receive: Receive) -> ASGIApp:
         headers, path = Headers(scope=scope), scope["path"]
         self._check_caller(scope, headers)
         session = self._session(headers)
@@ -115,7 +115,7 @@ class Gate:
                 return self._page(scope, session)
             case "GET", _ if ASSET.fullmatch(path):
                 return _Forward(self.app)
-            case "GET", "/gradio_api/upload_progress":  # the page needs to hear of its end
+            case "GET", "/gradio_api/upload_progress":  # the page waits for this event
                 return Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")
             case _ if session is None:
                 if path in OF_A_SESSION:
@@ -132,17 +132,17 @@ class Gate:
         raise HTTPException(404, NOTHING)
 
     def _check_caller(self, scope: Scope, headers: Headers) -> None:
-        """Refuse what another site's page asks for, and a site whose name leads here (DNS rebinding)."""
+        """Refuse requests of other sites' pages, and of sites whose name resolves to this server (DNS rebinding)."""
         hosts = headers.getlist("host")
         if len(hosts) != 1 or _host_name(hosts[0]) not in self._names | _arrived_at(scope):
-            what = "The page isn't served under this name. --allow-host of tools/demo.py allows one more."
+            what = "The page isn't served under this name. Allow it with --allow-host of tools/demo.py."
             raise HTTPException(403, what)
-        # A link to the page may be anywhere; whatever else is asked for, the page asks.
+        # Any site may link to the page; all other requests must come from the page.
         linked = scope["path"] == "/" and headers.get("sec-fetch-mode") == "navigate"
         referers = [] if linked else map(_origin, headers.getlist("referer"))
         foreign = {*headers.getlist("origin"), *referers} - {f"{scheme}://{hosts[0]}" for scheme in ("http", "https")}
         if foreign or not (linked or headers.get("sec-fetch-site", "none") in ("same-origin", "none")):
-            raise HTTPException(403, "Only the page itself may ask for this.")
+            raise HTTPException(403, "Only the page itself may make this request.")
 
     def _page(self, scope: Scope, session: str | None) -> ASGIApp:
         added = {"Cache-Control": "no-store"}
@@ -154,7 +154,7 @@ class Gate:
         return _Forward(self.app, headers=added)
 
     def _join(self, session: str, body: bytes) -> ASGIApp:
-        """Have gradio start an answer: the session's photos go in ``request.state``, and gradio gets no data."""
+        """Forward a request for a prediction: the photos are passed in ``request.state``, and gradio gets no data."""
         try:
             message = json.loads(body)
         except (ValueError, RecursionError):
@@ -163,19 +163,19 @@ class Gate:
             case {"session_hash": str(chosen), "fn_index": int(event), "data": [list() | dict() as files]}:
                 files = files if isinstance(files, list) else [files]
             case _:
-                raise HTTPException(400, "This isn't a question about photos.")
+                raise HTTPException(400, "This isn't a request to predict photos.")
         if event not in self._events:
             raise HTTPException(404, NOTHING)
         names = [file.get("path") if isinstance(file, dict) else None for file in files]
         photos = [self.uploads.find(session, name) if isinstance(name, str) else None for name in names[:MAX_PHOTOS]]
         if not photos or None in photos:
-            raise HTTPException(404, "A photo is no longer there. Send it again.")
+            raise HTTPException(404, "A photo was deleted. Send it again.")
         rebuilt = {"session_hash": self._sign(session, chosen), "fn_index": int(event), "data": [None]}
         state = {"photos": photos, "left_out": len(names) - len(photos)}
         return _Forward(self.app, body=json.dumps(rebuilt).encode(), state=state)
 
     def _session(self, headers: Headers) -> str | None:
-        """The browser session that the cookie names; None without one that this server has signed."""
+        """Return the browser session of the cookie; None without a cookie that this server has signed."""
         for cookie in "; ".join(headers.getlist("cookie")).split("; "):
             name, _, value = cookie.partition("=")
             token, _, signature = value.partition(".")
@@ -184,19 +184,19 @@ class Gate:
         return None
 
     def _sign(self, *parts: str) -> str:
-        """Mix a session, and a name that its browser has chosen, to one that nobody else can get at."""
+        """Sign a session, or derive from it and a name chosen by its browser a name that no other session can know."""
         return hmac.new(self._key, json.dumps(parts).encode(), hashlib.sha256).hexdigest()[:32]
 
 
 class _Forward:
-    """Gradio's answer to a request that is rebuilt from what is known of it.
+    """Gradio's response to a request that is rebuilt from verified parts.
 
     Args:
-        app: Gradio's.
-        query: Of the address; the browser's own is dropped.
-        body: Likewise, JSON.
-        state: To be found in ``request.state``.
-        headers: To be added to the answer.
+        app: Gradio's application.
+        query: Query string that replaces the browser's.
+        body: JSON that replaces the browser's body.
+        state: Attributes of ``request.state``.
+        headers: Headers added to the response.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class _Forward:
         async def send_unless_failed(message: Message) -> None:
             nonlocal failed
             if message["type"] == "http.response.start":
-                if message["status"] >= 300 and message["status"] != 304:  # what gradio says stays here
+                if message["status"] >= 300 and message["status"] != 304:  # gradio's message isn't sent
                     failed = message["status"]
                 MutableHeaders(scope=message).update(self._headers)
             if not failed:
@@ -236,23 +236,25 @@ class _Forward:
         except RuntimeError as error:
             if not isinstance(error.__cause__, HTTPException):
                 raise
-            # Asked for answers that nobody waits for, gradio begins a stream and refuses then, which Starlette makes a
-            # RuntimeError of: a page of traceback in the log. The browser has been told within the stream.
+            # If results are requested that aren't in the queue, gradio starts a stream and then refuses. Starlette
+            # turns this into a RuntimeError with a long traceback in the log. The stream has told the browser.
             if not failed:
                 await send({"type": "http.response.body"})
         if failed:
             texts = {404: NOTHING, 503: BUSY}
-            await _refusal(scope, failed, texts.get(failed, "The server can't answer this."))(scope, receive, send)
+            await _refusal(scope, failed, texts.get(failed, "The server can't process this request."))(
+                scope, receive, send
+            )
 
 
 def _refusal(scope: Scope, status: int, text: str) -> Response:
-    if scope["path"] == JOIN:  # in the form in which the page shows it
+    if scope["path"] == JOIN:  # the page shows this form
         return JSONResponse({"detail": text}, status)
     return PlainTextResponse(text, status)
 
 
 def _normal(name: str) -> str:
-    """A host name, or address, as all its spellings are compared."""
+    """Return the normal form of a host name or address."""
     name = name.lower().strip("[]").rstrip(".").partition("%")[0]
     try:
         address = ipaddress.ip_address(name)
@@ -267,7 +269,7 @@ def _host_name(host: str) -> str | None:
 
 
 def _arrived_at(scope: Scope) -> set[str]:
-    """The machine's address that a request has arrived at, where the server tells it."""
+    """Return the address of this machine at which a request arrived, if the server knows it."""
     try:
         return {_normal(str(ipaddress.ip_address((scope.get("server") or [""])[0])))}
     except ValueError:
@@ -275,5 +277,5 @@ def _arrived_at(scope: Scope) -> set[str]:
 
 
 def _origin(url: str) -> str:
-    """Scheme, name and port of an address."""
+    """Return scheme, name and port of an address."""
     return "/".join(url.split("/", 3)[:3])

@@ -1,4 +1,4 @@
-"""The demo page itself, built with gradio behind the gate."""
+"""Build the demo page with gradio, behind the gate."""
 
 from __future__ import annotations
 
@@ -9,49 +9,49 @@ import numpy as np
 from fastapi import FastAPI
 from markupsafe import Markup
 
-from mmflowers.demo.answers import Answer, Answering
 from mmflowers.demo.gate import Gate
+from mmflowers.demo.results import PhotoClassifier, Result
 from mmflowers.demo.uploads import MAX_MEGABYTES, MAX_PHOTOS, MEGABYTE, Upload
-from mmflowers.utils.errors import InputError
+from mmflowers.utils.errors import InputError, count
 
-WAITING = 64  # questions that wait for the network; later ones are told to come again
+WAITING = 64  # requests in the queue; later ones get an error message
 CSS = Path(__file__).parent / "templates" / "demo.css"
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "Arial", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Liberation Mono", "monospace")
 
 
-def build_app(answering: Answering, name: str, *, names: frozenset[str], port: int) -> Gate:
-    """Build the page as an ASGI application that asks for nothing from elsewhere.
+def build_app(classifier: PhotoClassifier, name: str, *, names: frozenset[str], port: int) -> Gate:
+    """Build the page as an ASGI application that loads nothing from other servers.
 
     Args:
-        answering: Of the run.
-        name: The run's.
-        names: Under which browsers may ask for the page, see ``gate.served_names``.
-        port: That it listens on.
+        classifier: Predicts the photos.
+        name: Name of the run.
+        names: Host names of the page, see ``gate.served_names``.
+        port: The port that the server listens on.
     """
 
-    def answer_all(_: object, request: gradio.Request) -> tuple[str, None]:
+    def predict_photos(_: object, request: gradio.Request) -> tuple[str, None]:
         left_out = request.state.left_out
-        were = "photo was" if left_out == 1 else "photos were"
-        notice = f"{left_out} more {were} left out: the page takes {MAX_PHOTOS} at once, tools/predict.py any number."
+        were = "was" if left_out == 1 else "were"
+        notice = f"{count(left_out)} {were} left out: the page takes {MAX_PHOTOS} at once, tools/predict.py any number."
         return show([(photo.name, photo) for photo in request.state.photos], notice if left_out else "")
 
-    def answer_camera(_: object, request: gradio.Request) -> tuple[str, None]:
+    def predict_camera(_: object, request: gradio.Request) -> tuple[str, None]:
         return show([("camera", photo) for photo in request.state.photos])
 
-    def look(name: str, photo: Upload) -> Answer:
+    def predict(name: str, photo: Upload) -> Result:
         data = photo.take()
         if data is None:
-            return Answer(name, reason="it was asked about twice, send it again")
-        return answering.answer(name, data)
+            return Result(name, reason="it was requested twice, send it again")
+        return classifier.predict(name, data)
 
     def show(photos: list[tuple[str, Upload]], notice: str = "") -> tuple[str, None]:
-        answers = [look(name, photo) for name, photo in photos]
-        # None empties the component: ready for the next photo, and without a link to one that is gone.
-        return _for_gradio(answering.render(answers, notice)), None
+        results = [predict(name, photo) for name, photo in photos]
+        # None clears the component for the next photo, and removes the link to the deleted one.
+        return _for_gradio(classifier.render(results, notice)), None
 
     with gradio.Blocks(title=f"{name} · mmflowers", analytics_enabled=False) as page:
-        gradio.HTML(_head(answering, name))
+        gradio.HTML(_head(classifier, name))
         with gradio.Tab("Photos"):
             photos = gradio.File(
                 label=f"Up to {MAX_PHOTOS} photos of at most {MAX_MEGABYTES} MB each",
@@ -63,19 +63,19 @@ def build_app(answering: Answering, name: str, *, names: frozenset[str], port: i
             camera = gradio.Image(
                 label="Camera", sources=["webcam"], type="filepath", image_mode=None, height=360, elem_id="camera"
             )
-        answers = gradio.HTML(elem_id="answers")
+        results = gradio.HTML(elem_id="results")
         events = [
             event(
-                answer,
+                function,
                 component,
-                [answers, component],
-                concurrency_id="network",  # one photo after the other, whoever asks
+                [results, component],
+                concurrency_id="network",  # one request at a time, of all sessions
                 api_visibility="private",
-                show_progress_on=answers,
+                show_progress_on=results,
             )["id"]
-            for component, event, answer in (
-                (photos, photos.upload, answer_all),
-                (camera, camera.input, answer_camera),
+            for component, event, function in (
+                (photos, photos.upload, predict_photos),
+                (camera, camera.input, predict_camera),
             )
         ]
     app = gradio.mount_gradio_app(
@@ -96,16 +96,16 @@ def build_app(answering: Answering, name: str, *, names: frozenset[str], port: i
     return Gate(app, events, names, port)
 
 
-def _head(answering: Answering, name: str) -> str:
-    facts = [f"{len(answering.classifier.classes)} classes"]
-    if not isinstance(answering.photos, InputError):
-        facts.append(f"{len(answering.photos):,} training photos")
-    if not isinstance(answering.matrix, InputError):
-        right, total = int(np.trace(answering.matrix)), int(answering.matrix.sum())
-        facts.append(f"top-1 {100 * right / total:.2f}\N{NO-BREAK SPACE}% on {total:,} val photos")
-    return _for_gradio(Markup('<header class="head"><h1>{}</h1><p>{}</p></header>').format(name, " · ".join(facts)))
+def _head(classifier: PhotoClassifier, name: str) -> str:
+    parts = [f"{len(classifier.classifier.classes)} classes"]
+    if not isinstance(classifier.photos, InputError):
+        parts.append(f"{len(classifier.photos):,} training photos")
+    if not isinstance(classifier.matrix, InputError):
+        correct, total = int(np.trace(classifier.matrix)), int(classifier.matrix.sum())
+        parts.append(f"top-1 {100 * correct / total:.2f}\N{NO-BREAK SPACE}% on {total:,} val photos")
+    return _for_gradio(Markup('<header class="head"><h1>{}</h1><p>{}</p></header>').format(name, " · ".join(parts)))
 
 
 def _for_gradio(html: str) -> str:
-    """HTML in which gradio finds none of its own templates, ``{{ }}`` and ``${ }``."""
-    return str(html).replace("{", "&#123;")  # Markup would escape what replaces
+    """Escape braces, so that gradio finds none of its own templates, ``{{ }}`` and ``${ }``, in the HTML."""
+    return str(html).replace("{", "&#123;")  # Markup.replace would escape the replacement

@@ -1,4 +1,4 @@
-"""Photos that browsers have sent to the demo page, each held for its session until it is answered."""
+"""Photos uploaded to the demo page, kept for their session until they are predicted."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 MEGABYTE = 1 << 20
-MAX_MEGABYTES = 32  # of a photo; phones and cameras stay below
-MAX_PHOTOS = 12  # answered at once
+MAX_MEGABYTES = 32  # per photo; photos of phones and cameras are smaller
+MAX_PHOTOS = 12  # per request
 MAX_FILES = 4 * MAX_PHOTOS  # in one upload; those beyond MAX_PHOTOS aren't kept
-MAX_BODY = MAX_PHOTOS * MAX_MEGABYTES * MEGABYTE + MEGABYTE  # of an upload, with its part headers
-MAX_RECEIVING = 4  # uploads at the same time
-MAX_OF_SESSION, MAX_HELD = 4 * MAX_PHOTOS, 10 * MAX_PHOTOS  # photos that wait; each keeps a file open
-MAX_AGE = 600  # seconds until a photo that nobody asked about is deleted
-GRACE, SLOWEST = 30, 64 << 10  # a body may take 30 s, and 1 s more for every 64 KiB of it that has arrived
-BUSY = "Too many photos are waiting for their answer. Try again in a minute."
+MAX_BODY = MAX_PHOTOS * MAX_MEGABYTES * MEGABYTE + MEGABYTE  # bytes of an upload with its part headers
+MAX_RECEIVING = 4  # simultaneous uploads
+MAX_OF_SESSION, MAX_HELD = 4 * MAX_PHOTOS, 10 * MAX_PHOTOS  # waiting photos, each with an open file
+MAX_AGE = 600  # seconds until a photo that wasn't predicted is deleted
+GRACE, SLOWEST = 30, 64 << 10  # time limit of a body: 30 s, and 1 s for every 64 KiB that has arrived
+BUSY = "Too many photos are waiting. Try again in a minute."
 
 
 class Upload:
-    """A photo that waits for its answer.
+    """A photo that waits for its prediction.
 
-    Its bytes lie in a temporary file without a name: no path leads to it, and nothing of it is left when the process
-    ends, however it ends.
+    Its bytes are in a temporary file without a name. No path leads to it, and the system deletes it when the process
+    ends, even after a crash.
 
     Args:
-        session: The browser session that sent it.
-        name: What the browser calls the file. It is shown, and never names a file here.
-        file: Its bytes.
+        session: The browser session that uploaded it.
+        name: The browser's name of the file. It is shown, but never used as a path.
+        file: Contains the bytes.
     """
 
     def __init__(self, session: str, name: str, file: IO[bytes]) -> None:
@@ -47,24 +47,24 @@ class Upload:
 
     @property
     def gone(self) -> bool:
-        """Whether it is answered or deleted."""
+        """Whether the photo was predicted or deleted."""
         return self._file.closed
 
     def chunks(self) -> Iterator[bytes]:
-        """Read it piece by piece; this ends early where the photo is answered meanwhile."""
+        """Read the photo in pieces; this ends early if the photo is deleted meanwhile."""
         place = 0
         while data := self._read(place, 1 << 16):
             place += len(data)
             yield data
 
     def take(self) -> bytes | None:
-        """Read all of it and delete it; None where it is gone."""
+        """Return the bytes of the photo and delete it; None if it is already deleted."""
         data = self._read(0)
         self.delete()
         return data
 
     def delete(self) -> None:
-        """Free its disk space."""
+        """Delete the photo."""
         with self._lock:
             self._file.close()
 
@@ -77,10 +77,10 @@ class Upload:
 
 
 class Uploads:
-    """All photos that wait for their answer.
+    """All photos that wait for their prediction.
 
-    A photo is named by 128 random bits, and only in the session that sent it: a session that learns the name of
-    another's photo can't do anything with it.
+    The name of a photo is 128 random bits and is valid only in the session that uploaded it: another session that
+    learns the name can't use it.
     """
 
     def __init__(self) -> None:
@@ -88,18 +88,18 @@ class Uploads:
         self._receiving = 0
 
     async def receive(self, session: str, headers: Headers, body: AsyncGenerator[bytes, None]) -> list[str]:
-        """Receive a ``multipart/form-data`` body and hold its photos.
+        """Receive a ``multipart/form-data`` body and keep its photos.
 
         Args:
-            session: The browser session that sends it.
+            session: The browser session that uploads it.
             headers: Of the request.
-            body: Its pieces, see ``read_body``.
+            body: Pieces of the body, see ``read_body``.
 
         Returns:
-            A name for each file, in their order. Those beyond ``MAX_PHOTOS`` name nothing.
+            One name per file, in order. Names of files beyond ``MAX_PHOTOS`` have no photo.
 
         Raises:
-            HTTPException: It is refused, and nothing of it is kept; the detail is a sentence for the browser.
+            HTTPException: The upload is refused and nothing is kept; the detail is a sentence for the browser.
         """
         self._held = {name: upload for name, upload in self._held.items() if not upload.gone}
         if self._receiving >= MAX_RECEIVING or len(self._held) + MAX_PHOTOS > MAX_HELD:
@@ -107,18 +107,18 @@ class Uploads:
         self._receiving += 1
         try:
             form = await _Parser(headers, body, max_files=MAX_FILES, max_fields=0).parse()
-        except (MultiPartException, KeyError):  # KeyError: there is no Content-Type
+        except (MultiPartException, KeyError):  # KeyError: no Content-Type
             raise HTTPException(400, f"This isn't an upload of 1 to {MAX_FILES} files.") from None
         except OSError:
-            raise HTTPException(507, "The server has no room for these photos.") from None
+            raise HTTPException(507, "The server has no disk space for these photos.") from None
         finally:
             self._receiving -= 1
         files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
         refused = None
         if not files:
-            refused = HTTPException(400, "There is no file in the upload.")
+            refused = HTTPException(400, "The upload contains no file.")
         elif any((file.size or 0) > MAX_MEGABYTES * MEGABYTE for file in files):
-            refused = HTTPException(413, f"A photo may have {MAX_MEGABYTES} MB.")
+            refused = HTTPException(413, f"A photo may have at most {MAX_MEGABYTES} MB.")
         for file in files[0 if refused else MAX_PHOTOS :]:
             file.file.close()
         if refused:
@@ -133,21 +133,21 @@ class Uploads:
         return names
 
     def find(self, session: str, name: str) -> Upload | None:
-        """The session's photo of that name; None where there is none."""
+        """Return the session's photo of a name; None if there is none."""
         upload = self._held.get(name)
         return upload if upload and upload.session == session and not upload.gone else None
 
 
 async def read_body(receive: Receive, limit: int) -> AsyncGenerator[bytes, None]:
-    """Read a request's body piece by piece, for as long as it keeps to size and pace.
+    """Yield the pieces of a request's body, with limits on its size and duration.
 
     Args:
         receive: Of the request.
-        limit: Bytes, counted as they arrive; what the request says of its length isn't relied on.
+        limit: Maximum number of bytes. The received bytes are counted, whatever the Content-Length header says.
 
     Raises:
-        HTTPException: It is larger, or slower than ``GRACE`` and ``SLOWEST``.
-        ClientDisconnect: The browser has gone.
+        HTTPException: The body is larger, or slower than ``GRACE`` and ``SLOWEST`` allow.
+        ClientDisconnect: The browser has disconnected.
     """
     start, size, more = time.monotonic(), 0, True
     while more:
@@ -161,17 +161,17 @@ async def read_body(receive: Receive, limit: int) -> AsyncGenerator[bytes, None]
             raise ClientDisconnect
         size += len(message.get("body", b""))
         if size > limit:
-            raise HTTPException(413, f"This is more than {limit:,} bytes.")
+            raise HTTPException(413, f"The request is larger than {limit:,} bytes.")
         yield message.get("body", b"")
         more = message.get("more_body", False)
 
 
 class _Parser(MultiPartParser):
-    spool_max_size = SLOWEST  # a larger file goes to the disk at once: a hundred waiting photos shall fit the memory
+    spool_max_size = SLOWEST  # larger files go to the disk at once, to save memory with a hundred waiting photos
 
 
 def _clean(name: str) -> str:
-    """The last part of a path of any system, without control and format characters, of at most 200 characters."""
+    """Return the last part of a path of any system, without control and format characters, at most 200 characters."""
     last = name.replace("\\", "/").rpartition("/")[2]
     printable = "".join(character for character in last if not unicodedata.category(character).startswith("C"))
     return printable.strip()[:200] or "photo"

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmflowers.evaluation.metadata import read_facts
+from mmflowers.evaluation.metadata import read_run_metadata
 from mmflowers.utils.errors import InputError
 
 TOP1 = "accuracy/top1"  # MMPretrain's name for the top-1 accuracy in percent
@@ -47,7 +47,7 @@ class History:
         """Display name of ``metric``: "top-1" for top-1 accuracy, else its own name."""
         return metric_label(self.metric)
 
-    def told(self, score: float) -> str:
+    def format(self, score: float) -> str:
         """Format a score, with its unit if that is known."""
         return f"{format_score(score)} %" if self.metric == TOP1 else format_score(score)
 
@@ -62,18 +62,20 @@ def format_score(score: float) -> str:
     return f"{score:.2f}" if abs(score) >= 1 or score == 0 else f"{score:.4f}"
 
 
-def read_history(work_dir: Path, metric: str | None = None) -> History:
+def read_history(work_dir: Path, metric: str | None = None, rule: str = "greater") -> History:
     """Read the ``scalars.json`` of all starts of a run; an epoch of a later start replaces that of an earlier one.
 
     Args:
         work_dir: Of the run.
-        metric: The metric to read, with greater values better; default the one that chose the run's best epoch.
+        metric: The metric to read; default the one that chose the run's best epoch, with its rule.
+        rule: "greater" or "less": which of two scores of ``metric`` is better.
 
     Raises:
         InputError: ``work_dir`` has no such file.
     """
-    name, rule = (metric, "greater") if metric else read_facts(work_dir).chosen_by
-    history = History(metric=name, rule=rule)
+    if metric is None:
+        metric, rule = read_run_metadata(work_dir).chosen_by
+    history = History(metric=metric, rule=rule)
     training: dict[int, tuple[float, float]] = {}
     validation: dict[int, float] = {}
     logs = sorted(work_dir.glob("*/vis_data/scalars.json"))
@@ -88,7 +90,7 @@ def read_history(work_dir: Path, metric: str | None = None) -> History:
             if "loss" in entry and "epoch" in entry:  # iteration-based runs have no epoch
                 # The last line of an epoch is used, since its mean covers the whole epoch.
                 training[entry["epoch"]] = (entry.get("loss_epoch", entry["loss"]), entry.get("lr", float("nan")))
-            elif isinstance(score := entry.get(name), (int, float)) and not math.isnan(score):
+            elif isinstance(score := entry.get(metric), (int, float)) and not math.isnan(score):
                 validation[entry["step"]] = score
     for epoch, (loss, rate) in sorted(training.items()):
         history.epochs.append(epoch)

@@ -19,7 +19,7 @@ VERSIONS = ("Python", "PyTorch", "TorchVision", "OpenCV", "MMEngine")
 
 
 @dataclass(frozen=True)
-class RunFacts:
+class RunMetadata:
     """Metadata of a run; fields that weren't recorded are empty.
 
     Attributes:
@@ -27,12 +27,14 @@ class RunFacts:
         config: Top-level names of the config → values.
         environment: The environment that MMEngine logged at the last start of the run, name → text.
         warnings: Warnings of the checks, each with "where", "what" and "hint".
+        data_root: Dataset folder of the last test, else of the training; None if no config names it.
     """
 
     config_name: str
     config: dict[str, Any]
     environment: dict[str, str]
     warnings: list[dict[str, str]]
+    data_root: str | None
 
     @property
     def recipe(self) -> dict[str, str]:
@@ -79,30 +81,24 @@ class RunFacts:
         return {**found, "hardware": hardware} if hardware else found
 
 
-def read_facts(work_dir: Path) -> RunFacts:
+def read_run_metadata(work_dir: Path) -> RunMetadata:
     """Read the metadata of the run in ``work_dir``.
 
     Raises:
         InputError: ``checks.json`` can't be read.
     """
     configs = sorted(work_dir.glob("*.py"))
+    trained = [read_settings(path) for path in configs]
+    tested = [read_settings(path) for path in sorted(work_dir.glob("test/*.py"))]
+    roots = (_at(each, "test_dataloader", "dataset", "data_root") or each.get("data_root") for each in tested + trained)
     logs = sorted(work_dir.glob("*/*.log"))
-    return RunFacts(
+    return RunMetadata(
         config_name=configs[0].name if configs else "",
-        config=read_settings(configs[0]) if configs else {},
+        config=trained[0] if trained else {},
         environment=_environment(logs[-1]) if logs else {},
         warnings=_warnings(work_dir / "checks.json") + _warnings(work_dir / "test" / "checks.json"),
+        data_root=next((root for root in roots if isinstance(root, str)), None),
     )
-
-
-def tested_on(work_dir: Path) -> str | None:
-    """Return the dataset folder of the last test, else of the training; None if no config names it."""
-    for path in (*sorted(work_dir.glob("test/*.py")), *sorted(work_dir.glob("*.py"))):
-        settings = read_settings(path)
-        root = _at(settings, "test_dataloader", "dataset", "data_root") or settings.get("data_root")
-        if isinstance(root, str):
-            return root
-    return None
 
 
 def find_dataset(work_dir: Path, recorded: str | None, given: Path | None = None) -> Path:
@@ -122,11 +118,11 @@ def find_dataset(work_dir: Path, recorded: str | None, given: Path | None = None
         # A relative path starts where the training was started: the current folder, or one that contains the work dir.
         places = [Path(recorded), *(base / recorded for base in work_dir.resolve().parents)]
     else:
-        raise InputError(f"{work_dir} has no config that names its photos", "--data names the dataset folder")
+        raise InputError(f"{work_dir} has no config that names its dataset folder", "give it with --data")
     for place in places:
         if place.is_dir():
             return place
-    raise InputError(f"no dataset folder at {places[0]}", "--data names it")
+    raise InputError(f"no dataset folder at {places[0]}", "give its path with --data")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -180,10 +176,10 @@ def _environment(log: Path) -> dict[str, str]:
     found = ENVIRONMENT.search(log.read_text(encoding="utf-8", errors="replace"))
     lines = found[1].splitlines() if found else []
     pairs = [line.strip().partition(": ") for line in lines]
-    facts = {name: value for name, _, value in pairs if value}
+    environment = {name: value for name, _, value in pairs if value}
     # PyTorch's lines begin with a dash and are joined under their heading.
-    facts["PyTorch compiling details"] = "\n".join(line for line in lines if line.strip().startswith("- "))
-    return facts
+    environment["PyTorch compiling details"] = "\n".join(line for line in lines if line.strip().startswith("- "))
+    return environment
 
 
 def _warnings(path: Path) -> list[dict[str, str]]:

@@ -83,6 +83,13 @@ def read_predictions(path: Path) -> Predictions:
         ) from error
 
 
+def confusion_matrix(predictions: Predictions) -> np.ndarray:
+    """Count the photos of each true class (row) and predicted class (column), int64 of shape (classes, classes)."""
+    matrix = np.zeros((len(predictions.classes),) * 2, dtype=np.int64)
+    np.add.at(matrix, (predictions.labels, predictions.predicted), 1)
+    return matrix
+
+
 def per_class_table(predictions: Predictions) -> list[tuple[str, float, float, float, int]]:
     """Return name, precision, recall, F1 (in 0…1, as in scikit-learn) and number of photos of each class."""
     from sklearn.metrics import precision_recall_fscore_support

@@ -1,4 +1,4 @@
-"""The model card of an export: Markdown with Hugging Face's metadata, from what the run wrote down about itself."""
+"""Write the model card of an export: Markdown with Hugging Face's metadata, from the files in the work dir."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import numpy as np
 from mmflowers.datasets.card import read_card
 from mmflowers.evaluation.calibration import calibrate
 from mmflowers.evaluation.history import metric_label
-from mmflowers.evaluation.metadata import read_facts
+from mmflowers.evaluation.metadata import RunMetadata
 from mmflowers.evaluation.predictions import Predictions, per_class_table
+from mmflowers.evaluation.report import describe_dataset
 from mmflowers.evaluation.statistics import format_top1_interval
 from mmflowers.evaluation.tested import read_tested
 from mmflowers.preparation.prepare import HUB_SPLITS
@@ -22,21 +23,21 @@ from mmflowers.utils.errors import InputError
 from mmflowers.visualization.pages import environment
 
 if TYPE_CHECKING:
-    from mmflowers.export.export import Check
+    from mmflowers.export.export import FileCheck
 
-CARD = "README.md"  # where Hugging Face looks for it: the folder can be uploaded as it is
-MARK = "<!-- tools/export.py writes this card anew; take this line out, and it leaves the card alone. -->"
-AGREE = 0.005  # of two scores of one network, on another device or in another batch
+CARD = "README.md"  # Hugging Face's name, so that the folder can be uploaded unchanged
+MARK = "<!-- tools/export.py"  # begins the comment in the template
+AGREE = 0.005  # largest difference of a score of one network, on another device or in another batch
 DESCRIBED = {
     "model.onnx": "ONNX, for any number of images",
-    "model_fp16.onnx": "the same with weights in float16, computing in float32",
+    "model_fp16.onnx": "the same with weights in float16, computes in float32",
     "model.torchscript": "TorchScript, for `torch.jit.load` without other packages, and for C++",
-    "slim.pth": "MMPretrain's checkpoint with weights in float16; its config lies beside it",
+    "slim.pth": "MMPretrain checkpoint with weights in float16; its config is next to it",
 }
 
 
-def keeps_its_own(out: Path) -> bool:
-    """Whether a folder holds a card of somebody else, or one that its owner has taken over."""
+def has_own_card(out: Path) -> bool:
+    """Return whether a folder has a card that no export wrote, or one whose mark was removed to keep edits."""
     path = out / CARD
     return path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace")
 
@@ -45,33 +46,37 @@ def model_card(
     work_dir: Path,
     root: Path,
     *,
-    checks: Sequence[Check],
-    facts: Mapping[str, Any],
+    run: RunMetadata,
+    checks: Sequence[FileCheck],
+    metadata: Mapping[str, Any],
     expected: Mapping[str, np.ndarray],
     split: str,
     licence: str | None = None,
 ) -> str:
-    """The card's text.
+    """Return the text of the card.
 
     Args:
-        work_dir: Of the run; ``predictions_<split>.csv`` in it are the results, where they are of this checkpoint.
+        work_dir: Of the run. Its ``predictions_<split>.csv`` gives the results, if it is of this checkpoint.
         root: The dataset folder.
-        checks: Of the files.
-        facts: As ``formats.facts`` gives them.
-        expected: What the checkpoint says of the photos it was checked on: by name, its probabilities.
+        run: Metadata of the run.
+        checks: Of the exported files.
+        metadata: See ``formats.network_metadata``.
+        expected: Name → probabilities of the checkpoint, for the photos of the comparison.
         split: Of those photos.
-        licence: By Hugging Face's identifier; None leaves it out.
+        licence: Hugging Face's identifier; None leaves it out.
 
     Raises:
-        InputError: What the run or the dataset folder wrote down can't be read.
+        InputError: A file in the dataset folder can't be read.
     """
-    run, card = read_facts(work_dir), read_card(root)
+    card = read_card(root)
     name, dataset = work_dir.resolve().name, root.resolve().name
-    predictions, unmeasured = _own_predictions(work_dir / f"predictions_{split}.csv", expected)
+    predictions, unmeasured = _matching_predictions(work_dir / f"predictions_{split}.csv", expected)
     results = _results(predictions) if predictions else None
+    data = describe_dataset(card, root)
+    if card.facts:
+        data["dataset folder"] += ", described by its DATA_CARD.md"
     return _render(
-        metadata=_metadata(name, dataset, split, results, licence, onnx=any("onnx" in check.name for check in checks)),
-        mark=MARK,
+        yaml=_yaml(name, dataset, split, results, licence, onnx=any("onnx" in check.name for check in checks)),
         name=name,
         network=run.recipe.get("network", "A classifier"),
         checks=checks,
@@ -82,20 +87,20 @@ def model_card(
         results=results,
         chosen_by=metric_label(run.chosen_by[0]),
         unmeasured=unmeasured,
-        # The command names folders of a machine, which readers of a card don't know.
+        # Without the command, which contains paths of this machine.
         training={name: text for name, text in {**run.recipe, **run.machine}.items() if name != "command"},
         warnings=run.warnings,
-        data=_data(dataset, card.facts),
+        data=data,
         licence=licence,
-        resized_by=_resized_by(facts["resizing"]) if any(check.name == "model.onnx" for check in checks) else "",
-        **facts,
+        resized_by=_resized_by(metadata["resizing"]) if any(check.name == "model.onnx" for check in checks) else "",
+        **metadata,
     )
 
 
-def _own_predictions(path: Path, expected: Mapping[str, np.ndarray]) -> tuple[Predictions | None, str]:
-    """Predictions of this very checkpoint, as its scores show; or None and why."""
+def _matching_predictions(path: Path, expected: Mapping[str, np.ndarray]) -> tuple[Predictions | None, str]:
+    """Return the predictions if their scores are those of the checkpoint, else None and the reason."""
     if not path.is_file():
-        return None, f"{path.name} isn't there; tools/test.py writes it"
+        return None, f"there is no {path.name}; tools/test.py writes it"
     try:
         predictions, notes, is_partial, _ = read_tested(path, path.parent)
     except InputError as error:
@@ -123,10 +128,10 @@ def _results(predictions: Predictions) -> dict[str, Any]:
     }
 
 
-def _metadata(
+def _yaml(
     name: str, dataset: str, split: str, results: Mapping[str, Any] | None, licence: str | None, *, onnx: bool
 ) -> str:
-    """The card's YAML, as huggingface.co reads it."""
+    """Return the card's YAML header in the format of huggingface.co."""
     import yaml
 
     identifier = re.sub(r"[^\w.-]+|^\W+|\W+$", "-", dataset, flags=re.ASCII).strip("-.") or "photos"
@@ -151,20 +156,8 @@ def _metadata(
     return yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000)
 
 
-def _data(dataset: str, facts: Mapping[str, Any]) -> dict[str, str]:
-    source, counts = facts.get("source") or {}, facts.get("counts") or {}
-    digest = (facts.get("digests") or {}).get("dataset", "")
-    found = {
-        "dataset folder": f"{dataset}, described by the DATA_CARD.md in it" if facts else dataset,
-        "source": f"{source.get('name', '')} ({source.get('kind', '')})" if source else "",
-        "photos": ", ".join(f"{sum(classes.values()):,} {split}" for split, classes in counts.items()),
-        "digest": digest,
-    }
-    return {label: text for label, text in found.items() if text}
-
-
 def _resized_by(steps: Sequence[Mapping[str, Any]]) -> str:
-    """The library that resizes, where the rule is that of the example: short edge, then the middle; else nothing."""
+    """Return the library that resizes if the steps are those of the example (short edge, centre crop), else \"\"."""
     if [step["type"] for step in steps] != ["ResizeEdge", "CenterCrop"] or steps[0].get("edge") != "short":
         return ""
     return steps[0]["backend"] if steps[0].get("interpolation") == "bilinear" else ""

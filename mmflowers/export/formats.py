@@ -1,4 +1,4 @@
-"""A network written for other programs: as ONNX, as TorchScript, as a checkpoint of half the size."""
+"""Write a network as ONNX, TorchScript or a checkpoint of half the size."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from mmflowers.inference.classifier import FlowerClassifier
 from mmflowers.utils.errors import InputError
 from mmflowers.version import __version__
 
-OPSET = 17  # the first with LayerNormalization as one node; onnxruntime reads it since 1.12
+OPSET = 17  # the first with a LayerNormalization operator; onnxruntime supports it since 1.12
 INPUT, OUTPUT = "images", "scores"
-FACTS = "facts.json"  # in a TorchScript file; in ONNX each fact is a metadata property of its own
-# What a kept config needs to build the network and to test it; the rest is the training's.
+METADATA = "facts.json"  # in a TorchScript file; in ONNX each key is a metadata property
+# The keys of a config that build and test the network; the others are for training.
 CONFIG_KEYS = (
     "default_scope",
     "custom_imports",
@@ -40,35 +40,35 @@ CONFIG_KEYS = (
     "test_cfg",
 )
 META_KEYS = ("dataset_meta", "epoch", "iter", "best", "mmengine_version", TRAINED_ON)
-CONFIG_HEAD = "# What {checkpoint} beside it needs to predict and to be tested; written by tools/export.py.\n\n"
+CONFIG_HEAD = "# The config to predict and test with {checkpoint} in this folder; written by tools/export.py.\n\n"
 
 
 class Network(nn.Module):
-    """A classifier as one function from images to probabilities, without MMPretrain's samples around it.
+    """A classifier as one function from images to probabilities, without MMPretrain's data samples.
 
     Args:
-        model: An MMPretrain classifier, ready to predict.
-        preprocessing: Whether images come as pixels, uint8 of shape (n, H, W, 3) in RGB, and are normalised here; else
-            they come normalised, float32 of shape (n, 3, H, W) in the network's order of channels.
+        model: An MMPretrain classifier in evaluation mode.
+        preprocessing: Whether images are pixels, uint8 of shape (n, H, W, 3) in RGB, which are normalised here. Else
+            they are normalised, float32 of shape (n, 3, H, W) in the network's order of channels.
 
     Raises:
-        InputError: What the classifier does to its pixels isn't known here.
+        InputError: The data preprocessor of the classifier isn't supported.
     """
 
     def __init__(self, model: nn.Module, *, preprocessing: bool) -> None:
         super().__init__()
         if not isinstance(model.data_preprocessor, ClsDataPreprocessor):
             kind = type(model.data_preprocessor).__name__
-            raise InputError(f"the data preprocessor {kind} can't be exported", "ClsDataPreprocessor can")
+            raise InputError(f"the data preprocessor {kind} can't be exported", "use ClsDataPreprocessor")
         self.model: Any = model
         self.preprocessing = preprocessing
 
     def forward(self, images: Tensor) -> Tensor:
-        """Probabilities, float32 of shape (n, classes)."""
+        """Compute probabilities, float32 of shape (n, classes)."""
         return torch.softmax(self.model(self.normalise(images) if self.preprocessing else images), dim=1)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """RGB pixels, uint8 of shape (n, H, W, 3), as the network takes them: float32 of shape (n, 3, H, W)."""
+        """Normalise RGB pixels, uint8 of shape (n, H, W, 3), to the network's float32 of shape (n, 3, H, W)."""
         images = images.permute(0, 3, 1, 2).float()
         if not self.model.data_preprocessor.to_rgb:
             images = images.flip(1)
@@ -83,7 +83,7 @@ class Network(nn.Module):
 
 
 def image_size(pipeline: Callable[[dict], dict]) -> tuple[int, int]:
-    """Height and width of what a test pipeline makes of any photo.
+    """Return height and width of the images that a test pipeline produces.
 
     Raises:
         InputError: They depend on the photo.
@@ -94,22 +94,22 @@ def image_size(pipeline: Callable[[dict], dict]) -> tuple[int, int]:
         sizes.add(tuple(pipeline(blank)["inputs"].shape[1:]))
     if len(sizes) > 1:
         raise InputError(
-            "the test pipeline makes images of several sizes, and an exported network takes one",
+            "the test pipeline produces images of several sizes, but an exported network takes one",
             "end test_dataloader.dataset.pipeline with a CenterCrop, or a Resize to height and width",
         )
     return sizes.pop()
 
 
-def facts(classifier: FlowerClassifier, network: Network, checkpoint: Path, sha256: str) -> dict[str, Any]:
-    """What a program needs to know of an exported network, by the names under which the files hold it."""
+def network_metadata(classifier: FlowerClassifier, network: Network, checkpoint: Path, sha256: str) -> dict[str, Any]:
+    """Return the metadata of the exported files: classes, input, resizing, normalisation, source and versions."""
     height, width = image_size(classifier.pipeline)
     turned = network.preprocessing and not network.model.data_preprocessor.to_rgb
     mean, std = ((values.flip(0) if turned else values).flatten().tolist() for values in network.normalisation)
     channels = "RGB" if network.preprocessing or network.model.data_preprocessor.to_rgb else "BGR"
-    how = {"dtype": "uint8", "layout": "NHWC"} if network.preprocessing else {"dtype": "float32", "layout": "NCHW"}
+    kind = {"dtype": "uint8", "layout": "NHWC"} if network.preprocessing else {"dtype": "float32", "layout": "NCHW"}
     return {
         "classes": list(classifier.classes),
-        "input": {"name": INPUT, **how, "channels": channels},
+        "input": {"name": INPUT, **kind, "channels": channels},
         "input_size": [height, width],
         "resizing": [_settings(step) for step in classifier.pipeline.transforms if type(step).__name__ != "PackInputs"],
         "mean": mean,
@@ -126,7 +126,7 @@ def facts(classifier: FlowerClassifier, network: Network, checkpoint: Path, sha2
 
 
 def _settings(step: Any) -> dict[str, Any]:
-    """A transform's type and all its settings, those that the config leaves to their defaults too."""
+    """Return the type of a transform and all its settings, including defaults."""
     names = inspect.signature(type(step)).parameters
     settings = {name: getattr(step, name) for name in names if hasattr(step, name)}
     plain = (str, int, float, list, tuple)
@@ -136,27 +136,27 @@ def _settings(step: Any) -> dict[str, Any]:
     }
 
 
-# Both formats are traced. torch.onnx's newer exporter, by torch.export, fails on BatchNorm under torch 2.6 with today's
-# onnxscript, and 2.6 can't load what torch.export.save of 2.14 wrote. Traced files of both were read by both
-# (docs/exporting.md), and ONNX so written needs no onnxscript.
+# Both formats are traced. torch.onnx's newer exporter, based on torch.export, fails on BatchNorm under torch 2.6 with
+# current onnxscript versions, and 2.6 can't load files of torch.export.save of 2.14. Each of the two versions loads the
+# traced files of the other (docs/exporting.md), and tracing to ONNX needs no onnxscript.
 
 
-def to_onnx(network: Network, images: Tensor, facts: dict[str, Any]) -> bytes:
-    """Trace ``network`` with ``images`` into an ONNX file that takes any number of images.
+def to_onnx(network: Network, images: Tensor, metadata: dict[str, Any]) -> bytes:
+    """Trace ``network`` with ``images`` to an ONNX file that takes any number of images.
 
     Raises:
-        InputError: The network has something that ONNX, or torch's exporter, hasn't.
+        InputError: ONNX or torch's exporter doesn't support an operation of the network.
     """
     import onnx
 
     buffer = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's on the way that is taken, and on sizes that are fixed by tracing
+        warnings.simplefilter("ignore")  # torch's about deprecated tracing and about sizes that tracing fixes
         try:
             torch.onnx.export(
                 network,
                 (images,),
-                buffer,  # type: ignore[arg-type]  # with dynamo=False a buffer too
+                buffer,  # type: ignore[arg-type]  # with dynamo=False it takes a buffer
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
@@ -165,17 +165,19 @@ def to_onnx(network: Network, images: Tensor, facts: dict[str, Any]) -> bytes:
             )
         except torch.onnx.OnnxExporterError as error:
             what = " ".join(str(error).split())
-            raise InputError(f"the network can't be written as ONNX: {what}", "--formats torchscript slim") from error
+            hint = "export without ONNX: --formats torchscript slim"
+            raise InputError(f"the network can't be written as ONNX: {what}", hint) from error
     model = onnx.load_from_string(buffer.getvalue())
-    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in facts.items()})
+    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
     onnx.checker.check_model(model)
     return model.SerializeToString()
 
 
-def in_half(data: bytes) -> bytes:
-    """An ONNX file with its weights in float16, each cast back where it is used: half the size, arithmetic in float32.
+def to_float16(data: bytes) -> bytes:
+    """Convert the weights of an ONNX file to float16 and cast them back in the graph, which computes in float32.
 
-    onnxruntime casts once, when it loads. Vectors (biases, statistics) stay as they are: small, and of a wide range.
+    This halves the size. onnxruntime casts once, at loading. Vectors (biases, statistics) stay in float32, because they
+    are small and have a wide range.
     """
     import onnx
 
@@ -186,27 +188,27 @@ def in_half(data: bytes) -> bytes:
             name, weights = tensor.name, onnx.numpy_helper.to_array(tensor).astype(np.float16)
             tensor.CopyFrom(onnx.numpy_helper.from_array(weights, f"{name}.half"))
             casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]  # in the order of their use, as ONNX asks for
+    nodes = [*casts, *model.graph.node]  # ONNX requires topological order
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.checker.check_model(model)
     return model.SerializeToString()
 
 
-def to_torchscript(network: Network, images: Tensor, facts: dict[str, Any]) -> bytes:
-    """Trace ``network`` with ``images`` into a TorchScript file, with the facts as ``FACTS`` in it."""
+def to_torchscript(network: Network, images: Tensor, metadata: dict[str, Any]) -> bytes:
+    """Trace ``network`` with ``images`` to a TorchScript file that contains the metadata as ``METADATA``."""
     buffer = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(network, (images,))
-        torch.jit.save(traced, buffer, _extra_files={FACTS: json.dumps(facts)})
+        torch.jit.save(traced, buffer, _extra_files={METADATA: json.dumps(metadata)})
     return buffer.getvalue()
 
 
 def to_slim(model: nn.Module, meta: dict[str, Any]) -> bytes:
-    """A checkpoint with the weights in float16 (vectors apart, as in ``in_half``) and what of ``meta`` is the model's.
+    """Return a checkpoint with weights in float16 (except vectors, as in ``to_float16``) and ``META_KEYS`` of ``meta``.
 
-    What reads it copies the weights into a network of float32, so no reader has to know.
+    Loading copies the weights into a float32 network, so it needs no special code.
     """
     weights = {
         name: (tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor).contiguous().clone()
@@ -219,14 +221,14 @@ def to_slim(model: nn.Module, meta: dict[str, Any]) -> bytes:
 
 
 def slim_config(config: Config, checkpoint: str) -> str:
-    """The part of a run's config that predicts and tests, for the checkpoint of that name beside it.
+    """Return the part of a run's config that predicts and tests, for the checkpoint of that name in its folder.
 
-    Stock MMPretrain reads it where mmflowers isn't installed. No path of this disk is in it.
+    Stock MMPretrain reads it without mmflowers. It contains no absolute path.
     """
     kept: Any = Config({name: copy.deepcopy(config[name]) for name in CONFIG_KEYS if name in config})
     if "data_preprocessor" in kept:
-        kept.model.pop("data_preprocessor", None)  # MMPretrain has put a copy there
-        if kept.data_preprocessor.get("type") == "FlowersDataPreprocessor":  # which only augments beyond the stock one
+        kept.model.pop("data_preprocessor", None)  # a copy by MMPretrain
+        if kept.data_preprocessor.get("type") == "FlowersDataPreprocessor":  # equal apart from augmentation
             kept.data_preprocessor.type = "ClsDataPreprocessor"
     if "custom_imports" in kept:
         kept.custom_imports.allow_failed_imports = True

@@ -1,1 +1,1 @@
-"""Photos from anywhere in, predictions of a trained run out."""
+"""Predict photos from files, archives, addresses and cameras with a trained run."""

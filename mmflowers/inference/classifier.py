@@ -1,4 +1,4 @@
-"""A trained run as a function from photos to classes."""
+"""Predict photos with the network of a trained run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from mmpretrain import ImageClassificationInferencer, get_model
 from PIL import Image
 from torch import Tensor, nn
 
+from mmflowers.datasets.folder import DatasetFolder
 from mmflowers.engine.configuration import load_config, set_classes
 from mmflowers.engine.single_label import require_single_label
 from mmflowers.evaluation.tested import default_checkpoint
 from mmflowers.frozen.trunks import ClassifierTrunk
 from mmflowers.inference.inputs import Input
-from mmflowers.inference.photos import PhotoDataset, read_batches
+from mmflowers.inference.photos import Batch, PhotoDataset, read_batches
 from mmflowers.speed.fusion import fold_batchnorm, in_float32
 from mmflowers.utils.errors import InputError, Problem
 from mmflowers.weights.conversion import convert_state_dict
@@ -32,16 +33,16 @@ Photo = str | Path | Image.Image | np.ndarray
 
 
 class Prediction(NamedTuple):
-    """What the network says of one photo.
+    """The prediction for one photo.
 
     Attributes:
-        image: Path of the photo, or its number in what was given.
-        label: Number of the class, from 0; None where the photo can't be read.
-        class_name: Its name.
+        image: Path of the photo, or its index in the input.
+        label: Predicted label, from 0; None if the photo can't be read.
+        class_name: Name of the predicted class.
         score: Its probability.
-        top: The ``top_k`` likeliest classes as ``(name, probability)``, the likeliest first.
-        scores: Probabilities of all classes, float32 of shape (classes,); None where the photo can't be read.
-        reason: Why the photo can't be read; empty otherwise.
+        top: The ``top_k`` most probable classes as ``(name, probability)``, the most probable first.
+        scores: Probabilities of all classes, float32 of shape (classes,); None if the photo can't be read.
+        reason: Why the photo can't be read; else empty.
     """
 
     image: str
@@ -54,22 +55,23 @@ class Prediction(NamedTuple):
 
 
 class FlowerClassifier:
-    """Predicts photos with the network of a run; the pixels are those of the config's test pipeline.
+    """Predict photos with the network and the test pipeline of a run.
 
-    It stands on MMPretrain's ``ImageClassificationInferencer``, which brings the pipeline and the forward pass. Its
-    ``__call__`` isn't used: that decodes whatever comes, without limits, in the process that computes, and holds all
-    results; nor is its loading, which unpickles.
+    Pipeline and forward pass are those of MMPretrain's ``ImageClassificationInferencer``. Its ``__call__`` isn't used,
+    because it decodes any file without limits, in the process that computes, and keeps all results. Its loading isn't
+    used, because it unpickles.
 
     Args:
-        model: An MMPretrain classifier, loaded, with its config in ``_config`` (``mmpretrain.get_model``).
-        classes: Names by label.
-        device: Default a GPU where there is one.
-        amp: The backbone computes in bfloat16: faster on processors and GPUs that have it, scores differ a little.
-        tta: Test-time augmentation: scores are the mean of those of a photo and of its mirror image.
+        model: A loaded MMPretrain classifier with its config in ``_config`` (``mmpretrain.get_model``).
+        classes: Class names, indexed by label.
+        device: Default: a GPU if there is one.
+        amp: Whether the backbone computes in bfloat16: faster on hardware that supports it, with slightly other scores.
+        tta: Whether to use test-time augmentation: the scores are the mean over the photo and its mirror image.
 
     Attributes:
-        classes: Names by label.
-        model: The network, ready to predict.
+        classes: Class names, indexed by label.
+        model: The network in evaluation mode.
+        pipeline: The test pipeline without its first step, which loads the file.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class FlowerClassifier:
         self.classes = tuple(classes)
         self.tta = tta
         self.device = torch.device(device or get_device())
-        _refuse_other_loading(model._config)
+        _require_usual_loading(model._config)
         require_single_label(model)
         self._inferencer = ImageClassificationInferencer(model, device=self.device, classes=self.classes)
         self.model = model.to(memory_format=torch.channels_last)
@@ -102,42 +104,42 @@ class FlowerClassifier:
         amp: bool = False,
         tta: bool = False,
     ) -> FlowerClassifier:
-        """Load the best checkpoint of a run, as data only, and build the network by the config that the run keeps.
+        """Build the network from the config in a work dir and load a checkpoint of it, as data only.
 
         Args:
-            work_dir: Of the run, copied or moved if need be, or a checkpoint in such a folder. The config in it is
-                Python that is run.
-            checkpoint: The one in the folder to take; default ``best.pth``, without a validation ``last.pth``.
-            device: As for the class.
-            amp: As for the class.
-            tta: As for the class.
+            work_dir: Of the run, or a checkpoint in it; it may have been copied or moved. Its config is executed.
+            checkpoint: File name in the work dir; default ``best.pth``, or ``last.pth`` without validation.
+            device: See the class.
+            amp: See the class.
+            tta: See the class.
 
         Raises:
-            InputError: No such run, config and checkpoint don't belong together, or weights that are NaN or infinite.
+            InputError: The work dir has no checkpoint or not exactly one config, the checkpoint is of another network,
+                or weights are NaN or infinite.
         """
         if Path(work_dir).is_file():
             work_dir, checkpoint = Path(work_dir).parent, Path(work_dir).name
         path = Path(work_dir) / checkpoint if checkpoint else default_checkpoint(Path(work_dir))
         if not path.is_file():
-            raise InputError(f"no trained run in {work_dir}: it has no {path.name}", "name the work dir of a training")
+            raise InputError(f"no trained run in {work_dir}: it has no {path.name}", "give the work dir of a training")
         configs = sorted(Path(work_dir).glob("*.py"))
         if len(configs) != 1:
             found = f"{len(configs)} configs" if configs else "no config"
-            raise InputError(
-                f"{work_dir} holds {found}", f"keep the one that the run was trained with beside {path.name}"
-            )
+            hint = f"keep only the config of the training next to {path.name}"
+            raise InputError(f"{work_dir} contains {found}", hint)
         config = load_config(configs[0])
         saved = load_checkpoint_file(path)
         classes = _classes(saved, path)
         set_classes(config, len(classes))
         if not config.get("test_dataloader"):
-            raise InputError(f"{configs[0]} has no test_dataloader, whose pipeline makes the network's pixels")
-        drop_sources(config.model)  # all weights are the checkpoint's
+            what = f"{configs[0]} has no test_dataloader, whose pipeline prepares the photos"
+            raise InputError(what, "use the config that the training wrote into the work dir")
+        drop_sources(config.model)  # all weights come from the checkpoint
         config.model.setdefault("_scope_", config.default_scope)  # get_model's own default is mmpretrain
         model = get_model(config, pretrained=False)
         state = convert_state_dict(saved.get("state_dict", saved), model, keep_head=True).state_dict
         require_finite(state, path)
-        model.load_state_dict(state, strict=False)  # all but counters of BatchNorm were held against the model
+        model.load_state_dict(state, strict=False)  # verified above, apart from BatchNorm's counters
         return cls(model, classes, device=device, amp=amp, tta=tta)
 
     def predict(
@@ -146,17 +148,17 @@ class FlowerClassifier:
         """Predict photos.
 
         Args:
-            images: Paths (or http(s) addresses), PIL images, or NumPy arrays in **RGB** order, uint8 of shape
-                (H, W, 3); one or several of them.
-            batch_size: Photos that go through the network together.
-            top_k: How many classes ``Prediction.top`` holds.
-            workers: Processes that decode beside this one.
+            images: One or several paths, http(s) addresses, PIL images, or NumPy arrays in **RGB** order, uint8 of
+                shape (H, W, 3).
+            batch_size: Photos per forward pass.
+            top_k: Number of classes in ``Prediction.top``.
+            workers: Number of processes that decode; 0 decodes in this process.
 
         Returns:
-            A prediction for each photo, in their order.
+            One prediction per photo, in the order of ``images``.
 
         Raises:
-            InputError: With every photo that can't be read.
+            InputError: Photos can't be read; the message names each.
         """
         if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim == 3):
             images = [images]
@@ -170,30 +172,35 @@ class FlowerClassifier:
     def stream(
         self, inputs: Iterable[Input], *, batch_size: int = 32, top_k: int = 3, workers: int = 0
     ) -> Iterator[Prediction]:
-        """Yield a prediction for each input as they come, in their order; memory doesn't grow with their number.
+        """Yield one prediction per input, in order; memory doesn't grow with the number of inputs.
 
         Args:
-            inputs: As ``mmflowers.inference.inputs.find_inputs`` gives them.
-            batch_size: As in ``predict``.
-            top_k: As in ``predict``.
-            workers: As in ``predict``.
+            inputs: For example from ``mmflowers.inference.inputs.find_inputs``.
+            batch_size: See ``predict``.
+            top_k: See ``predict``.
+            workers: See ``predict``.
         """
         dataset = PhotoDataset(self.pipeline)
         for batch in read_batches(inputs, dataset, batch_size=batch_size, workers=workers):
-            yield from self.judge(batch.inputs, batch.pixels, top_k=top_k)
+            yield from self.predict_batch(batch, top_k=top_k)
 
-    def judge(self, inputs: list[Input], pixels: Tensor | list[Tensor] | None, *, top_k: int) -> list[Prediction]:
-        """Predict a batch that ``read_batches`` gave."""
-        rows = iter(() if pixels is None else self.scores(pixels))
+    def read(self, photo: str | Image.Image | np.ndarray, name: str) -> Batch:
+        """Read one photo as a batch, in this process; a photo that can't be read has a reason and no pixels."""
+        (batch,) = read_batches([Input(name, photo)], PhotoDataset(self.pipeline), batch_size=1, workers=0)
+        return batch
+
+    def predict_batch(self, batch: Batch, *, top_k: int) -> list[Prediction]:
+        """Predict a batch from ``read_batches``."""
+        rows = iter(() if batch.pixels is None else self.scores(batch.pixels))
         return [
             Prediction(input_.name, reason=input_.reason)
             if input_.reason
             else _prediction(input_.name, next(rows), self.classes, top_k)
-            for input_ in inputs
+            for input_ in batch.inputs
         ]
 
     def scores(self, pixels: Tensor | list[Tensor]) -> np.ndarray:
-        """Probabilities, float32 of shape (n, classes), of what the test pipeline made of n photos."""
+        """Compute the probabilities, float32 of shape (n, classes), of n photos after the test pipeline."""
         if self._inferencer.model is self.model and isinstance(pixels, Tensor):
             with torch.no_grad():
                 few = self.model.data_preprocessor({"inputs": pixels[:2]})["inputs"]
@@ -206,10 +213,10 @@ class FlowerClassifier:
         return torch.stack(scores).mean(dim=0).cpu().numpy()
 
     def features(self, pixels: Tensor | list[Tensor]) -> np.ndarray:
-        """What the classifier, the last linear layer, takes of n photos: float32 of shape (n, features).
+        """Compute the input of the last linear layer, float32 of shape (n, features), of n photos.
 
         Args:
-            pixels: As for ``scores``.
+            pixels: See ``scores``.
 
         Raises:
             InputError: The network has no such layer.
@@ -218,9 +225,20 @@ class FlowerClassifier:
             prepared = self.model.data_preprocessor({"inputs": pixels})["inputs"]
             return ClassifierTrunk(self.model)(prepared).float().cpu().numpy()
 
+    def require_classes(self, folder: DatasetFolder) -> None:
+        """Raise an error if a dataset folder has other classes than the run.
+
+        Raises:
+            InputError: The names or their order differ.
+        """
+        if tuple(folder.classes) != self.classes:
+            theirs, ours = ", ".join(folder.classes), ", ".join(self.classes)
+            hint = "give the dataset folder of the training with --data"
+            raise InputError(f"{folder.root} has the classes {theirs}, the run {ours}", hint)
+
 
 class _BFloat16(nn.Module):
-    """A backbone under bfloat16 autocast; neck and head stay in float32, or scores would come in steps of 1/256."""
+    """Run a backbone under bfloat16 autocast; neck and head stay in float32, else scores would have steps of 1/256."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -233,7 +251,7 @@ class _BFloat16(nn.Module):
 
 
 def _folded(model: BaseModel, inputs: Tensor) -> BaseModel:
-    """``fold_batchnorm``, which compares in float32, for a model whose backbone may be a ``_BFloat16``."""
+    """Call ``fold_batchnorm``, which compares in float32, on a model whose backbone may be a ``_BFloat16``."""
     if not isinstance(model.backbone, _BFloat16):
         return fold_batchnorm(model, inputs)
     plain = copy.deepcopy(model)
@@ -261,19 +279,18 @@ def _classes(saved: dict, path: Path) -> list[str]:
     known = meta.get("dataset_meta") if isinstance(meta, dict) else None
     classes = known.get("classes") if isinstance(known, dict) else None
     if not classes or isinstance(classes, str):
-        raise InputError(
-            f"{path} doesn't say which classes it tells apart", "train with tools/train.py, which notes them"
-        )
+        hint = "use a checkpoint of tools/train.py, which stores them"
+        raise InputError(f"{path} contains no class names", hint)
     return [str(name) for name in classes]
 
 
-def _refuse_other_loading(config: Config) -> None:
-    """Refuse a pipeline that reads the file in another way than we do: its pixels would be others."""
+def _require_usual_loading(config: Config) -> None:
+    """Raise an error if the pipeline loads files in another way than this module, which would change the pixels."""
     step = (config.test_dataloader.dataset.get("pipeline") or [{}])[0]
     kind = step.get("type")
     name = kind.__name__ if isinstance(kind, type) else kind
     if name != "LoadImageFromFile" or step.get("color_type", "color") != "color" or step.get("to_float32"):
         raise InputError(
-            f"the test pipeline begins with {dict(step)}, not by reading a colour photo",
-            "test_dataloader.dataset.pipeline has to begin with dict(type='LoadImageFromFile')",
+            f"the first step of the test pipeline is {dict(step)}, which doesn't load a colour photo",
+            "begin test_dataloader.dataset.pipeline with dict(type='LoadImageFromFile')",
         )

@@ -1,4 +1,4 @@
-"""What is to be predicted: files, folders, globs, archives, addresses and a camera, one after the other. No torch."""
+"""Find the photos to predict: files, folders, globs, archives, addresses and camera frames. Doesn't import torch."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"}
 ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz")
-SORTED = 10_000  # a folder of fewer entries is walked by name; a larger one as it comes, held in memory nowhere
+SORTED = 10_000  # folders with fewer entries are sorted by name; larger ones aren't, so that memory doesn't grow
 STDIN = "-"
 
 
 class Input(NamedTuple):
-    """One photo to predict, not read yet.
+    """One photo to predict, before it is read.
 
     Attributes:
-        name: What the user calls it.
+        name: Its name in the output.
         source: The path of a file, an http(s) address, the photo's encoded bytes, an RGB array (uint8, H × W × 3) or a
-            PIL image; None where there is none.
-        reason: Why there is none.
+            PIL image; None if there is no photo.
+        reason: Why there is no photo.
     """
 
     name: str
@@ -40,26 +40,26 @@ class Input(NamedTuple):
 
     @property
     def is_own_file(self) -> bool:
-        """Whether the photo is a file of the user's, neither unpacked nor downloaded."""
+        """Whether the photo is a file of the user, neither unpacked nor downloaded."""
         return isinstance(self.source, str) and self.source == self.name and not is_url(self.source)
 
 
-class Passed:
-    """Counts the files of folders and archives that were passed over, not having an image's extension."""
+class Skipped:
+    """Count of the files in folders and archives that were skipped, because they lack the extension of an image."""
 
     count = 0
 
 
 def is_url(text: str) -> bool:
-    """Whether this is an http(s) address."""
+    """Return whether a text is an http(s) address."""
     return re.match(r"https?://", text, re.IGNORECASE) is not None
 
 
 def require_inputs(arguments: Iterable[str]) -> None:
-    """Refuse arguments of which not a single one names anything; where some do, the others get a row each.
+    """Raise an error if none of the arguments exists. If only some don't exist, each of them gets a row with a reason.
 
     Raises:
-        InputError: With every argument.
+        InputError: None exists; the message names every argument.
     """
     arguments = list(arguments)
     if not any(map(_is_there, arguments)):
@@ -68,47 +68,47 @@ def require_inputs(arguments: Iterable[str]) -> None:
 
 
 def find_inputs(
-    arguments: Iterable[str], *, staging: Path, passed: Passed | None = None, leave_out: Collection[Path] = ()
+    arguments: Iterable[str], *, staging: Path, skipped: Skipped | None = None, leave_out: Collection[Path] = ()
 ) -> Iterator[Input]:
-    """Yield every photo that the arguments name, as late as possible: nothing but an archive's content is kept.
+    """Yield every photo of the arguments lazily; nothing but the content of an archive is kept.
 
-    Folders are walked recursively (links to folders aren't followed), hidden files and files without an image's
-    extension passed over. What can't be had is yielded with the reason.
+    Folders are walked recursively without following links to folders. Hidden files and files without the extension of
+    an image are skipped. An argument without a photo is yielded with the reason.
 
     Args:
-        arguments: Files, folders, globs, archives, http(s) addresses; ``-`` stands for a list of these on stdin.
-        staging: Where archives are unpacked; it has to stay until their photos are read.
-        passed: Counts what was passed over.
-        leave_out: Folders not to enter, the results' own.
+        arguments: Files, folders, globs, archives, http(s) addresses; ``-`` reads a list of these from stdin.
+        staging: The folder that archives are unpacked into; it must exist until their photos are read.
+        skipped: Its ``count`` is increased by the number of skipped files.
+        leave_out: Folders that aren't entered, such as those of the results.
     """
-    passed = passed or Passed()
+    skipped = skipped or Skipped()
     left_out = {os.path.realpath(path) for path in leave_out}
     for argument in arguments:
         if argument == STDIN:
             for line in sys.stdin.buffer:
                 if text := os.fsdecode(line.rstrip(b"\r\n")):
-                    yield from _named(text, staging, passed, left_out)
+                    yield from _expand(text, staging, skipped, left_out)
         else:
-            yield from _named(argument, staging, passed, left_out)
+            yield from _expand(argument, staging, skipped, left_out)
 
 
 def camera_frames(device: int | str = 0) -> Iterator[Input]:
-    """Yield what a camera sees, frame by frame, until it is gone.
+    """Yield the frames of a camera until it stops.
 
     Args:
         device: Number of a camera, or the path of a video.
 
     Raises:
-        InputError: There is none.
+        InputError: The camera can't be opened.
     """
     import cv2
 
-    with contextlib.suppress(AttributeError):  # of OpenCV 5; it has much to say on a camera that isn't there
+    with contextlib.suppress(AttributeError):  # OpenCV 5 logs several lines about a missing camera
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     capture = cv2.VideoCapture(device)
     try:
         if not capture.isOpened():
-            raise InputError(f"there is no camera {device}", "plug one in, or give another number: --camera 1")
+            raise InputError(f"there is no camera {device}", "connect one, or give another number: --camera 1")
         for number in itertools.count(1):
             there, frame = capture.read()
             if not there:
@@ -124,18 +124,18 @@ def _is_there(text: str) -> bool:
     return glob.has_magic(text) and next(glob.iglob(text, recursive=True), None) is not None  # noqa: PTH207
 
 
-def _named(text: str, staging: Path, passed: Passed, left_out: set[str]) -> Iterator[Input]:
-    if "\0" in text:  # in no path; some functions of the system would raise
+def _expand(text: str, staging: Path, skipped: Skipped, left_out: set[str]) -> Iterator[Input]:
+    if "\0" in text:  # never in a path; some system functions would raise
         yield Input(text, None, "no such file")
         return
-    # Plain strings, not pathlib: a name is to come back letter by letter.
+    # Strings instead of pathlib, which would normalise names that the output must repeat unchanged.
     path = os.path.expanduser(text)  # noqa: PTH111
     if is_url(text):
         yield Input(text, text)
     elif os.path.isdir(path):  # noqa: PTH112
-        yield from _walk(path, passed, left_out)
+        yield from _walk(path, skipped, left_out)
     elif path.lower().endswith(ARCHIVES) and os.path.isfile(path):  # noqa: PTH113
-        yield from _unpacked(path, staging, passed)
+        yield from _unpack(path, staging, skipped)
     elif os.path.lexists(path):
         yield Input(path, path)
     elif glob.has_magic(path):
@@ -148,13 +148,13 @@ def _named(text: str, staging: Path, passed: Passed, left_out: set[str]) -> Iter
             if not os.path.isdir(match):  # noqa: PTH112
                 if not left_out or not left_out & set(map(str, Path(os.path.realpath(match)).parents)):
                     yield Input(match, match)
-            elif "**" not in path:  # which gives the files of every folder itself
-                yield from _walk(match, passed, left_out)
+            elif "**" not in path:  # "**" itself matches the files of every folder
+                yield from _walk(match, skipped, left_out)
     else:
         yield Input(text, None, "no such file")
 
 
-def _walk(folder: str, passed: Passed, left_out: set[str]) -> Iterator[Input]:
+def _walk(folder: str, skipped: Skipped, left_out: set[str]) -> Iterator[Input]:
     folders = [folder]
     while folders:
         folder = folders.pop()
@@ -172,13 +172,13 @@ def _walk(folder: str, passed: Passed, left_out: set[str]) -> Iterator[Input]:
                     elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122
                         yield Input(entry.path, entry.path)
                     else:
-                        passed.count += 1
+                        skipped.count += 1
         except OSError as error:
             yield Input(folder, None, f"a folder that can't be read ({error.strerror})")
         folders += reversed(below)
 
 
-def _unpacked(path: str, staging: Path, passed: Passed) -> Iterator[Input]:
+def _unpack(path: str, staging: Path, skipped: Skipped) -> Iterator[Input]:
     from mmflowers.preparation.archives import unpack
     from mmflowers.utils.files import file_sha256
 
@@ -190,5 +190,5 @@ def _unpacked(path: str, staging: Path, passed: Passed) -> Iterator[Input]:
     except OSError as error:
         yield Input(path, None, f"unreadable ({error.strerror})")
         return
-    for found in _walk(folder, passed, set()):
+    for found in _walk(folder, skipped, set()):
         yield found._replace(name=path + found.name.removeprefix(folder))

@@ -1,4 +1,4 @@
-"""The training photos that look most alike to the network: by its own features, kept beside the run."""
+"""Find the training photos whose features are most similar to those of a photo; features are cached in the work dir."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ BATCH = 32
 
 
 class Neighbour(NamedTuple):
-    """A training photo.
+    """A training photo near another photo.
 
     Attributes:
-        path: Of the photo, which was there a moment ago.
-        class_name: Its label's.
-        similarity: Cosine between its features and those asked for.
+        path: Of the training photo.
+        class_name: Of its label.
+        similarity: Cosine similarity between its features and those of the other photo.
     """
 
     path: Path
@@ -43,9 +43,9 @@ class TrainingPhotos:
     """The photos of the train list with their features.
 
     Args:
-        folder: The dataset folder, its train list read.
-        images: Those photos that could be read, n of them, as the list has them.
-        features: Of unit length, float32 of shape (n, features).
+        folder: The dataset folder with its train list.
+        images: Paths in the list of the n photos that could be read.
+        features: Their features with unit length, float32 of shape (n, features).
     """
 
     def __init__(self, folder: DatasetFolder, images: list[str], features: np.ndarray) -> None:
@@ -57,13 +57,13 @@ class TrainingPhotos:
         return len(self._photos)
 
     def nearest(self, features: np.ndarray, count: int) -> list[Neighbour]:
-        """The photos nearest to one, the nearest first; those that are gone by now are passed over.
+        """Return the nearest training photos, the nearest first; photos that no longer exist are left out.
 
         Args:
-            features: Of the one, float32 of shape (features,).
-            count: How many at most.
+            features: Of the photo to compare with, float32 of shape (features,).
+            count: Maximum number of training photos.
         """
-        similarities = self._features @ _unit(features)
+        similarities = self._features @ _normalise(features)
         found: list[Neighbour] = []
         for index in np.argsort(-similarities, kind="stable"):
             image, class_name = self._photos[index]
@@ -77,24 +77,22 @@ class TrainingPhotos:
 def read_training_photos(
     classifier: FlowerClassifier, work_dir: Path, root: Path, *, workers: int = 0
 ) -> TrainingPhotos:
-    """The run's training photos with their features, computed where ``train_features.npz`` doesn't hold them yet.
+    """Read a run's training photos with their features; features that ``train_features.npz`` lacks are computed.
 
-    What is kept holds for one checkpoint with one config and for each photo, all by their content.
-    A folder that can't be written to is said on stderr and costs only time at the next start.
+    The cache is valid for the content of one checkpoint, its config and each photo. If it can't be written, a message
+    on stderr says so, and the features are computed again at the next start.
 
     Args:
-        classifier: The run's.
+        classifier: Of the run.
         work_dir: Of the run.
-        root: Its dataset folder. Photos that are gone or damaged are left out.
-        workers: Processes that decode.
+        root: Its dataset folder. Missing and damaged photos are left out.
+        workers: Number of processes that decode.
 
     Raises:
-        InputError: The folder isn't in order, has other classes than the run, or no photo that can be read.
+        InputError: The dataset folder has errors, other classes than the run, or no readable photo.
     """
     folder = read_dataset_folder(root, splits=("train",), files_may_be_gone=True)
-    if tuple(folder.classes) != classifier.classes:
-        what = f"{root} has the classes {', '.join(folder.classes)}, the run {', '.join(classifier.classes)}"
-        raise InputError(what, "--data names the dataset folder that the run was trained on")
+    classifier.require_classes(folder)
     network = _network(work_dir)
     images = [image for image, _ in folder.samples["train"] if (root / image).is_file()]
     numbers = dict(zip(images, content_digests([root / image for image in images]).tolist(), strict=True))
@@ -105,7 +103,7 @@ def read_training_photos(
     features = kept | computed
     images = [image for image in images if image in features]
     if not images:
-        raise InputError(f"{root} has no training photo that can be read", "prepare the dataset folder again")
+        raise InputError(f"{root} has no readable training photo", "prepare the dataset folder again")
     matrix = np.stack([features[image] for image in images])
     if computed or len(known) > len(images):
         _write_cache(work_dir / CACHE, network, [numbers[image] for image in images], matrix)
@@ -113,22 +111,22 @@ def read_training_photos(
 
 
 def _compute(classifier: FlowerClassifier, root: Path, images: list[str], workers: int):
-    """Yield ``(image, features)`` of those that can be read; float16, which moves a cosine by less than 0.001."""
+    """Yield ``(image, features)`` of readable photos; float16 changes a cosine similarity by less than 0.001."""
     inputs = (Input(image, str(root / image)) for image in images)
     batches = read_batches(inputs, PhotoDataset(classifier.pipeline), batch_size=BATCH, workers=workers)
     total = math.ceil(len(images) / BATCH)
     for batch in progress(batches, total=total, what=f"batches of {BATCH} training photos") if images else ():
         names = [input_.name for input_ in batch.inputs if not input_.reason]
         if batch.pixels is not None:
-            yield from zip(names, _unit(classifier.features(batch.pixels)).astype(np.float16), strict=True)
+            yield from zip(names, _normalise(classifier.features(batch.pixels)).astype(np.float16), strict=True)
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
+def _normalise(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 def _network(work_dir: Path) -> str:
-    """A digest of what the features follow from, beside the photos."""
+    """Return a digest of the checkpoint and the config, which determine the features of a photo."""
     files = [default_checkpoint(work_dir), *sorted(work_dir.glob("*.py"))]
     return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
 
@@ -138,7 +136,7 @@ def _read_cache(path: Path, network: str) -> dict[int, np.ndarray]:
         with np.load(path, allow_pickle=False) as cache:
             if str(cache["network"]) == network:
                 return dict(zip(cache["photos"].tolist(), cache["features"], strict=True))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or damaged: as good as none
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing or damaged
         pass
     return {}
 
@@ -148,4 +146,4 @@ def _write_cache(path: Path, network: str, photos: list[int], features: np.ndarr
         with replacing(path, sync=False) as file:
             np.savez(file, network=network, photos=np.array(photos, dtype=np.int64), features=features)
     except OSError as error:
-        print(f"the features aren't kept: {path}: {error.strerror}", file=sys.stderr)
+        print(f"the features can't be cached: {path}: {error.strerror}", file=sys.stderr)

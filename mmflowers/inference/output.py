@@ -1,4 +1,4 @@
-"""Where predictions go: a file that grows row by row, folders by class. No torch."""
+"""Write predictions: rows to a CSV, JSON Lines or Parquet file, photos to class folders. Doesn't import torch."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 KINDS = (".csv", ".jsonl", ".parquet")
 ELSEWHERE = "choose another --out"
-ROW_GROUP = 8192  # rows of a Parquet file that are held until they are written
+ROW_GROUP = 8192  # rows of a Parquet file that are collected before they are written
 
 Write = Callable[["list[Prediction]"], None]
 
 
 def check_output(path: Path) -> None:
-    """Refuse what can't be written to, before anything is predicted.
+    """Raise an error before the prediction if the output can't be written.
 
     Raises:
-        InputError: Another kind of file, no folder for it, or Parquet without pyarrow.
+        InputError: The extension is unknown, the folder doesn't exist, or Parquet is chosen without pyarrow.
     """
     if path.suffix.lower() not in KINDS:
-        raise InputError(f"--out {path} is none of {', '.join(KINDS)}", "the name's end says the kind")
+        raise InputError(f"--out {path} has an unknown extension", f"use one of {', '.join(KINDS)}")
     if not path.parent.is_dir():
-        raise InputError(f"--out {path}: there is no folder {path.parent}", "make it first")
+        raise InputError(f"--out {path}: there is no folder {path.parent}", "create it first")
     if path.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise InputError(
             "Parquet needs pyarrow, which isn't installed", "pip install pyarrow, or --out predictions.csv"
@@ -45,14 +45,14 @@ def check_output(path: Path) -> None:
 
 @contextmanager
 def open_output(path: Path, top_k: int) -> Iterator[Write]:
-    """Open a file of predictions; what is yielded writes a batch of them.
+    """Open a file of predictions and yield a function that writes a batch of them.
 
-    ``path``, then ``class`` and ``score`` of each of the ``top_k`` classes, then ``reason``. The file gets its name at
-    the end of the context; until then what was there under the name stays. An error removes the rows; a stop by a
-    signal keeps them beside it, as ``<name>.partial<extension>``, and says so on stderr.
+    The columns are ``path``, then ``class`` and ``score`` of each of the ``top_k`` classes, then ``reason``. The file
+    gets its name at the end of the context; until then an older file of this name is unchanged. After an error the rows
+    are deleted. After a stop by a signal they are kept as ``<name>.partial<extension>``, with a message on stderr.
 
     Raises:
-        InputError: It can't be written.
+        InputError: The file can't be written.
     """
     kind, written = path.suffix.lower(), False
     with explained(path, elsewhere=ELSEWHERE):
@@ -74,7 +74,7 @@ def open_output(path: Path, top_k: int) -> Iterator[Write]:
             whole.commit()
     except BaseException as error:
         try:
-            if written and not isinstance(error, Exception):  # a stop: hours of work may be in these rows
+            if written and not isinstance(error, Exception):  # a stop: the rows may be the result of hours
                 with explained(path, elsewhere=ELSEWHERE):
                     rows.close()
                     print(f"the rows so far are in {whole.keep()}", file=sys.stderr)
@@ -107,14 +107,14 @@ class _JsonLines:
 
 
 class _Parquet:
-    """Holds rows until there are enough for a row group."""
+    """Write rows in row groups."""
 
     def __init__(self, file: IO[bytes], top_k: int) -> None:
         import pyarrow
         import pyarrow.parquet
 
         self._top_k = top_k
-        self._held: list[list[Any]] = []
+        self._rows: list[list[Any]] = []
         columns = _columns(top_k)
         types = [pyarrow.float32() if name.startswith("score") else pyarrow.string() for name in columns]
         self._schema = pyarrow.schema(zip(columns, types, strict=True))
@@ -123,8 +123,8 @@ class _Parquet:
     def write(self, predictions: list[Prediction]) -> None:
         for found in predictions:
             name, *rest = _cells(found, self._top_k, number=float)
-            self._held.append([os.fsencode(name).decode("utf-8", "backslashreplace"), *rest])
-        if len(self._held) >= ROW_GROUP:
+            self._rows.append([os.fsencode(name).decode("utf-8", "backslashreplace"), *rest])
+        if len(self._rows) >= ROW_GROUP:
             self._put()
 
     def close(self) -> None:
@@ -134,10 +134,10 @@ class _Parquet:
     def _put(self) -> None:
         import pyarrow
 
-        *columns, reasons = ([row[number] for row in self._held] for number in range(len(self._schema)))
+        *columns, reasons = ([row[number] for row in self._rows] for number in range(len(self._schema)))
         values = [[None if value == "" else value for value in column] for column in columns]
         self._writer.write_table(pyarrow.table([*values, reasons], schema=self._schema))
-        self._held.clear()
+        self._rows.clear()
 
 
 def _columns(top_k: int) -> list[str]:
@@ -156,29 +156,28 @@ def _object(found: Prediction) -> dict:
     return {"path": found.image, **first, "top": top, "reason": found.reason}
 
 
-class Sorter:
-    """Puts photos into a folder for each class, over nothing that is there.
+class ClassFolders:
+    """Put photos into one folder per class, without overwriting files.
 
     Args:
-        folder: Made if missing.
-        classes: Names of the folders.
-        how: Files of the user's are copied, moved, or linked to; what came out of an archive or from an address is
-            always written.
+        folder: The parent folder, created if missing.
+        classes: Names of the class folders.
+        how: Whether files of the user are copied, moved or linked to. Photos from archives and addresses are always
+            copied.
 
     Raises:
-        InputError: A class name that is no name of a folder.
+        InputError: A class name can't be the name of a folder.
     """
 
     def __init__(self, folder: Path, classes: tuple[str, ...], how: Literal["copy", "move", "link"] = "copy") -> None:
-        strange = [name for name in classes if name in ("", ".", "..") or set(name) & set("/\\:\0")]
-        if strange:
-            raise InputError(
-                f"classes that can't be folders: {', '.join(map(ascii, strange))}", "leave --sort-into away"
-            )
+        invalid = [name for name in classes if name in ("", ".", "..") or set(name) & set("/\\:\0")]
+        if invalid:
+            what = f"class names that can't be names of folders: {', '.join(map(ascii, invalid))}"
+            raise InputError(what, "remove --sort-into")
         self.folder, self.how = folder, how
 
-    def place(self, input_: Input, class_name: str) -> Path:
-        """Put a photo into the folder of its class, under its own name or, where that is taken, a numbered one.
+    def add(self, input_: Input, class_name: str) -> Path:
+        """Put a photo into a class folder and return its path; a number is added to a name that already exists.
 
         Raises:
             InputError: The disk is full, or the folder can't be written to.
@@ -201,19 +200,19 @@ class Sorter:
             with creating(path) as file:
                 file.write(source)
             return
-        assert isinstance(source, str)  # ``PhotoDataset`` gives nothing else back
+        assert isinstance(source, str)  # ``PhotoDataset`` returns nothing else
         how = self.how if input_.is_own_file else "copy"
         if how == "link":
             path.symlink_to(Path(source).absolute())
             return
         if how == "move":
             try:
-                os.link(source, path, follow_symlinks=False)  # unlike a rename never over another file
+                os.link(source, path, follow_symlinks=False)  # unlike a rename, never replaces a file
                 os.unlink(source)  # noqa: PTH108
                 return
             except FileExistsError:
                 raise
-            except OSError:  # another disk, or one without hard links
+            except OSError:  # another file system, or one without hard links
                 pass
         with creating(path) as file, open(source, "rb") as photo:  # noqa: PTH123
             shutil.copyfileobj(photo, file)

@@ -1,4 +1,4 @@
-"""Inputs → batches of the network's pixels, decoded by loader processes while the network computes."""
+"""Read inputs as batches of pixels, in loader workers while the network computes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Batch(NamedTuple):
     """Inputs that were read together.
 
     Attributes:
-        inputs: All of them in order, with the reason where one can't be read.
-        pixels: Of those that can: uint8 of shape (n, 3, H, W), a list of (3, H, W) where sizes differ, None if none.
+        inputs: All inputs in order; those that can't be read have a reason.
+        pixels: Of the others: uint8 of shape (n, 3, H, W), a list of (3, H, W) if sizes differ, None if there are none.
     """
 
     inputs: list[Input]
@@ -36,11 +36,11 @@ class Batch(NamedTuple):
 
 
 class PhotoDataset(Dataset):
-    """Reads whole batches of inputs: asked for by the inputs themselves in place of numbers.
+    """Read whole batches; the sampler yields lists of inputs instead of indices.
 
     Args:
-        pipeline: The config's transforms after the loading of the file.
-        keep: Whether inputs come back with the encoded bytes of what was downloaded.
+        pipeline: The transforms of the config, without the first, which loads the file.
+        keep: Whether the returned inputs contain the encoded bytes of downloaded photos.
     """
 
     def __init__(self, pipeline: Callable[[dict], dict], *, keep: bool = False) -> None:
@@ -59,15 +59,15 @@ class PhotoDataset(Dataset):
             except OSError as error:
                 data, reason = None, f"unreadable ({error.strerror or type(error).__name__})"
             except MemoryError:
-                data, reason = None, "takes more memory than there is"
+                data, reason = None, "too large for the memory"
             kept = data if self.keep and isinstance(input_.source, str) and is_url(input_.source) else input_.source
-            # What was in memory doesn't come back from another process: it is the caller's already.
+            # Photos that were in memory aren't sent back from another process: the caller has them.
             read.append(Input(input_.name, kept if isinstance(kept, (str, bytes)) else None, reason))
         same_size = len({image.shape for image in pixels}) == 1
         return Batch(read, torch.stack(pixels) if same_size else pixels or None)
 
     def _transform(self, image: np.ndarray) -> Tensor:
-        # As LoadImageFromFile leaves it: BGR.
+        # BGR, as loaded by LoadImageFromFile.
         image = np.ascontiguousarray(image[..., ::-1])
         shape = image.shape[:2]
         try:
@@ -79,31 +79,31 @@ class PhotoDataset(Dataset):
 
 
 def read_batches(inputs: Iterable[Input], dataset: PhotoDataset, *, batch_size: int, workers: int) -> Iterator[Batch]:
-    """Yield the batches in the inputs' order; at most two a worker are held.
+    """Yield batches in the order of the inputs; at most two per worker are in memory.
 
-    An input that kills the process that reads it (a fault in a decoder) is found by reading the batches that were under
-    way one by one.
+    If a worker crashes (an error in a decoder), the inputs of the batches that were in progress are read one by one to
+    find the one that causes it.
     """
     inputs = iter(inputs)
-    under_way: deque[list[Input]] = deque()
+    pending: deque[list[Input]] = deque()
 
     def drawn() -> Iterator[list[Input]]:
         while some := list(islice(inputs, batch_size)):
-            under_way.append(some)
+            pending.append(some)
             yield some
 
     draws = drawn()
     while True:
         try:
             for batch in _start(dataset, draws, workers):
-                under_way.popleft()
+                pending.popleft()
                 yield batch
             return
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-        lost = [input_ for some in under_way for input_ in some]
-        under_way.clear()
+        lost = [input_ for some in pending for input_ in some]
+        pending.clear()
         for input_ in lost:
             try:
                 yield from _start(dataset, [[input_]], 1)
@@ -118,30 +118,30 @@ def _start(dataset: PhotoDataset, draws: Iterable[list[Input]], workers: int) ->
         dataset,
         batch_sampler=draws,
         num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_settle_worker,
+        collate_fn=_unchanged,
+        worker_init_fn=_init_worker,
         pin_memory=torch.cuda.is_available(),
     )
     if workers == 0 or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         return iter(loader)
-    # torch answers the death of a worker by an exception wherever the main thread is just then, amid the network too.
-    # Without its handler the loader says so itself when it is asked for the next batch.
+    # If a worker dies, torch's signal handler raises an exception at any point of the main thread, also within the
+    # network. Without the handler, the loader raises it when the next batch is requested.
     before = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
     signal.signal(signal.SIGCHLD, before if callable(before) else signal.SIG_DFL)
     return batches
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _settle_worker(worker_id: int) -> None:
+def _init_worker(worker_id: int) -> None:
     import cv2
 
     leave_signals_to_the_trainer(worker_id)
     cv2.setNumThreads(0)
-    warnings.simplefilter("ignore")  # Pillow's on corrupt EXIF and the like; the reason says what matters
+    warnings.simplefilter("ignore")  # Pillow's, for example about corrupt EXIF; errors are in the reason
 
 
 def _load(source: str) -> bytes:
@@ -151,12 +151,12 @@ def _load(source: str) -> bytes:
         return fetch_photo(source)
     with open_regular(source) as file:
         if os.fstat(file.fileno()).st_size > MAX_BYTES:
-            raise InputError("absurdly large file")
+            raise InputError(f"the file is larger than {MAX_BYTES:,} bytes")
         return file.read()
 
 
 def _as_array(photo: bytes | np.ndarray | Image.Image) -> tuple[np.ndarray | None, str]:
-    """RGB, uint8 of shape (H, W, 3); or None and the reason."""
+    """Return the photo as RGB, uint8 of shape (H, W, 3), or None and the reason."""
     if isinstance(photo, bytes):
         decoded, reason = decode(photo)
         return (None, reason) if decoded is None else (np.asarray(decoded), "")

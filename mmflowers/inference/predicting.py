@@ -1,4 +1,4 @@
-"""What tools/predict.py does: from arguments to rows, folders and overlays."""
+"""Predict the photos of tools/predict.py's arguments and write rows, class folders and Grad-CAM overlays."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 from mmflowers.inference.classifier import FlowerClassifier, Prediction
-from mmflowers.inference.inputs import Passed, camera_frames, find_inputs
-from mmflowers.inference.output import Sorter, open_output
+from mmflowers.inference.inputs import EXTENSIONS, Skipped, camera_frames, find_inputs
+from mmflowers.inference.output import ClassFolders, open_output
 from mmflowers.inference.photos import PhotoDataset, read_batches
 from mmflowers.speed.memory import keep_freed_memory
-from mmflowers.utils.errors import InputError
+from mmflowers.utils.errors import InputError, count
 
 EVERY_SECONDS = 10.0
 
@@ -33,71 +33,72 @@ def predict_all(
     batch_size: int = 32,
     workers: int = 2,
 ) -> None:
-    """Predict everything that the arguments name; rows go to ``out``, or as text to stdout, and a summary to stderr.
+    """Predict all photos of the arguments. Rows go to ``out``, or as text to stdout; a summary goes to stderr.
 
     Args:
-        classifier: The run's.
-        arguments: As ``find_inputs`` takes them.
-        camera: Number of a camera to watch in place of the arguments.
-        top_k: Classes in a row, at most all that there are.
+        classifier: The classifier.
+        arguments: See ``find_inputs``.
+        camera: Number of a camera to read frames from, instead of the arguments.
+        top_k: Number of classes per row; limited to the number of classes.
         out: A .csv, .jsonl or .parquet file.
-        sort_into: Folder that gets the photos, a folder for each class.
-        how: They get there.
-        cam: Folder that gets an overlay for each photo, of where the network looked.
-        batch_size: Photos that go through the network together.
-        workers: Processes that decode.
+        sort_into: Folder that the photos are put into, in one subfolder per class.
+        how: Whether photos are copied, moved or linked to ``sort_into``.
+        cam: Folder for one Grad-CAM overlay per photo.
+        batch_size: Photos per forward pass.
+        workers: Number of processes that decode.
 
     Raises:
-        InputError: Nothing was found, or the results can't be written.
+        InputError: No photo was found, or the results can't be written.
     """
     if classifier.device.type == "cpu":
         keep_freed_memory()
     top_k = min(top_k, len(classifier.classes))
-    passed = Passed()
+    skipped = Skipped()
     read = unread = 0
     with contextlib.ExitStack() as stack:
-        if camera is not None:  # a frame at a time, as it comes
+        if camera is not None:  # one frame at a time, without delay
             inputs, batch_size, workers = camera_frames(camera), 1, 0
         else:
             staging = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mmflowers-")))
             leave_out = [folder for folder in (sort_into, cam) if folder is not None]
-            inputs = find_inputs(arguments, staging=staging, passed=passed, leave_out=leave_out)
+            inputs = find_inputs(arguments, staging=staging, skipped=skipped, leave_out=leave_out)
         write = stack.enter_context(open_output(out, top_k)) if out else _print
-        sorter = Sorter(sort_into, classifier.classes, how) if sort_into else None
+        class_folders = ClassFolders(sort_into, classifier.classes, how) if sort_into else None
         overlays = None
         if cam is not None:
-            from mmflowers.inference.overlays import Overlays
+            from mmflowers.inference.grad_cam import OverlayFolder
 
-            overlays = Overlays(cam, classifier)
+            overlays = OverlayFolder(cam, classifier)
         dataset = PhotoDataset(classifier.pipeline, keep=sort_into is not None)
         batches = read_batches(inputs, dataset, batch_size=batch_size, workers=workers)
-        for batch in _told(batches) if out else batches:
-            predictions = classifier.judge(batch.inputs, batch.pixels, top_k=top_k)
+        for batch in _report_progress(batches) if out else batches:
+            predictions = classifier.predict_batch(batch, top_k=top_k)
             write(predictions)
             unread += sum(bool(found.reason) for found in predictions)
             read += len(predictions)
             if overlays:
-                overlays.draw(predictions, batch.pixels)
-            if sorter:
+                overlays.write(predictions, batch.pixels)
+            if class_folders:
                 for input_, found in zip(batch.inputs, predictions, strict=True):
                     if not found.reason:
-                        sorter.place(input_, found.class_name)
-        if passed.count:
-            print(f"{passed.count:,} files without an image's extension were passed over", file=sys.stderr)
-        if not read:  # before the rows get their name: an old file stays
-            raise InputError(f"no photo in {', '.join(arguments)}", "are they in there with an image's extension?")
+                        class_folders.add(input_, found.class_name)
+        if skipped.count:
+            print(f"skipped {count(skipped.count, 'file')} without the extension of an image", file=sys.stderr)
+        if not read:  # before the output file gets its name, so that an older one is kept
+            hint = f"the files need one of the extensions {' '.join(sorted(EXTENSIONS))}"
+            raise InputError(f"no photo in {', '.join(arguments)}", hint)
     print(f"{unread:,} of {read:,} could not be read", file=sys.stderr)
 
 
 def _print(predictions: Iterable[Prediction]) -> None:
     for found in predictions:
         name = found.image if found.image.isprintable() else ascii(found.image)
-        said = ", ".join(f"{class_name} {100 * score:.1f} %" for class_name, score in found.top)
-        print(f"{name}: {said or f'could not be read, {found.reason}'}", flush=True)
+        top = ", ".join(f"{class_name} {100 * score:.1f} %" for class_name, score in found.top)
+        print(f"{name}: {top or f'could not be read, {found.reason}'}", flush=True)
 
 
-def _told(batches: Iterator) -> Iterator:
-    """Say on stderr now and then how far it is; of how many nobody knows."""
+def _report_progress(batches: Iterator) -> Iterator:
+    """Print the number of predicted photos to stderr at intervals; their total isn't known."""
     done, last = 0, time.monotonic()
     for batch in batches:
         yield batch

@@ -53,7 +53,7 @@ def curves_figure(runs: Mapping[str, History]) -> Figure:
             text.set(parse_math=False, color=INK)
     elif only[1].scores:
         at, top = only[1].best
-        title = f"{only[0]}: best val {only[1].label} {only[1].told(top)} at epoch {at}"
+        title = f"{only[0]}: best val {only[1].label} {only[1].format(top)} at epoch {at}"
         score.set_title(title, parse_math=False, wrap=True)
     measured = f"val {labels.pop()}" if len(labels) == 1 else "validation metric"
     measured += " (%)" if {history.metric for history in runs.values()} == {TOP1} else ""

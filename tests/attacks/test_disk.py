@@ -23,9 +23,10 @@ from PIL import Image
 from pyarrow import parquet
 
 from mmflowers.evaluation.predictions import Predictions, write_predictions
+from mmflowers.evaluation.report import read_report_data
 from mmflowers.inference.classifier import Prediction
 from mmflowers.inference.inputs import Input
-from mmflowers.inference.output import Sorter, open_output
+from mmflowers.inference.output import ClassFolders, open_output
 from mmflowers.preparation.prepare import prepare
 from mmflowers.utils.errors import InputError
 from mmflowers.utils.files import AtomicFile, creating, explained, replacing, write_bytes, write_csv, write_text
@@ -159,7 +160,7 @@ def test_rows_on_a_bad_disk_are_refused_in_a_line(kind: str, bad_disk: Path) -> 
 def test_a_report_on_a_bad_disk_is_refused_in_a_line(bad_disk: Path, tested: Path) -> None:
     out = bad_disk if bad_disk.name == "full" else bad_disk / "report"
     with pytest.raises(InputError, match=REFUSED):
-        write_report([tested / "run"], out / "report.html", data=tested / "data")
+        write_report(read_report_data([tested / "run"], data=tested / "data"), out / "report.html")
     assert not partials(bad_disk)
 
 
@@ -191,7 +192,7 @@ def test_a_disk_that_fills_up_during_a_preparation_leaves_nothing(
 
 def test_a_photo_that_cannot_be_sorted_leaves_no_half_of_it(bad_disk: Path) -> None:
     with pytest.raises(InputError, match=REFUSED):
-        Sorter(bad_disk, ("rose",)).place(Input("a.jpg", bytes(1 << 20)), "rose")
+        ClassFolders(bad_disk, ("rose",)).add(Input("a.jpg", bytes(1 << 20)), "rose")
     assert not list(bad_disk.rglob("a.jpg"))
 
 

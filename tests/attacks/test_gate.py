@@ -28,9 +28,9 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from mmflowers.demo import uploads
-from mmflowers.demo.answers import Answer, Answering
 from mmflowers.demo.gate import _arrived_at, served_names
 from mmflowers.demo.page import build_app
+from mmflowers.demo.results import PhotoClassifier, Result
 from mmflowers.demo.uploads import MAX_HELD, MAX_MEGABYTES, MAX_PHOTOS, MEGABYTE, Upload, Uploads
 from mmflowers.preparation.inspection import decode
 from mmflowers.utils.errors import InputError
@@ -62,14 +62,14 @@ FOLDERS = (f"{tempfile.gettempdir()}/", str(ROOT), f"{Path.home()}/", "site-pack
 TELLING = (*FOLDERS, "pydantic", "Errno", "Traceback")  # what folders and errors of libraries are known by
 
 
-class Fake(Answering):
-    """Says the size of a photo in place of an answer; of the color blue it dies."""
+class Fake(PhotoClassifier):
+    """Gives the size of a photo instead of a prediction; raises an error for a blue photo."""
 
-    def answer(self, name: str, data: bytes) -> Answer:
+    def predict(self, name: str, data: bytes) -> Result:
         image, reason = decode(data)
         if image and image.getpixel((0, 0)) == (0, 0, 255):
             raise ValueError(f"broken in {ROOT}")
-        return Answer(name, reason=reason or f"seen, {image.width} x {image.height}")
+        return Result(name, reason=reason or f"seen, {image.width} x {image.height}")
 
 
 class Spied(NamedTuple):
@@ -112,8 +112,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         missing = InputError(f"nothing in {ROOT}")
-        answering = Fake(SimpleNamespace(classes=("daisy", "rose")), missing, missing)
-        gate = build_app(answering, "mine", names=served_names("127.0.0.1", ["flowers.example"]), port=7860)
+        classifier = Fake(SimpleNamespace(classes=("daisy", "rose")), missing, missing)
+        gate = build_app(classifier, "mine", names=served_names("127.0.0.1", ["flowers.example"]), port=7860)
     gradio, through = gate.app, []
 
     async def spy(scope, receive, send) -> None:
@@ -215,7 +215,7 @@ def test_a_path_or_address_in_a_question_reaches_nobody(page, browser: Browser, 
     ):
         for file in ({"path": path, "meta": {"_type": "gradio.FileData"}}, {"path": path, "url": f"file://{secret}"}):
             response = browser.join(wrap(file), fn_index=event)
-            assert (response.status_code, sentence(response)) == (404, "A photo is no longer there. Send it again.")
+            assert (response.status_code, sentence(response)) == (404, "A photo was deleted. Send it again.")
     assert page.through == []
 
 
@@ -244,12 +244,12 @@ def test_photos_are_answered_once_and_twelve_at_a_time(browser: Browser) -> None
     assert len(set(names)) == 14
     said = browser.answer(names)
     assert re.findall(r"seen, (\d+)", said) == [str(20 + number) for number in range(12)]
-    assert "2 more photos were left out" in said and "a &lt;b&gt;.png" in said and "a <b>" not in said
+    assert "2 photos were left out" in said and "a &lt;b&gt;.png" in said and "a <b>" not in said
     assert browser.join([{"path": names[0]}]).status_code == 404
     assert browser.ask("GET", f"/gradio_api/file={names[0]}").status_code == 404
     (name,) = browser.upload(png())
     said = browser.answer([name] * 3)
-    assert said.count("seen") == 1 and said.count("it was asked about twice") == 2
+    assert said.count("seen") == 1 and said.count("it was requested twice") == 2
 
 
 def test_a_session_gets_at_nothing_of_another(page, browser: Browser) -> None:
@@ -297,7 +297,7 @@ def test_a_session_is_a_cookie_that_scripts_and_other_sites_do_not_get(browser: 
 @pytest.mark.parametrize("sent", OTHER_PAGES)
 def test_posts_of_other_pages_are_refused(page, browser: Browser, path: str, sent: dict[str, str]) -> None:
     response = browser.ask("POST", path, headers=sent)
-    assert (response.status_code, sentence(response)) == (403, "Only the page itself may ask for this.")
+    assert (response.status_code, sentence(response)) == (403, "Only the page itself may make this request.")
     assert "access-control-allow-origin" not in response.headers
     assert page.through == []
 
@@ -403,7 +403,7 @@ def test_the_gate_keeps_what_gradio_says_of_errors(browser: Browser, page, monke
 
     monkeypatch.setattr(page.gate, "app", fails)
     response = browser.ask("GET", "/theme.css")
-    assert (response.status_code, response.text) == (422, "The server can't answer this.")
+    assert (response.status_code, response.text) == (422, "The server can't process this request.")
     assert "x-path" not in response.headers and response.headers["x-content-type-options"] == "nosniff"
 
 

@@ -23,6 +23,7 @@ from mmflowers.datasets.identity import TRAINED_ON, from_state
 from mmflowers.engine.testing import test as run_test
 from mmflowers.engine.training import TrainOptions, configure, train
 from mmflowers.evaluation.predictions import read_predictions, write_predictions
+from mmflowers.evaluation.report import read_report_data
 from mmflowers.utils.errors import InputError
 from mmflowers.visualization.report import write_report
 
@@ -46,7 +47,7 @@ def test_a_test_of_the_whole_split_says_so_and_is_reported(run: Path) -> None:
     record = json.loads((run / "predictions_val.json").read_text())
     assert (record["checkpoint"], record["split"]) == ("best.pth", "val")
     assert record["counted"] == record["listed"] == 10
-    assert "photos of val" not in write_report([run], data=Path("flower_dataset")).read_text()
+    assert "photos of val" not in write_report(read_report_data([run], data=Path("flower_dataset"))).read_text()
 
 
 @pytest.mark.parametrize("options", [("test_dataloader.drop_last=True",), ("test_dataloader.dataset.indices=7",)])
@@ -65,7 +66,7 @@ def test_photos_that_were_deleted_with_their_rows_are_missing_in_the_result(run:
     tested = run_test(None, "run/best.pth", data="flower_dataset")
     assert str(tested.coverage) == "9 of 10 photos"
     with pytest.raises(InputError, match=r"1 not in val\.txt"):  # the whole test of before isn't of this list
-        write_report([run], data=Path("flower_dataset"))
+        read_report_data([run], data=Path("flower_dataset"))
 
 
 def test_the_split_that_is_asked_for_is_tested_whatever_list_a_config_names(run: Path) -> None:
@@ -89,9 +90,9 @@ def test_a_report_refuses_predictions_of_another_checkpoint(run: Path) -> None:
     checkpoint["state_dict"]["head.fc.bias"] += 1
     torch.save(checkpoint, run / "best.pth")
     with pytest.raises(InputError, match=r"best\.pth isn't the checkpoint that the predictions of val were made with"):
-        write_report([run], data=Path("flower_dataset"))
+        read_report_data([run], data=Path("flower_dataset"))
     run_test(None, "run/best.pth", data="flower_dataset")
-    write_report([run], data=Path("flower_dataset"))
+    write_report(read_report_data([run], data=Path("flower_dataset")))
 
 
 def test_a_report_refuses_predictions_that_were_edited(run: Path) -> None:
@@ -101,18 +102,20 @@ def test_a_report_refuses_predictions_that_were_edited(run: Path) -> None:
     predictions.scores[range(10), predictions.labels] = 1
     write_predictions(predictions, path)
     with pytest.raises(InputError, match="it has changed since"):
-        write_report([run], data=Path("flower_dataset"))
+        read_report_data([run], data=Path("flower_dataset"))
 
 
 def test_predictions_without_a_record_are_shown_with_a_note(run: Path) -> None:
     (run / "predictions_val.json").unlink()
-    page = html.unescape(write_report([run], data=Path("flower_dataset")).read_text())
+    page = html.unescape(write_report(read_report_data([run], data=Path("flower_dataset"))).read_text())
     assert "of an unknown checkpoint" in page
 
 
 def test_a_report_names_a_checkpoint_that_is_not_the_best(run: Path) -> None:
     run_test(None, "run/last.pth", data="flower_dataset")
-    assert "of last.pth, not of best.pth" in write_report([run], data=Path("flower_dataset")).read_text()
+    assert (
+        "of last.pth, not of best.pth" in write_report(read_report_data([run], data=Path("flower_dataset"))).read_text()
+    )
 
 
 def test_a_report_refuses_predictions_of_another_list(run: Path) -> None:
@@ -123,7 +126,7 @@ def test_a_report_refuses_predictions_of_another_list(run: Path) -> None:
         Path("flower_dataset", path).rename(Path("flower_dataset", Path(path).name))
     Path("flower_dataset/val.txt").write_text("\n".join(Path(line).name for line in swapped) + "\n")
     with pytest.raises(InputError, match=r"10 not in val\.txt, 10 missing"):
-        write_report([run], data=Path("flower_dataset"))
+        read_report_data([run], data=Path("flower_dataset"))
 
 
 # --------------------------------------------------------------------------------------------- trained and resumed
@@ -284,11 +287,11 @@ def test_a_comparison_refuses_predictions_that_were_edited_or_are_of_other_photo
     Image.effect_noise((90, 90), 60).convert("RGB").save(photo)
     run_test(None, "run/best.pth", data="flower_dataset", work_dir="new")
     with pytest.raises(InputError, match="is of photos with other contents"):
-        write_report([Path("new"), Path("other")], data=Path("flower_dataset"))
+        read_report_data([Path("new"), Path("other")], data=Path("flower_dataset"))
 
 
 def test_a_report_says_that_photos_have_changed_since_the_test(run: Path) -> None:
     photo = sorted(Path("flower_dataset/val/rose").iterdir())[0]
     Image.effect_noise((90, 90), 60).convert("RGB").save(photo)
-    page = html.unescape(write_report([run], data=Path("flower_dataset")).read_text())
+    page = html.unescape(write_report(read_report_data([run], data=Path("flower_dataset"))).read_text())
     assert "some have changed since the test" in page

@@ -279,7 +279,7 @@ MISTAKES = [
     Mistake(
         "Validation on photos that are on no list",
         REFUSED,
-        "reads 1 photo that no list of flower_dataset has",
+        "reads 1 photo of no list of flower_dataset",
         make=lambda: (
             shutil.copy(sorted((VAL / "rose").iterdir())[0], VAL / "rose" / "x.jpg"),
             (DATA / "more.txt").write_text("val/rose/x.jpg 2\n" + "\n".join(lines_of("val"))),
@@ -289,7 +289,7 @@ MISTAKES = [
     Mistake(
         "A loader with other labels than the list has",
         REFUSED,
-        "another label than val.txt",
+        "other labels than val.txt",
         config="val_dataloader = dict(dataset="
         + dataset("swapped.txt", kind="CustomDataset", more=", metainfo=dict(classes=sorted(CLASSES))")
         + ")",
@@ -345,7 +345,7 @@ MISTAKES = [
     Mistake(
         "Validation whose only batch is dropped (`drop_last`)",
         REFUSED,
-        "counts no photo at all",
+        "counts no photos",
         options=("val_dataloader.drop_last=True", "val_dataloader.batch_size=11"),
     ),
     Mistake(
@@ -426,7 +426,7 @@ MISTAKES = [
     Mistake(
         "Photos added to val by hand",
         WARNED,
-        "val.txt lists 1 photo that the preparation didn't put there",
+        "val.txt lists 1 photo that the preparation didn't list",
         make=lambda: (
             (VAL / "rose" / "new.jpg").write_bytes(
                 encoded("JPEG", quality=90)(Image.effect_noise((120, 120), 90).convert("RGB"))
@@ -464,7 +464,7 @@ MISTAKES = [
     Mistake(
         "Photos of train and val exchanged by hand, under new names",
         WARNED,
-        "val.txt lists 1 photo that the preparation didn't put there",
+        "val.txt lists 1 photo that the preparation didn't list",
         make=lambda: move_val_into_train("x.jpg"),
     ),
     Mistake(
@@ -697,31 +697,31 @@ MISTAKES = [
     Mistake(
         "Grey photos in validation alone",
         REFUSED,
-        "makes grey images, train_dataloader the other kind",
+        "outputs grey images, train_dataloader doesn't",
         config=val_pipeline("dict(type='RandomGrayscale', prob=1.0, keep_channels=True)"),
     ),
     Mistake(
         "RGB in validation, BGR in training",
         REFUSED,
-        "gives channels as RGB, train_dataloader as BGR",
+        "outputs channels as RGB, train_dataloader as BGR",
         config=val_pipeline("dict(type='TurnChannels')"),
     ),
     Mistake(
         "Pixels of 0..1 in validation, of 0..255 in training",
         REFUSED,
-        "gives values from",
+        "outputs values from",
         config=val_pipeline("dict(type='NumpyToPIL')", "dict(type='torchvision/ToTensor')"),
     ),
     Mistake(
         "Validation normalises once more",
         REFUSED,
-        "gives values from",
+        "outputs values from",
         config=val_pipeline("dict(type='Normalize', mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4])"),
     ),
     Mistake(
         "Validation squashes photos, training crops",
         WARNED,
-        "stretches photos 1.33-fold",
+        "stretches photos by a factor of 1.33",
         config=val_pipeline(resize="dict(type='Resize', scale=(48, 48))"),
     ),
     Mistake(
@@ -741,7 +741,7 @@ MISTAKES = [
     Mistake(
         "Training that augments nothing",
         WARNED,
-        "augments nothing",
+        "has no augmentation",
         config="train_dataloader = dict(dataset=dict(pipeline={{_base_.test_pipeline}}))",
     ),
     Mistake(
@@ -761,13 +761,13 @@ MISTAKES = [
     Mistake(
         "A test whose pipeline turns the channels",
         REFUSED,
-        "gives channels as RGB, the run's validation as BGR",
+        "outputs channels as RGB, the run's validation as BGR",
         mode="test turned",
     ),
     Mistake(
         "A test that squashes photos, after a validation that didn't",
         WARNED,
-        "stretches photos 1.33-fold, the run's validation doesn't",
+        "stretches photos by a factor of 1.33, the run's validation doesn't",
         mode="test squashed",
     ),
     Mistake(
@@ -779,7 +779,7 @@ MISTAKES = [
     Mistake(
         "Channels turned by the pipeline and again by `to_rgb`",
         WARNED,
-        "the pipeline gives RGB, which to_rgb turns to BGR",
+        "the pipeline outputs RGB, which to_rgb converts to BGR",
         config=both_pipelines("dict(type='TurnChannels')"),
     ),
     Mistake(
@@ -791,20 +791,20 @@ MISTAKES = [
     Mistake(
         "A mean for pixels of 0..1 on pixels of 0..255",
         REFUSED,
-        "is for pixels of 0..1",
+        "is for pixels in 0..1",
         config="data_preprocessor = dict(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])",
     ),
     # What is counted as right, and which epoch is the best
     Mistake(
-        "A threshold that counts unsure answers as wrong (`thrs`)",
+        "A threshold that counts low-confidence predictions as wrong (`thrs`)",
         REFUSED,
-        "counts an answer with a smaller score as wrong",
+        "counts predictions with a smaller score as wrong",
         config="val_evaluator = dict(thrs=0.5)",
     ),
     Mistake(
         "… under the metric's full name",
         REFUSED,
-        "counts an answer with a smaller score as wrong",
+        "counts predictions with a smaller score as wrong",
         config="val_evaluator = dict(type='mmpretrain.Accuracy', thrs=0.5)",
     ),
     Mistake(
@@ -858,7 +858,7 @@ SHOWN = {  # whose message the page quotes
     "Pixels of 0..1 in validation, of 0..255 in training",
     "A test with another channel order than the run's",
     "Validation squashes photos, training crops",
-    "A threshold that counts unsure answers as wrong (`thrs`)",
+    "A threshold that counts low-confidence predictions as wrong (`thrs`)",
     "The best epoch chosen by top-3 of five classes",
     "A validation interval beyond the last epoch",
     "A validation that begins after the last epoch",

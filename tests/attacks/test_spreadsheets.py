@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +15,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmflowers.datasets.card import read_card
-from mmflowers.evaluation.predictions import Predictions, read_predictions, write_predictions
+from mmflowers.evaluation.calibration import calibrate
+from mmflowers.evaluation.predictions import (
+    Predictions,
+    confusion_matrix,
+    per_class_table,
+    read_predictions,
+    write_predictions,
+)
+from mmflowers.evaluation.report import RunRow
 from mmflowers.inference.classifier import Prediction
 from mmflowers.inference.output import open_output
 from mmflowers.preparation.prepare import prepare
 from mmflowers.utils.files import escape_cell, read_csv, read_rows, unescape_cell, write_rows
-from mmflowers.visualization.report import _write_csv, _write_tables, confusion_matrix
+from mmflowers.visualization.report import _write_tables
 
 HOSTILE = [
     *("=cmd|' /C calc'!A0", "+1+2", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "\u00a0=1", "＝1", "＋1", "－1"),
@@ -99,20 +108,21 @@ def test_predictions_of_before_are_read_as_they_are(tmp_path: Path) -> None:
 def test_the_tables_of_a_report_are_harmless(tmp_path: Path) -> None:
     predictions = hostile_predictions()
 
-    class Run:
-        name, history = "=run", None
-
-    run = Run()
-    run.predictions = predictions
-    _write_tables([run], [{"run": "=run", "top1": 0.5}], tmp_path, 5)
+    report = SimpleNamespace(
+        runs=[SimpleNamespace(name="=run", history=None)],
+        rows=[RunRow("=run", 0.5, 1, 2, 0.1, 0.9, None, -1.5)],
+        per_class=per_class_table(predictions),
+        confusion=confusion_matrix(predictions),
+        calibration=calibrate(predictions, 5),
+    )
+    _write_tables(report, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {"per_class.csv", "confusion.csv", "runs.csv"}
     assert all(harmless(path) for path in tmp_path.iterdir())
     header, *rows = read_csv(tmp_path / "confusion.csv")
     assert header[1:] == predictions.classes == [row[0] for row in rows]
     assert [[int(count) for count in row[1:]] for row in rows] == confusion_matrix(predictions).tolist()
     assert [row[0] for row in read_csv(tmp_path / "per_class.csv")[1:]] == predictions.classes
-    _write_csv(tmp_path / "numbers.csv", ["x"], [[-1.5]])
-    assert (tmp_path / "numbers.csv").read_text() == "x\n-1.5\n"
+    assert read_csv(tmp_path / "runs.csv")[1][RunRow._fields.index("ece")] == "-1.5"  # numbers stay numbers
 
 
 def test_rows_of_predict_are_harmless(tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ from mmflowers.engine.testing import test as run_test
 from mmflowers.engine.training import TrainOptions, configure, train
 from mmflowers.export.export import export
 from mmflowers.inference.classifier import FlowerClassifier
+from mmflowers.inference.grad_cam import overlays
 from mmflowers.inference.inputs import Input
 from mmflowers.inference.photos import PhotoDataset, read_batches
 from mmflowers.speed.hooks import CUDAGraphHook
-from mmflowers.visualization.cam import explain
 
 names = itertools.count()
 ONE = dict(batch_size=1, workers=0)
@@ -144,7 +144,7 @@ def test_predictions_are_those_of_the_cpu(
         found = classifier.predict(photos)
         (batch,) = read_batches([Input(photos[0].name, str(photos[0]))], PhotoDataset(classifier.pipeline), **ONE)
         assert classifier.features(batch.pixels).shape == (1, 512)
-        assert len(explain(classifier.model, batch.pixels[0], [0, 1])) == 2
+        assert len(overlays(classifier.model, batch.pixels[0], [0, 1])) == 2
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one.scores, other.scores, atol=0.02 if options.get("amp") else 1e-4)
 

@@ -19,6 +19,7 @@ from mmflowers.engine.testing import test as run_test
 from mmflowers.engine.training import Outcome, TrainOptions, configure, train
 from mmflowers.evaluation.history import read_history
 from mmflowers.evaluation.metrics import rule_of
+from mmflowers.evaluation.report import read_report_data
 from mmflowers.utils.errors import InputError
 from mmflowers.visualization.figures import curves_figure
 from mmflowers.visualization.report import write_report
@@ -70,7 +71,7 @@ def test_the_lowest_loss_is_the_best_epoch_everywhere(start, tmp_path: Path) -> 
     assert axes.get_ylabel() == "val nll/loss"
 
     run_test(None, run / "best.pth")
-    page = write_report([run]).read_text(encoding="utf-8")
+    page = write_report(read_report_data([run])).read_text(encoding="utf-8")
     assert "run nll/loss 0.0312 at epoch 2" in page and "best epoch by" in page and "the lowest nll/loss" in page
     with (run / "report" / "curves.csv").open(newline="") as file:
         assert [(row["val_metric"], row["val_score"]) for row in csv.DictReader(file)][1] == ("nll/loss", "0.03125")

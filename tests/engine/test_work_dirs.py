@@ -18,6 +18,7 @@ from mmflowers.engine.runner import FlowersRunner
 from mmflowers.engine.testing import last_run
 from mmflowers.engine.testing import test as run_test
 from mmflowers.engine.training import Outcome, TrainOptions, configure, train
+from mmflowers.evaluation.report import read_report_data
 from mmflowers.frozen.loops import FrozenTrainLoop
 from mmflowers.inference.classifier import FlowerClassifier
 from mmflowers.utils.errors import InputError
@@ -146,7 +147,7 @@ def test_a_run_without_validation_is_tested_predicted_with_and_reported_by_its_l
     assert tested.coverage.is_whole
     photo = sorted((dataset / "val" / "rose").iterdir())[0]
     assert FlowerClassifier.from_run(run).predict([photo])[0].class_name
-    page = write_report([run], data=dataset).read_text()
+    page = write_report(read_report_data([run], data=dataset)).read_text()
     assert "not of best.pth" not in page
     assert "nothing left to train" not in log_of(run)
 

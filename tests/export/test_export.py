@@ -113,9 +113,9 @@ def test_half_the_weights_half_the_size_and_nearly_the_same_scores(
 
 
 def test_torchscript_needs_no_code_of_ours(exported: Path, rgb: np.ndarray, expected: np.ndarray) -> None:
-    extra = {formats.FACTS: ""}
+    extra = {formats.METADATA: ""}
     traced = torch.jit.load(exported / "model.torchscript", _extra_files=extra)
-    facts = json.loads(extra[formats.FACTS])
+    facts = json.loads(extra[formats.METADATA])
     with torch.no_grad():
         found = traced(torch.from_numpy(normalised(rgb, facts))).numpy()
     assert found == pytest.approx(expected, abs=1e-4)
@@ -204,7 +204,7 @@ def test_a_file_that_says_something_else_is_not_left_behind_and_the_older_ones_s
     with pytest.raises(InputError) as caught:
         export(run, tmp_path / "out", chosen=("onnx", "slim"))
     (problem,) = caught.value.problems
-    assert re.match(r"model\.onnx isn't what best\.pth is: another class for \d+ of 10 photos", problem.what)
+    assert re.match(r"model\.onnx disagrees with best\.pth: another class for \d+ of 10 photos", problem.what)
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.onnx").write_text("of before")
@@ -217,16 +217,16 @@ def test_a_file_that_says_something_else_is_not_left_behind_and_the_older_ones_s
 def test_scores_that_are_off_or_no_numbers_are_a_mismatch_though_the_classes_agree() -> None:
     expected = np.float32([[0.9, 0.1], [0.2, 0.8]])
     for found in (expected + np.float32([[0.002, 0], [0, 0]]), np.float32([[0.9, 0.1], [np.nan, 0.8]])):
-        check = module.Check("model.onnx", 1, 2, float(np.abs(found - expected).max()), 1.0, 1.0)
+        check = module.FileCheck("model.onnx", 1, 2, float(np.abs(found - expected).max()), 1.0, 1.0)
         problems = module._compare("onnx", check, found, expected, ["a", "b"], ["x", "y"], Path("best.pth"))
         assert len(problems) == 1
 
 
 def test_what_is_missing_or_in_the_way_is_one_line(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="the run's own folder"):
+    with pytest.raises(InputError, match="is the work dir of the run"):
         export(run, run)
     (tmp_path / "setup.py").touch()
-    with pytest.raises(InputError, match=r"holds setup\.py"):
+    with pytest.raises(InputError, match=r"contains setup\.py"):
         export(run, tmp_path)
     with pytest.raises(InputError, match="is a file"):
         export(run, tmp_path / "setup.py")
@@ -256,7 +256,7 @@ def test_the_card_has_the_results_of_this_checkpoint_and_of_no_other(
     predictions = Predictions(names, labels, expected, classes)
     write_predictions(predictions, tmp_path / "run" / "predictions_val.csv")
     done = export(tmp_path / "run", chosen=("slim",), licence="cc-by-4.0")
-    assert done.notes == ["checked on 10 photos, all of val: under 256"]
+    assert done.notes == ["checked on 10 photos, all of val: fewer than 256"]
     card = ModelCard.load(done.out / "README.md")
     assert card.data.license == "cc-by-4.0"
     assert card.data.pipeline_tag == "image-classification"

@@ -18,7 +18,7 @@ from PIL import Image
 
 from mmflowers import FlowerClassifier
 from mmflowers.inference.inputs import Input
-from mmflowers.inference.output import Sorter
+from mmflowers.inference.output import ClassFolders
 from mmflowers.utils.errors import InputError
 
 
@@ -96,14 +96,14 @@ def test_a_run_that_would_run_code_or_does_not_fit_is_refused(trained: Path, tmp
         FlowerClassifier.from_run(run)
     saved = torch.load(trained / "best.pth", weights_only=True)
     torch.save({**saved, "more": Reduce(tmp_path / "ran")}, run / "best.pth")
-    with pytest.raises(InputError, match="holds no config"):
+    with pytest.raises(InputError, match="contains no config"):
         FlowerClassifier.from_run(run)
     shutil.copy(config, run)
     with pytest.raises(InputError, match="would run"):
         FlowerClassifier.from_run(run)
     assert not (tmp_path / "ran").exists()
     torch.save({**saved, "meta": {}}, run / "best.pth")
-    with pytest.raises(InputError, match="which classes"):
+    with pytest.raises(InputError, match="no class names"):
         FlowerClassifier.from_run(run)
     torch.save({**saved, "meta": {"dataset_meta": {"classes": ("a", "b")}}}, run / "best.pth")
     with pytest.raises(InputError, match="a head of 5 classes"):
@@ -111,7 +111,7 @@ def test_a_run_that_would_run_code_or_does_not_fit_is_refused(trained: Path, tmp
     torch.save(saved, run / "best.pth")
     path = run / config.name
     path.write_text(path.read_text().replace("LoadImageFromFile'", "LoadImageFromFile', color_type='grayscale'"))
-    with pytest.raises(InputError, match="not by reading a colour photo"):
+    with pytest.raises(InputError, match="doesn't load a colour photo"):
         FlowerClassifier.from_run(run)
 
 
@@ -122,18 +122,18 @@ def test_sorting_overwrites_nothing_and_moves_or_links_files_of_the_users_alone(
     inputs = [Input(str(path), str(path)) for path in sorted(tmp_path.glob("*/x.jpg"))]
     out = tmp_path / "out"
     for how in ("copy", "link", "move"):
-        sorter = Sorter(out / how, ("rose",), how)
-        assert [sorter.place(input_, "rose").name for input_ in inputs] == ["x.jpg", "x_2.jpg"]
+        folders = ClassFolders(out / how, ("rose",), how)
+        assert [folders.add(input_, "rose").name for input_ in inputs] == ["x.jpg", "x_2.jpg"]
         assert (out / how / "rose" / "x_2.jpg").read_text() == "b"
         assert (out / how / "rose" / "x.jpg").is_symlink() == (how == "link")
         assert (tmp_path / "a" / "x.jpg").exists() == (how != "move")
-        assert sorter.place(Input("http://host/x.jpg", b"c"), "rose").read_text() == "c"
+        assert folders.add(Input("http://host/x.jpg", b"c"), "rose").read_text() == "c"
 
 
 @pytest.mark.parametrize("name", ["../up", "..", "a\\b", ""])
 def test_class_names_that_lead_out_of_the_folder_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="can't be folders"):
-        Sorter(tmp_path, ("rose", name))
+        ClassFolders(tmp_path, ("rose", name))
 
 
 def test_the_example_of_the_readme_runs(trained: Path, photos: list[Path], tmp_path: Path) -> None:

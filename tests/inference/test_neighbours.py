@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mmflowers import FlowerClassifier
-from mmflowers.demo.answers import Answering, read_confusion
+from mmflowers.demo.results import PhotoClassifier, read_confusion
 from mmflowers.inference.neighbours import CACHE, read_training_photos
 from mmflowers.utils.errors import InputError
 
@@ -108,11 +108,10 @@ def test_another_dataset_folder_is_refused(loaded: FlowerClassifier, run: Path, 
 def test_what_is_missing_is_said_without_naming_folders(loaded: FlowerClassifier, run: Path, data: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_confusion(run, loaded.classes)
-    answering = Answering(loaded, InputError("no dataset folder at x", "--data names it"), caught.value)
+    predictor = PhotoClassifier(loaded, InputError("no dataset folder at x", "--data names it"), caught.value)
     photo = sorted((data / "val" / "rose").glob("*.jpg"))[0].read_bytes()
-    page = answering.render([answering.answer("<x>.jpg", photo), answering.answer("y.jpg", b"")])
-    assert "There are none to show. The terminal that runs tools/demo.py says why." in page
-    assert "Not known yet. The terminal that runs tools/demo.py says why." in page
+    page = predictor.render([predictor.predict("<x>.jpg", photo), predictor.predict("y.jpg", b"")])
+    assert page.count("Not available. The terminal that runs tools/demo.py shows the reason.") == 2
     assert "at x" not in page and str(run) in str(caught.value) and str(run) not in page
     assert "&lt;x&gt;.jpg" in page and "<x>" not in page
     assert "<b>y.jpg</b> can’t be read: empty." in page

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmflowers.inference.inputs import Input, Passed, camera_frames, find_inputs, require_inputs
+from mmflowers.inference.inputs import Input, Skipped, camera_frames, find_inputs, require_inputs
 from mmflowers.inference.photos import PhotoDataset, read_batches
 from mmflowers.utils.errors import InputError
 
@@ -138,11 +138,11 @@ def test_folders_are_walked_by_name_without_hidden_files_results_and_loops(tmp_p
         path.write_bytes(png())
     (tmp_path / "in" / "loop").symlink_to(tmp_path)
     (tmp_path / "link.jpg").symlink_to(tmp_path / "b.jpg")
-    passed = Passed()
-    found = find_inputs([str(tmp_path)], staging=tmp_path / "x", passed=passed, leave_out=[tmp_path / "sorted"])
+    skipped = Skipped()
+    found = find_inputs([str(tmp_path)], staging=tmp_path / "x", skipped=skipped, leave_out=[tmp_path / "sorted"])
     relative = [Path(input_.name).relative_to(tmp_path).as_posix() for input_ in found]
     assert relative == ["a.PNG", "b.jpg", "link.jpg", "in/c.jpeg", "in/deep/d.tif"]
-    assert passed.count == 2  # the notes, and the link to a folder
+    assert skipped.count == 2  # the notes, and the link to a folder
 
     globbed = find_inputs([f"{tmp_path}/**/*.jp*g"], staging=tmp_path / "x", leave_out=[tmp_path / "sorted"])
     assert {Path(input_.name).name for input_ in globbed} == {"b.jpg", "link.jpg", "c.jpeg"}

@@ -98,13 +98,13 @@ class Page:
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 360)])
-def test_a_photo_is_answered_in_a_browser(served: Served, browser, scheme: str, width: int) -> None:
+def test_a_photo_is_predicted_in_a_browser(served: Served, browser, scheme: str, width: int) -> None:
     photo = sorted((served.data / "train" / "tulip").glob("*.jpg"))[0]
     with browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800}) as context:
         page = Page(context, served.address)
         page.drop(photo)
         assert page.tab.locator("h1").inner_text() == "mine {1}"
-        answer = page.tab.locator(".answer")
+        answer = page.tab.locator(".result")
         answer.wait_for()
 
         names, shares = (answer.locator(f".bars .{part}").all_inner_texts() for part in ("name", "number"))
@@ -117,7 +117,7 @@ def test_a_photo_is_answered_in_a_browser(served: Served, browser, scheme: str, 
         assert [figure.is_visible() for figure in seen.all()] == [True, False, False, False, False]
         answer.locator(".bars label").nth(2).click()
         assert [figure.is_visible() for figure in seen.all()] == [False, False, True, False, False]
-        assert seen.nth(2).inner_text() == f"where it sees {names[2]}"
+        assert seen.nth(2).inner_text() == f"Grad-CAM of {names[2]}"
         page.tab.keyboard.press("ArrowDown")
         assert seen.nth(3).is_visible()
 
@@ -149,16 +149,18 @@ def test_what_cannot_be_read_is_a_sentence_and_costs_the_others_nothing(
     with browser.new_context() as context:
         page = Page(context, served.address)
         page.drop(tmp_path / "half.jpg", tmp_path / "note.txt", good)
-        answers = page.tab.locator(".answer")
+        answers = page.tab.locator(".result")
         answers.first.wait_for()
         half, note, read = answers.all_inner_texts()
-        assert half.startswith("half.jpg can’t be read: truncated. JPEG, PNG, WebP, BMP, TIFF and GIF photos are read.")
+        assert half.startswith(
+            "half.jpg can’t be read: truncated. Supported formats: JPEG, PNG, WebP, BMP, TIFF and GIF."
+        )
         assert note.startswith("note.txt can’t be read: not an image. ")
         assert good.name in read
         assert served.files() == []
 
         page.drop(*[good] * 14)
-        page.tab.get_by_text("2 more photos were left out").wait_for()
+        page.tab.get_by_text("2 photos were left out").wait_for()
         assert answers.count() == 12
 
 
@@ -172,7 +174,7 @@ def test_a_file_too_large_is_refused_before_it_is_sent(served: Served, browser, 
         refused = page.tab.get_by_text("exceed the maximum allowed size")
         refused.wait_for()
         assert "large.jpg" in refused.inner_text() and "32" in refused.inner_text()
-        assert page.tab.locator(".answer").count() == 0
+        assert page.tab.locator(".result").count() == 0
 
 
 def test_the_camera_takes_a_photo(served: Served, browser) -> None:
@@ -183,7 +185,7 @@ def test_the_camera_takes_a_photo(served: Served, browser) -> None:
         # Before the camera's first picture gradio takes the click for nothing.
         page.tab.wait_for_function("document.querySelector('#camera video')?.videoWidth > 0")
         page.tab.get_by_role("button", name="capture photo").click()
-        answer = page.tab.locator(".answer")
+        answer = page.tab.locator(".result")
         answer.wait_for()
         assert answer.locator("header small").inner_text() == "camera"
         assert answer.locator(".bars label").count() == 5

@@ -108,7 +108,7 @@ def test_photos_from_everywhere_get_a_row_each_and_bad_ones_a_reason(
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
-    assert "1 files without an image's extension were passed over" in result.stderr
+    assert "skipped 1 file without the extension of an image" in result.stderr
     assert result.stderr.splitlines()[-1] == "11 of 16 could not be read"
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     reasons = {row["path"].removeprefix(server): row["reason"] for row in rows}
@@ -200,7 +200,7 @@ def test_stopped_by_a_signal_it_keeps_whole_rows_beside_the_old_file(
     [
         ((), "error: give either images or --camera"),
         (("gone.jpg", "no*.png"), "error: there is no gone.jpg · hint: "),
-        (("here.jpg", "--out", "x.txt"), "error: --out x.txt is none of .csv, .jsonl, .parquet"),
+        (("here.jpg", "--out", "x.txt"), "error: --out x.txt has an unknown extension"),
         (("here.jpg", "--out", "no/x.csv"), "error: --out no/x.csv: there is no folder no"),
         (("here.jpg", "--move"), "error: --move needs --sort-into"),
         (("here.jpg", "--top-k", "0"), "error: argument --top-k: 0 is less than 1"),

@@ -13,7 +13,7 @@ from conftest import run_on_terminal, run_tool
 from PIL import Image, ImageOps
 
 from mmflowers import FlowerClassifier
-from mmflowers.evaluation.metadata import read_facts
+from mmflowers.evaluation.metadata import read_run_metadata
 from mmflowers.evaluation.predictions import read_predictions
 
 
@@ -78,7 +78,7 @@ def test_in_half_precision_it_keeps_the_plain_predictions(trained: Path, tmp_pat
 
 
 def data_root(work_dir: Path) -> Path:
-    return Path(read_facts(work_dir).config["data_root"])
+    return Path(read_run_metadata(work_dir).config["data_root"])
 
 
 def test_without_a_run_it_says_what_to_do(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.evaluation.predictions import Predictions, write_predictions
+from mmflowers.evaluation.report import read_report_data
 from mmflowers.utils.errors import InputError
 from mmflowers.visualization.report import write_report
 
@@ -93,7 +94,7 @@ def test_the_page_tells_what_was_trained_on_what_and_how_good_it_is(run: Path, d
         "pitfall": 12,
     }
     (run / "checks.json").write_text(json.dumps([warning]))
-    text = text_of(write_report([run]).read_text(encoding="utf-8"))
+    text = text_of(write_report(read_report_data([run])).read_text(encoding="utf-8"))
     right = sum(row["label"] == row["predicted"] for row in rows(run / "predictions_val.csv"))
     assert 0 < right < 10
     assert f"Top-1 {10 * right:.2f} % {right} of 10 right" in text
@@ -106,7 +107,7 @@ def test_the_page_tells_what_was_trained_on_what_and_how_good_it_is(run: Path, d
 
 
 def test_figures_lie_beside_the_page_as_pictures_and_tables(run: Path) -> None:
-    folder = write_report([run]).parent
+    folder = write_report(read_report_data([run])).parent
     assert folder == run / "report"
     for name in ("curves", "confusion", "reliability"):
         with Image.open(folder / f"{name}.png") as picture:
@@ -122,7 +123,7 @@ def test_figures_lie_beside_the_page_as_pictures_and_tables(run: Path) -> None:
 
 
 def test_every_photo_is_in_the_cell_of_its_label_and_prediction_and_mistakes_come_first(run: Path) -> None:
-    page = write_report([run]).read_text(encoding="utf-8")
+    page = write_report(read_report_data([run])).read_text(encoding="utf-8")
     cells = re.findall(r'<section class="cell" id="cell-(\d)-(\d)">(.*?)</section>', page, re.DOTALL)
     shown = {
         (int(a), int(b)): re.findall(r'<img src="data:image/jpeg[^>]*title="([^"]*)"', cell) for a, b, cell in cells
@@ -144,7 +145,7 @@ def test_every_photo_is_in_the_cell_of_its_label_and_prediction_and_mistakes_com
 
 
 def test_the_page_needs_nothing_but_itself(run: Path) -> None:
-    page = write_report([run]).read_text(encoding="utf-8")
+    page = write_report(read_report_data([run])).read_text(encoding="utf-8")
     assert not re.search(r"https?:|//[a-z]|<link|<script|<iframe|@import", re.sub(r"base64,[^\"]*", "", page))
     assert set(re.findall(r'\b(?:src|href)="(.)[^"]', page)) == {"d", "#"}  # data URIs and places in the page
     assert "default-src 'none'" in page
@@ -168,7 +169,7 @@ def test_names_are_text_whatever_they_hold(dataset: Path, tmp_path: Path) -> Non
     (root / "classes.txt").write_text("\n".join(names), encoding="utf-8")
     listed = (root / "val.txt").read_text(encoding="utf-8")
     (root / "val.txt").write_text(listed.replace(first, quoted), encoding="utf-8")
-    page = write_report([run]).read_text(encoding="utf-8")
+    page = write_report(read_report_data([run])).read_text(encoding="utf-8")
     for forbidden in ("<script", "<img src=x", "<i>run", "onerror=alert(1)>"):
         assert forbidden not in page
     assert text_of(page).count(evil) > 2
@@ -180,14 +181,14 @@ def test_a_damaged_photo_is_named_and_costs_nothing_else(run: Path, dataset: Pat
     shutil.copytree(dataset, tmp_path / "data")
     image = rows(run / "predictions_val.csv")[0]["image"]
     (tmp_path / "data" / image).write_bytes(b"no photo")
-    page = write_report([run], data=tmp_path / "data").read_text(encoding="utf-8")
+    page = write_report(read_report_data([run], data=tmp_path / "data")).read_text(encoding="utf-8")
     assert f'title="{image}">photo not found' in page
     assert len(re.findall(r'<div class="photos">.*?</div>\n</section>', page, re.DOTALL)) > 1
 
 
 def test_runs_are_compared_with_the_first(run: Path, dataset: Path, tmp_path: Path) -> None:
     other = make_run(tmp_path / "work_dirs" / "other", dataset, seed=1)
-    page = write_report([run, other], tmp_path / "both.html").read_text(encoding="utf-8")
+    page = write_report(read_report_data([run, other]), tmp_path / "both.html").read_text(encoding="utf-8")
     first, second = rows(tmp_path / "runs.csv")
     assert [first["run"], second["run"]] == ["tiny", "other"]
     ours, theirs = (rows(folder / "predictions_val.csv") for folder in (run, other))
@@ -201,12 +202,12 @@ def test_runs_are_compared_with_the_first(run: Path, dataset: Path, tmp_path: Pa
     elsewhere = other / "predictions_val.csv"
     elsewhere.write_text(elsewhere.read_text().replace("val/daisy", "val/other_daisy"))
     with pytest.raises(InputError, match="in only one of the two sets of predictions"):
-        write_report([run, other], tmp_path / "both.html")
+        write_report(read_report_data([run, other]), tmp_path / "both.html")
 
 
 def test_a_page_of_thousands_of_photos_stays_small(run: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmflowers.visualization.report.MAX_BYTES", 20_000)
-    page = write_report([run]).read_text(encoding="utf-8")
+    page = write_report(read_report_data([run])).read_text(encoding="utf-8")
     cells = "".join(re.findall(r'<section class="cell".*?</section>', page, re.DOTALL))
     assert 0 < sum(map(len, re.findall(r'src="([^"]*)"', cells))) <= 20_000
     assert "0 of them here" in text_of(page)
@@ -215,7 +216,7 @@ def test_a_page_of_thousands_of_photos_stays_small(run: Path, dataset: Path, mon
 def test_what_keeps_a_report_from_being_made_is_said_all_at_once(run: Path, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(InputError) as caught:
-        write_report([tmp_path / "a", tmp_path])
+        read_report_data([tmp_path / "a", tmp_path])
     assert [problem.what for problem in caught.value.problems] == [
         f"{tmp_path / 'a'} has no predictions_val.csv",
         f"{tmp_path} has no predictions_val.csv",
@@ -223,10 +224,10 @@ def test_what_keeps_a_report_from_being_made_is_said_all_at_once(run: Path, tmp_
     assert "run first: python tools/test.py" in caught.value.problems[0].hint
     (run / "tiny.py").write_text("data_root = 'gone'\n")
     with pytest.raises(InputError, match="no dataset folder at gone"):
-        write_report([run])
+        read_report_data([run])
     (run / "tiny.py").unlink()
-    with pytest.raises(InputError, match="no config that names its photos"):
-        write_report([run])
+    with pytest.raises(InputError, match="no config that names its dataset folder"):
+        read_report_data([run])
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 1200), ("light", 360), ("dark", 360)])
@@ -235,7 +236,7 @@ def test_in_a_browser_it_follows_the_scheme_fits_the_width_and_asks_for_nothing(
 ) -> None:
     with browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800}) as context:
         page = context.new_page()
-        address = write_report([run]).as_uri()
+        address = write_report(read_report_data([run])).as_uri()
         requests, said = [], []
         page.on("request", lambda request: requests.append(request.url))
         page.on("console", lambda message: said.append(message.text))

@@ -1,4 +1,4 @@
-"""What there is to say of one photo: classes, where they were seen, look-alikes, confusions; as data and as HTML."""
+"""Predict one photo for the page: classes, Grad-CAM overlays, nearest training photos and confusions, also as HTML."""
 
 from __future__ import annotations
 
@@ -11,29 +11,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from mmflowers.evaluation.predictions import confusion_matrix
 from mmflowers.evaluation.tested import default_checkpoint, read_tested
 from mmflowers.inference.classifier import FlowerClassifier, Prediction
-from mmflowers.inference.inputs import Input
+from mmflowers.inference.grad_cam import overlays
 from mmflowers.inference.neighbours import TrainingPhotos
-from mmflowers.inference.photos import PhotoDataset, read_batches
 from mmflowers.preparation.inspection import decode
 from mmflowers.utils.errors import InputError
-from mmflowers.visualization.cam import explain
 from mmflowers.visualization.pages import environment
-from mmflowers.visualization.report import confusion_matrix
 from mmflowers.visualization.thumbnails import as_uri, photo_uri
 
-TOP = 5  # classes with their probability
+TOP = 5  # classes shown with their probability
 NEIGHBOURS = 6
-CONFUSED = 4  # classes of a confusion
-SIDE, SMALL = 448, 224  # longer side of the photo and of a look-alike, in pixels: twice of what the page gives them
-FORMATS = "JPEG, PNG, WebP, BMP, TIFF and GIF photos are read"
+CONFUSED = 4  # classes shown in a list of confusions
+SIDE, SMALL = 448, 224  # longer side of the photo and of a training photo, in pixels: twice the size on the page
+FORMATS = "Supported formats: JPEG, PNG, WebP, BMP, TIFF and GIF"
 
-_numbers = itertools.count(1)  # tell the answers of a page apart
+_numbers = itertools.count(1)  # unique numbers for the results of a page
 
 
 class Count(NamedTuple):
-    """Photos of the val split that belong to a class, or were predicted as it."""
+    """Number of photos of the val split that belong to a class or were predicted as it."""
 
     class_name: str
     photos: int
@@ -43,29 +41,29 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True)
 class Confusion:
-    """What a run confuses a class with, on its val split.
+    """The confusions of a class on the val split of a run, the most frequent first.
 
     Attributes:
-        taken_for_it: What the photos are that it took for the class, most first.
-        taken: What it took the photos of the class for, most first.
+        true: True classes of the photos that were predicted as the class.
+        predicted: Predicted classes of the photos of the class.
     """
 
-    taken_for_it: list[Count]
-    taken: list[Count]
+    true: list[Count]
+    predicted: list[Count]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the page shows of a photo; pictures are data URIs.
+class Result:
+    """What the page shows for a photo; pictures are data URIs.
 
     Attributes:
-        name: What the user calls the photo.
-        reason: Why it can't be read; nothing else is there then.
-        photo: Small.
-        prediction: The network's, with the ``TOP`` likeliest classes.
-        overlays: For each of these where the network saw it; empty for a network without a map.
-        neighbours: Look-alikes among the training photos, each with picture, class_name, similarity, name.
-        confusion: Of the likeliest class, where the run was tested.
+        name: File name of the photo.
+        reason: Why it can't be read; the other fields are then empty.
+        photo: Thumbnail.
+        prediction: With the ``TOP`` most probable classes.
+        overlays: The Grad-CAM overlay of each of these classes; empty if the network has no feature map.
+        neighbours: The nearest training photos, each with picture, class_name, similarity, name.
+        confusion: Of the most probable class; None if the run wasn't tested.
     """
 
     name: str
@@ -77,13 +75,13 @@ class Answer:
     confusion: Confusion | None = None
 
 
-class Answering:
-    """Answers photos with a run, its training photos and its test.
+class PhotoClassifier:
+    """Predict photos with a run, its training photos and its confusion matrix.
 
     Args:
-        classifier: The run's.
-        photos: Its training photos, or why there are none.
-        matrix: Its confusion matrix on the val split, or why there is none.
+        classifier: Of the run.
+        photos: Its training photos, or the error if there are none.
+        matrix: Its confusion matrix on the val split, or the error if there is none.
     """
 
     def __init__(
@@ -91,32 +89,30 @@ class Answering:
     ) -> None:
         self.classifier, self.photos, self.matrix = classifier, photos, matrix
 
-    def answer(self, name: str, data: bytes) -> Answer:
-        """Look at one photo.
+    def predict(self, name: str, data: bytes) -> Result:
+        """Predict one photo.
 
         Args:
-            name: What the user calls it.
-            data: The encoded photo; whatever else it is gets the reason.
+            name: File name of the photo.
+            data: The encoded photo; if it can't be decoded, the result contains the reason.
         """
         image, reason = decode(data)
         if image is None:
-            return Answer(name, reason=reason)
-        dataset = PhotoDataset(self.classifier.pipeline)
-        (batch,) = read_batches([Input(name, image)], dataset, batch_size=1, workers=0)
-        (found,) = self.classifier.judge(batch.inputs, batch.pixels, top_k=TOP)
+            return Result(name, reason=reason)
+        batch = self.classifier.read(image, name)
+        (found,) = self.classifier.predict_batch(batch, top_k=TOP)
         if found.label is None or batch.pixels is None:  # the photo can't be read
-            return Answer(name, reason=found.reason)
+            return Result(name, reason=found.reason)
         labels = [self.classifier.classes.index(class_name) for class_name, _ in found.top]
         try:
-            seen = explain(self.classifier.model, batch.pixels[0], labels)
-            overlays = [as_uri(Image.fromarray(picture), SIDE) for picture in seen]
-        except InputError:  # a network that ends in no map
-            overlays = []
-        return Answer(
+            pictures = overlays(self.classifier.model, batch.pixels[0], labels)
+        except InputError:  # the network has no feature map
+            pictures = []
+        return Result(
             name,
             photo=as_uri(image, SIDE),
             prediction=found,
-            overlays=overlays,
+            overlays=[as_uri(Image.fromarray(picture), SIDE) for picture in pictures],
             neighbours=self._neighbours(self.classifier.features(batch.pixels)[0]),
             confusion=self._confusion(found.label),
         )
@@ -140,21 +136,21 @@ class Answering:
             for index in order
         ]
 
-    def render(self, answers: Iterable[Answer], notice: str = "") -> str:
-        """The answers as HTML, below a notice.
+    def render(self, results: Iterable[Result], notice: str = "") -> str:
+        """Return the results as HTML.
 
         Args:
-            answers: In their order.
+            results: In the order of the page.
             notice: A sentence above them.
         """
         return (
             environment("mmflowers.demo")
-            .get_template("answers.html.j2")
+            .get_template("results.html.j2")
             .render(
-                numbered=[(next(_numbers), answer) for answer in answers],
+                numbered=[(next(_numbers), result) for result in results],
                 notice=notice,
                 formats=FORMATS,
-                # Only whether: the reasons name folders of this machine.
+                # Without the reasons, which contain paths of this machine.
                 no_photos=isinstance(self.photos, InputError),
                 no_matrix=isinstance(self.matrix, InputError),
             )
@@ -162,10 +158,10 @@ class Answering:
 
 
 def read_confusion(work_dir: Path, classes: tuple[str, ...]) -> np.ndarray:
-    """The confusion matrix of a run on its val split, int64 of shape (classes, classes).
+    """Read the confusion matrix of a run on its val split, int64 of shape (classes, classes).
 
     Raises:
-        InputError: It wasn't tested, or with other classes.
+        InputError: The run wasn't tested, or with other classes.
     """
     path = work_dir / "predictions_val.csv"
     hint = f"python tools/test.py {default_checkpoint(work_dir)}"
@@ -175,5 +171,5 @@ def read_confusion(work_dir: Path, classes: tuple[str, ...]) -> np.ndarray:
     if notes:
         raise InputError(f"{path.name} is {notes[0]}", hint)
     if tuple(predictions.classes) != classes:
-        raise InputError(f"{path.name} is about other classes than the run's", hint)
+        raise InputError(f"{path.name} has other classes than the run", hint)
     return confusion_matrix(predictions)

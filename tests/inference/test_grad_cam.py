@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from mmflowers.inference.grad_cam import grad_cam
 from mmflowers.utils.errors import InputError
-from mmflowers.visualization.cam import grad_cam, overlay
+from mmflowers.visualization.cam import overlay
 
 
 class LooksAtColour(nn.Module):
