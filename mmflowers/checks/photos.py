@@ -60,7 +60,8 @@ def loaders_read_their_lists(case: Case) -> Iterator[Finding]:
                 yield error(where, what, f"{why}set {where}.ann_file='{own}.txt'")
         unknown = [path for path in given if not any(path in listed for listed in lists.values())]
         if unknown:
-            what = f"reads {count(len(unknown))} of no list of {case.root} ({some(_short(case, unknown))})"
+            what = f"reads {count(len(unknown))} that {are(unknown)} on no list of {case.root}"
+            what += f" ({some(_short(case, unknown))})"
             yield error(where, what, f"set {where}.ann_file='{own}.txt'")
         wrong = [path for path, label in given.items() if lists.get(own, {}).get(path, label) != label]
         if wrong:

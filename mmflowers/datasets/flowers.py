@@ -1,4 +1,4 @@
-"""The dataset that MMEngine builds from a dataset folder."""
+"""``FlowersDataset``, which MMEngine builds from a dataset folder."""
 
 from __future__ import annotations
 
@@ -20,45 +20,44 @@ from torch.utils.data import get_worker_info
 
 from mmflowers.datasets.cache import cached_array, cached_bytes, in_threads, to_device
 from mmflowers.datasets.folder import read_dataset_folder
-from mmflowers.datasets.seeded import EPOCHS, seed_sequence
+from mmflowers.datasets.seeded import DAMAGED, EPOCHS, seed_sequence
 from mmflowers.registry import DATASETS
 from mmflowers.transforms.batched import Augmentation, Drawn, is_still, on_device, unbatched
 from mmflowers.utils.errors import InputError
 
-SOME = 32  # photos whose size is looked at
+SAMPLED = 32  # photos from which the size of all is estimated
 
 
 @DATASETS.register_module()
 class FlowersDataset(CustomDataset):
-    """A split of a dataset folder: the class names come from its ``classes.txt``, the photos from its list.
+    """One split of a dataset folder, with the class names of its ``classes.txt`` and the photos of its list.
 
-    MMPretrain's ``CustomDataset`` compares the number of classes only and takes missing files and labels out of range;
-    here the folder is checked whole when it is read (``read_dataset_folder``).
+    MMPretrain's ``CustomDataset`` compares only the number of classes and accepts missing files and labels out of
+    range. Here ``read_dataset_folder`` checks the whole folder.
 
-    With ``cache`` the photos are decoded once:
+    With ``cache``, photos are decoded once. What is cached depends on the pipeline:
 
-    - Of a pipeline that draws nothing its result is kept, so the network gets the very same pixels. Batches are taken
-      whole (``batch``).
-    - Of one that augments, the photos are kept, each scaled to a square; what the pipeline does to them is done for the
-      whole batch by the data preprocessor (``FlowersDataPreprocessor``), on the device that trains.
-    - Of one with transforms that have no form for whole batches (``unbatched``), the photos are kept as they are
-      decoded, and the pipeline itself runs photo by photo, in the loader's processes. The pixels are those of a
-      dataset without ``cache``. So it is for a pipeline that a hook sets later (MMPretrain's ``SwitchRecipeHook``).
+    - Deterministic: its output, so the network gets the same pixels. Whole batches are read (``batch``).
+    - Random: the photos, each resized to a square. The data preprocessor (``FlowersDataPreprocessor``) applies the
+      augmentation to whole batches on the training device.
+    - With transforms that have no implementation for batches (``unbatched``): the decoded photos. The pipeline runs per
+      photo in the loader workers, with the same pixels as without ``cache``. This also applies to a pipeline that a
+      hook sets later (MMPretrain's ``SwitchRecipeHook``).
 
     Args:
         data_root: The dataset folder.
-        ann_file: The split's list in it, ``train.txt``.
-        cache: Whether to.
+        ann_file: The list of the split in it, such as ``train.txt``.
+        cache: Whether to cache the photos.
         cache_size: Edge of the squares in pixels; default 8/7 of the pipeline's, rounded up to a multiple of 32.
-        **kwargs: Those of ``CustomDataset``; ``metainfo`` and ``data_prefix`` are not needed, as lists are relative to
-            the folder.
+        **kwargs: Arguments of ``CustomDataset``. ``metainfo`` and ``data_prefix`` aren't needed, because lists are
+            relative to the folder.
 
     Raises:
-        InputError: The folder isn't in order.
+        InputError: The folder has errors.
 
     Attributes:
-        augmentation: What the pipeline does to whole batches; None of any other pipeline.
-        unbatched: With ``cache``: the transforms that keep the pipeline from being computed for whole batches.
+        augmentation: The augmentation of whole batches; None for other pipelines.
+        unbatched: With ``cache``, the transforms that prevent the processing of whole batches.
     """
 
     def __init__(
@@ -69,13 +68,13 @@ class FlowersDataset(CustomDataset):
         self._split = split
         metainfo = kwargs.pop("metainfo", None) or {}
         if list(metainfo.get("classes", self._folder.classes)) != self._folder.classes:
-            raise InputError("metainfo.classes aren't those of classes.txt", "leave metainfo out")
+            raise InputError("metainfo.classes differ from classes.txt", "remove metainfo")
         for key, what in (
             ("data_prefix", "lists are relative to the folder"),
-            ("filter_cfg", "the list says which photos"),
+            ("filter_cfg", "the list selects the photos"),
         ):
             if kwargs.get(key):
-                raise InputError(f"FlowersDataset doesn't use {key}: {what}", f"leave {key} out")
+                raise InputError(f"FlowersDataset doesn't use {key}: {what}", f"remove {key}")
         metainfo = {**metainfo, "classes": tuple(self._folder.classes)}
         self.augmentation: Augmentation | None = None
         self._cache, self._cache_size = cache, cache_size
@@ -86,11 +85,11 @@ class FlowersDataset(CustomDataset):
         self._drawn: dict[tuple, list[np.ndarray]] = {}
         self._photos: Tensor | None = None
         self._decoded: list[np.ndarray] | None = None
-        self._is_open = False  # the decoded photos, if the cache holds them
+        self._is_open = False  # whether the cache of decoded photos was opened
         super().__init__(data_root=data_root, ann_file=ann_file, metainfo=metainfo, **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """One ``dict(img_path=…, gt_label=…)`` a photo, in the order of the list."""
+        """Return one ``dict(img_path=…, gt_label=…)`` per photo, in the order of the list."""
         return [
             {"img_path": str(self._folder.root / path), "gt_label": label}
             for path, label in self._folder.samples[self._split]
@@ -98,39 +97,39 @@ class FlowersDataset(CustomDataset):
 
     @property
     def gives_batches(self) -> bool:
-        """Whether ``batch`` can be asked."""
+        """Whether ``batch`` can be called."""
         return self._cache and not self.unbatched
 
     @property
     def pipeline(self) -> Any:
-        """The transforms of a single photo. One that is set later has no form for whole batches."""
+        """The transforms of a single photo. A pipeline that is set later isn't applied to whole batches."""
         return self._pipeline
 
     @pipeline.setter
     def pipeline(self, pipeline: Any) -> None:
         is_another, self._pipeline = hasattr(self, "_pipeline"), pipeline
         if is_another and self._cache:
-            self.unbatched, self.augmentation = ["a pipeline that was exchanged"], None
+            self.unbatched, self.augmentation = ["a pipeline that was replaced"], None
             self._photos, self._decoded, self._is_open = None, None, False
 
     def open_cache(self) -> None:
-        """Open the cache, which is made first where it has to be: once, before a loader's processes share it."""
+        """Open the cache and create it if necessary, before the loader workers share it."""
         if self.unbatched:
             self._open_decoded()
         elif self._cache:
             self._load()
 
     def __getstate__(self) -> dict:
-        """All but the photos, which another process finds in the cache."""
+        """Return the state without the photos, which another process reads from the cache."""
         return {**self.__dict__, "_photos": None, "_decoded": None, "_is_open": False}
 
     def prepare_data(self, idx: int) -> Any:
-        """A photo's sample, as MMEngine makes it; a photo that the cache holds isn't decoded again."""
+        """Return a sample as MMEngine does; photos in the cache aren't decoded again."""
         if self.unbatched:
             self._open_decoded()
         if self._decoded is None:
             return super().prepare_data(idx)
-        image = self._decoded[idx].copy()  # transforms may write into it
+        image = self._decoded[idx].copy()  # transforms may modify it
         sample = {**self.get_data_info(idx), "img": image, "img_shape": image.shape[:2], "ori_shape": image.shape[:2]}
         for transform in self.pipeline.transforms[1:]:
             sample = transform(sample)
@@ -139,16 +138,16 @@ class FlowersDataset(CustomDataset):
         return sample
 
     def batch(self, places: Sequence[tuple[int, int, int]], seed: int) -> dict[str, Any]:
-        """What a loader would have collated, in one go.
+        """Return a collated batch.
 
         Args:
-            places: For each sample the epoch, how often it was taken before in the epoch, and the photo's index: what
-                its augmentation is a function of, with the seed.
+            places: For each sample the epoch, how often it was taken before in the epoch, and the photo's index. Its
+                augmentation is a function of these and the seed.
             seed: Of the run.
 
         Returns:
-            ``inputs``: uint8 of shape (n, 3, H, W), on the GPU where the cache fits there; ``data_samples``: n of
-            them; ``augment``, of a pipeline that augments: to be called with the inputs.
+            ``inputs``: uint8 of shape (n, 3, H, W), on the GPU if the cache fits there; ``data_samples``: n samples;
+            ``augment``, only for a random pipeline: a function that augments the inputs.
         """
         indices = np.array([index for *_, index in places])
         photos = self._load()
@@ -164,7 +163,7 @@ class FlowersDataset(CustomDataset):
         return batch
 
     def _draw(self, augmentation: Augmentation, places: Sequence[tuple[int, int, int]], seed: int) -> list[np.ndarray]:
-        """Draw for a whole epoch at once, which is quicker than photo by photo, and take the batch's rows."""
+        """Draw random numbers for a whole epoch, which is faster than per photo, and return the rows of the batch."""
         rows = []
         for epoch, repeat, index in places:
             key = (seed, EPOCHS, epoch, repeat)
@@ -177,7 +176,7 @@ class FlowersDataset(CustomDataset):
         return [np.stack(values) for values in zip(*rows, strict=True)]
 
     def _load(self) -> Tensor:
-        """The photos, uint8 of shape (n, H, W, 3)."""
+        """Return the photos, uint8 of shape (n, H, W, 3)."""
         if self._photos is not None:
             return self._photos
         name, state = self._read_list()
@@ -188,8 +187,8 @@ class FlowersDataset(CustomDataset):
             def pixels(index: int) -> np.ndarray:
                 made = self._pixels(index)
                 if made.shape != shape:
-                    what = f"the pipeline makes images of different sizes: {made.shape[:2]} of {self._paths[index]}"
-                    raise InputError(what, "end it with a CenterCrop, or leave the dataset's cache away")
+                    what = f"the pipeline outputs images of different sizes: {made.shape[:2]} for {self._paths[index]}"
+                    raise InputError(what, "end it with a CenterCrop, or remove cache from the dataset")
                 return made
 
             recipe, shape_of_all = ["pixels", repr(self._steps)], (len(self), *shape)
@@ -203,26 +202,26 @@ class FlowersDataset(CustomDataset):
                 scaled = imresize(image, (edge, edge), interpolation="bicubic", backend="pillow")
                 return np.concatenate([scaled.ravel(), np.frombuffer(np.array(image.shape[:2], "<i4"), np.uint8)])
 
-            # Behind each square its photo's height and width, which boxes are drawn by.
+            # After each square, height and width of its photo, which random crops depend on.
             shape = (len(self), edge * edge * 3 + 8)
             recipe = ["squares", repr(self._steps[0]), edge]
             array = cached_array(name, state, recipe, shape, lambda: in_threads(square, len(self)))
             self._shapes = np.ascontiguousarray(array[:, -8:]).view("<i4")
             array = array[:, :-8].reshape(len(self), edge, edge, 3)
-        # A process that loads ahead keeps away from the GPU, which one process trains on.
+        # Not in loader workers: only the training process uses the GPU.
         photos = to_device(array, torch.device(get_device())) if get_worker_info() is None else None
         self._photos = torch.from_numpy(array) if photos is None else photos
         return self._photos
 
     def _open_decoded(self) -> None:
-        """Find the photos as the pipeline's first transform decodes them, where the cache can hold them."""
+        """Open the cache of photos decoded by the pipeline's first transform, if they fit into it."""
         if self._is_open:
             return
         self._is_open = True
         loader: Any = self.pipeline.transforms[0] if self.pipeline.transforms else None
         if type(loader) is not LoadImageFromFile:
             return
-        if loader.color_type != "color" or loader.to_float32 or loader.ignore_empty:  # not always three of uint8
+        if loader.color_type != "color" or loader.to_float32 or loader.ignore_empty:  # not always uint8 RGB
             return
         name, state = self._read_list()
 
@@ -231,7 +230,7 @@ class FlowersDataset(CustomDataset):
             for image in in_threads(lambda index: self._image(loader, index), len(self)):
                 shapes.append(image.shape)
                 yield image
-            yield np.array(shapes, "<i8").view(np.uint8)  # last, as they are known then
+            yield np.array(shapes, "<i8").view(np.uint8)  # last, because they aren't known before
 
         array = cached_bytes(name, state, ["photos", repr(loader)], self._decoded_size(), photos)
         if array is None:
@@ -243,8 +242,8 @@ class FlowersDataset(CustomDataset):
         ]
 
     def _decoded_size(self) -> int:
-        """Bytes of all photos, by the sizes of some."""
-        some = self._paths[:: -(-len(self) // SOME)]
+        """Estimate the bytes of all decoded photos from the sizes of some."""
+        some = self._paths[:: -(-len(self) // SAMPLED)]
         pixels = []
         for path in some:
             with contextlib.suppress(Exception), Image.open(path) as image:  # what can't be opened is reported later
@@ -252,7 +251,7 @@ class FlowersDataset(CustomDataset):
         return int(3 * len(self) * np.mean(pixels)) if pixels else 0
 
     def _read_list(self) -> tuple[str, list]:
-        """Read paths and labels; return what the cache knows the list by, and the state of its files."""
+        """Read paths and labels; return the name of the list in the cache, and the state of its files."""
         infos = [self.get_data_info(index) for index in range(len(self))]
         self._paths = [info["img_path"] for info in infos]
         self._labels = np.array([info["gt_label"] for info in infos])
@@ -267,15 +266,15 @@ class FlowersDataset(CustomDataset):
         except Exception as error:
             raise InputError(
                 f"{path} can't be loaded: {type(error).__name__}: {error}",
-                "tools/prepare_flowers.py leaves damaged photos out",
+                DAMAGED,
             ) from error
 
     def _pixels(self, index: int) -> np.ndarray:
-        """What the pipeline makes of a photo, (H, W, 3)."""
+        """Return the output of the pipeline for a photo, of shape (H, W, 3)."""
         try:
             return self.pipeline(self.get_data_info(index))["inputs"].permute(1, 2, 0).numpy()
         except Exception as error:
             raise InputError(
                 f"{self._paths[index]} can't be loaded: {type(error).__name__}: {error}",
-                "tools/prepare_flowers.py leaves damaged photos out; else the pipeline of the config is wrong",
+                DAMAGED,
             ) from error

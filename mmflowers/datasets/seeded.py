@@ -1,4 +1,4 @@
-"""Samples whose augmentation follows from seed, epoch and photo alone, and that say which photo a loader died of."""
+"""Samples whose augmentation depends only on seed, epoch and photo; the photo that crashed a worker is reported."""
 
 from __future__ import annotations
 
@@ -23,44 +23,45 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 from mmflowers.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS
 from mmflowers.utils.errors import InputError
 
-MAX_WORKERS = 256  # of one loader that can be told apart
-PHOTOS, STEPS, EPOCHS = 0, 1, 2  # streams of random numbers that must not coincide
-SEEDING_VERSION = 2  # of how numbers are drawn from a key; 1 took the key itself for NumPy's entropy
-MORE_SHARED_MEMORY = "docker run --shm-size=2g gives more shared memory; or fewer num_workers (0 needs none)"
-SETTLING = 1.0  # seconds in which the workers that are alive finish what they are at
+MAX_WORKERS = 256  # per loader whose current photo is recorded
+PHOTOS, STEPS, EPOCHS = 0, 1, 2  # independent streams of random numbers
+SEEDING_VERSION = 2  # of the method of seeding; version 1 used the key itself as NumPy's entropy
+MORE_SHARED_MEMORY = "docker run --shm-size=2g gives more shared memory; or reduce num_workers (0 needs none)"
+DAMAGED = "remove it with tools/prepare_flowers.py if it is damaged; else check the config's pipeline"
+SETTLING = 1.0  # seconds in which the other workers finish their current photo
 
 
 class Draw(NamedTuple):
-    """A sample to load: what its randomness is a function of.
+    """A sample to load, with all values that its randomness depends on.
 
     Attributes:
         epoch: From 0.
-        rank: The process that takes it.
-        repeat: How often it had taken this photo before in this epoch.
-        index: The photo's number in the dataset.
+        rank: The process that loads it.
+        repeat: How often the process loaded this photo before in this epoch.
+        index: Of the photo in the dataset.
     """
 
     epoch: int
     rank: int
     repeat: int
-    index: int  # type: ignore[assignment]  # hides the tuple method of that name, which nothing calls
+    index: int  # type: ignore[assignment]  # hides the tuple method of this name, which isn't used
 
 
 def seed_sequence(*key: int) -> np.random.SeedSequence:
-    """Return the seeds of a stream of random numbers, independent of the streams of all other keys.
+    """Return the seeds of a stream of random numbers that is independent of the streams of all other keys.
 
-    NumPy alone wouldn't do: it reads a key as 32-bit words and pads them with zeros, so (7, 1, 0) and (7, 1, 0, 0),
-    or (2**32,) and (0, 1), are one stream. The sha256 of the key's text differs for keys of any length and size.
+    NumPy reads a key as 32-bit words padded with zeros, so (7, 1, 0) and (7, 1, 0, 0), or (2**32,) and (0, 1), would be
+    the same stream. The sha256 of the key's text differs for all keys.
 
     Args:
-        key: What the randomness is a function of: seed, stream, epoch, photo …
+        key: The values that the randomness depends on: seed, stream, epoch, photo …
     """
     text = repr(tuple(map(int, key)))
     return np.random.SeedSequence(int.from_bytes(hashlib.sha256(text.encode()).digest(), "big"))
 
 
 def seed_generators(*key: int) -> None:
-    """Seed Python's, NumPy's and torch's generators (those of all devices) from a key, as ``seed_sequence`` takes it.
+    """Seed Python's, NumPy's and torch's generators (of all devices) from a key, see ``seed_sequence``.
 
     Python and NumPy get 128 bits each, torch 64, of which its CPU generator uses 32.
     """
@@ -72,27 +73,27 @@ def seed_generators(*key: int) -> None:
 
 @DATA_SAMPLERS.register_module()
 class SeededSampler(Sampler):
-    """Yields a ``Draw`` for every index of another sampler, from position ``start`` of the epoch on.
+    """Yield a ``Draw`` for every index of another sampler, from position ``start`` of the epoch on.
 
     Args:
-        dataset: What is sampled.
-        sampler: The other one or its config; its ``set_epoch`` is called where it has one.
-        seed: For the other one.
+        dataset: The sampled dataset.
+        sampler: The other sampler or its config; its ``set_epoch`` is called if it has one.
+        seed: Of the other sampler.
 
     Attributes:
-        start: So many samples of this process are passed over: where a training that was stopped within an epoch goes
-            on. The length stays that of the whole epoch.
+        start: Number of samples of this process that are skipped, for a training resumed within an epoch. The length
+            remains that of the whole epoch.
     """
 
     def __init__(self, dataset: Dataset, sampler: Sampler | dict, seed: int | None = None) -> None:
         if isinstance(sampler, dict):
             sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
-        self.sampler: Any = sampler  # torch gives samplers and datasets no length
+        self.sampler: Any = sampler  # torch's type for samplers has no length
         self.epoch = 0
         self.start = 0
 
     def __iter__(self) -> Iterator[Draw]:
-        times: Counter[int] = Counter()  # samplers that never end, or repeat photos, want other pixels every time
+        times: Counter[int] = Counter()  # repeated photos get different pixels
         for position, index in enumerate(self.sampler):
             if position >= self.start:
                 yield Draw(self.epoch, get_rank(), times[index], index)
@@ -102,7 +103,7 @@ class SeededSampler(Sampler):
         return len(self.sampler)
 
     def set_epoch(self, epoch: int) -> None:
-        """Shuffle and augment as in this epoch, counted from 0."""
+        """Set the epoch, from 0, that shuffling and augmentation depend on."""
         self.epoch = epoch
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
@@ -110,34 +111,33 @@ class SeededSampler(Sampler):
 
 @DATASETS.register_module()
 class SeededDataset(Dataset):
-    """Another dataset, whose random transforms draw the same numbers for a photo in an epoch wherever they run.
+    """Wrap a dataset so that its random transforms get the same numbers for a photo in an epoch in any process.
 
-    MMEngine seeds loader workers by their number, when they start: what they draw later depends on how many there are
-    and on all they have done before, so a resumed run would see other pixels, and workers restarted each epoch see
-    the same ones again.
+    MMEngine seeds loader workers by their number when they start. Their random numbers then depend on the number of
+    workers and on all samples before: a resumed run gets other pixels, and workers restarted each epoch repeat theirs.
 
     Args:
-        dataset: Any map-style dataset or its config; samples are asked for by ``Draw``, as ``SeededSampler`` does.
+        dataset: Any map-style dataset or its config. Its samples are requested by ``Draw`` (``SeededSampler``).
         seed: Of the run.
     """
 
     def __init__(self, dataset: Dataset | dict, seed: int) -> None:
         self.dataset: Any = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self.seed = seed
-        # For each worker its process and the index it is reading, -1 between two.
+        # For each worker its process id and the index of its current photo, -1 if there is none.
         self._reading = torch.full((MAX_WORKERS, 2), -1).share_memory_()
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getattr__(self, name: str) -> Any:  # metainfo, get_data_info … of the dataset inside
-        if name == "dataset" or name.startswith("__"):  # asked for while unpickling, when there is none yet
+    def __getattr__(self, name: str) -> Any:  # metainfo, get_data_info … of the wrapped dataset
+        if name == "dataset" or name.startswith("__"):  # requested during unpickling, before there is a dataset
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
     @property
     def pipeline(self) -> Any:
-        """That of the dataset inside, which hooks exchange (MMPretrain's ``SwitchRecipeHook``)."""
+        """The pipeline of the wrapped dataset, which hooks may replace (MMPretrain's ``SwitchRecipeHook``)."""
         return self.dataset.pipeline
 
     @pipeline.setter
@@ -158,27 +158,27 @@ class SeededDataset(Dataset):
         except Exception as error:
             raise InputError(
                 f"{self.image(index)} can't be loaded: {type(error).__name__}: {error}",
-                "tools/prepare_flowers.py leaves damaged photos out; else the pipeline of the config is wrong",
+                DAMAGED,
             ) from error
         finally:
             if slot is not None:
                 slot[1] = -1
 
     def __getitems__(self, draws: list[Draw]) -> list[dict] | dict:
-        """The samples of a batch; as one dict where the dataset inside gives whole batches (``FlowersDataset``)."""
+        """Return the samples of a batch, as one dict if the wrapped dataset provides batches (``FlowersDataset``)."""
         if getattr(self.dataset, "gives_batches", False):
             return self.dataset.batch([(draw.epoch, draw.repeat, draw.index) for draw in draws], self.seed)
         return [self[draw] for draw in draws]
 
     def image(self, index: int) -> str:
-        """Path of a photo, relative to the dataset folder where it lies in one."""
+        """Return the path of a photo, relative to the dataset folder if it is inside."""
         get_data_info = getattr(self.dataset, "get_data_info", None)
         path = str(get_data_info(index).get("img_path", f"sample {index}")) if get_data_info else f"sample {index}"
         root = str(getattr(self.dataset, "data_root", "") or "")
         return Path(path).relative_to(root).as_posix() if root and Path(root) in Path(path).parents else path
 
     def died_reading(self, error: RuntimeError) -> list[str]:
-        """Photos that the loader workers named in torch's ``error`` were reading when they died."""
+        """Return the photos that the crashed loader workers in torch's ``error`` were reading."""
         named = " ".join(re.findall(r"\(pid(?:\(s\))? ([\d, ]+)\)", str(error)))
         pids = {int(pid) for pid in re.findall(r"\d+", named)}
         if not pids:
@@ -189,10 +189,10 @@ class SeededDataset(Dataset):
 
 @FUNCTIONS.register_module()
 def collate_samples(samples: list[dict] | dict, collate: str | Callable = "pseudo_collate", **options: Any) -> Any:
-    """Collate, by a function or a registered one's name, what doesn't come as a whole batch.
+    """Collate samples with a function or the name of a registered one; whole batches are returned unchanged.
 
-    A loader worker moves the batch to shared memory here. Torch would do it in a thread whose error reaches nobody: the
-    batch would be lost, and the training wait for it forever.
+    A loader worker moves the batch to shared memory here. Torch would do it in a thread whose errors are lost: the
+    training would wait for the batch forever.
 
     Raises:
         InputError: There isn't enough shared memory, or too many files are open.
@@ -221,14 +221,14 @@ def _share(batch: Any) -> None:
 
 @FUNCTIONS.register_module()
 def leave_signals_to_the_trainer(worker_id: int) -> None:
-    """Let signals that reach the whole group of processes (Ctrl-C, torchrun, Slurm) pass a loader worker by.
+    """Make a loader worker ignore signals that are sent to the whole process group (Ctrl-C, torchrun, Slurm).
 
-    The trainer may still need it to end its iteration. A SIGTERM from the trainer itself ends it; and a trainer that
-    is gone, however that came, is noticed by torch.
+    The trainer may need the worker to finish its iteration. A SIGTERM from the trainer itself ends the worker, and
+    torch ends it if the trainer has died.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows: there torch's way stays, which ends the worker
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads started from here on inherit it
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows, where SIGTERM ends the worker
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # inherited by threads started later
         threading.Thread(target=_end_with_the_trainer, args=(os.getppid(),), daemon=True).start()
 
 

@@ -1,4 +1,4 @@
-"""The photos that a data loader gives in one epoch, dataset wrappers and samplers included."""
+"""Find the photos that a data loader yields in one epoch, through dataset wrappers and samplers."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mmflowers.datasets.identity import match_prepared
 from mmflowers.datasets.seeded import Draw, SeededSampler
 from mmflowers.utils.errors import InputError, count, some
 
-ENDLESS = 3  # epochs' worth of samples after which a sampler is taken for one that never ends
+ENDLESS = 3  # lengths of the dataset after which a sampler is considered endless
 
 
 class Served(NamedTuple):
-    """What a data loader gives in one epoch.
+    """The photos that a data loader yields in one epoch.
 
     Attributes:
-        samples: ``(path, label)`` of each item of its dataset, in order; an item that occurs twice is there twice.
-        counts: How often the loader gives each item, int64 of shape (items,).
-        is_fixed: Whether the next epoch has the same items in the same order: what one leaves out, all do.
+        samples: ``(path, label)`` of each item of its dataset, in order and with repetitions.
+        counts: How often the loader yields each item, int64 of shape (items,).
+        is_fixed: Whether the next epoch has the same items in the same order, and so leaves out the same ones.
     """
 
     samples: list[tuple[str, int]]
@@ -35,14 +35,14 @@ class Served(NamedTuple):
 
 
 class Coverage(NamedTuple):
-    """How much of a split a number is of.
+    """The photos of a split that a result covers.
 
     Attributes:
-        counted: Photos of the split that were counted.
-        listed: Photos that the split has: those that were prepared (``files.csv``), or else those of its list.
+        counted: Number of photos of the split that were counted.
+        listed: Number of photos of the split: those that were prepared (``files.csv``), else those of its list.
         repeated: Photos that were counted more than once.
-        foreign: Photos that were counted and don't belong to the split.
-        relabelled: Photos that were counted with another label than the list gives.
+        foreign: Counted photos that don't belong to the split.
+        relabelled: Photos that were counted with another label than in the list.
     """
 
     counted: int
@@ -53,18 +53,18 @@ class Coverage(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether each photo of the split was counted once, with its label, and nothing else."""
+        """Whether exactly the photos of the split were counted, once each, with their labels."""
         return self.counted == self.listed and not (self.repeated or self.foreign or self.relabelled)
 
     def require_sound(self, split: str) -> None:
-        """Refuse a number that counts photos twice or by wrong labels.
+        """Raise an error if photos were counted twice or with wrong labels.
 
-        The checks find what loaders do before a run; this finds what transforms, collate functions and loops did.
+        Before a run the checks find errors of loaders. This finds those of transforms, collate functions and loops.
 
         Raises:
-            InputError: Naming some of them.
+            InputError: The message names some of the photos.
         """
-        wrong = {"more than once": self.repeated, f"with another label than {split}.txt gives": self.relabelled}
+        wrong = {"more than once": self.repeated, f"with another label than in {split}.txt": self.relabelled}
         for how, photos in wrong.items():
             if photos:
                 what = f"{count(len(photos))} of {split} counted {how} ({some(photos)})"
@@ -76,11 +76,10 @@ class Coverage(NamedTuple):
 
 
 def coverage(counted: Iterable[tuple[str | Path, int | None]], root: Path, split: str) -> Coverage:
-    """Compare the photos that were counted with a split of a dataset folder.
+    """Compare the counted photos with a split of a dataset folder.
 
     Args:
-        counted: Path and label of each photo, once for each time that it was counted; None for a label that isn't one
-            class.
+        counted: Path and label of each photo, with repetitions; None for a label that isn't one class.
         root: The dataset folder.
         split: Name of its list.
 
@@ -107,30 +106,30 @@ def coverage(counted: Iterable[tuple[str | Path, int | None]], root: Path, split
 
 
 def samples_of(dataset: Any) -> list[tuple[str, int]]:
-    """``(path, label)`` of each item of an MMPretrain dataset, through wrappers such as ``RepeatDataset``.
+    """Return ``(path, label)`` of each item of an MMPretrain dataset, through wrappers such as ``RepeatDataset``.
 
-    A label that isn't one integer (multi-label) is given as a number that differs where the labels do.
+    A label that isn't one integer (multi-label) is replaced by a hash.
     """
-    inner = getattr(dataset, "_dataset", dataset)  # MMEngine's slice for num_batch_per_epoch may claim more than it has
+    inner = getattr(dataset, "_dataset", dataset)  # with num_batch_per_epoch, len() may exceed the dataset
     infos = (dataset.get_data_info(index) for index in range(min(len(dataset), len(inner))))
     return [(str(info.get("img_path", "")), _label(info.get("gt_label", -1))) for info in infos]
 
 
 def served(loader: DataLoader) -> Served:
-    """What a data loader gives in one epoch; nothing is loaded.
+    """Return the photos that a data loader yields in one epoch, without loading them.
 
-    ``drop_last``, ``num_batch_per_epoch``, samplers and dataset wrappers all show in the counts.
+    ``drop_last``, ``num_batch_per_epoch``, samplers and dataset wrappers are included.
 
     Raises:
-        InputError: It asks its dataset for more than that has, as MMEngine's ``num_batch_per_epoch`` can: loading the
-            first such sample would end the run.
+        InputError: The loader requests an index beyond the end of its dataset, as with a ``num_batch_per_epoch`` that
+            is too large, which would end the run.
     """
     samples = samples_of(loader.dataset)
     first = _epoch(loader, ENDLESS * len(samples))
     counts = Counter(first)
     if counts and max(counts) >= len(samples):
-        what = f"asks for sample {max(counts) + 1} of a dataset of {len(samples)}"
-        raise InputError(what, "leave out num_batch_per_epoch, or make it smaller")
+        what = f"requests sample {max(counts) + 1} of a dataset of {len(samples)}"
+        raise InputError(what, "remove num_batch_per_epoch, or reduce it")
     is_fixed = True
     if isinstance(loader.sampler, SeededSampler):
         now = loader.sampler.epoch
@@ -141,7 +140,7 @@ def served(loader: DataLoader) -> Served:
 
 
 def _epoch(loader: DataLoader, most: int) -> list[int]:
-    """The indices that an epoch takes, as far as the batch after ``most`` of them."""
+    """Return the indices of an epoch, up to the first batch that exceeds ``most``."""
     taken: list[int] = []
     for batch in loader.batch_sampler if loader.batch_sampler is not None else ([index] for index in loader.sampler):
         taken += (item.index if isinstance(item, Draw) else int(item) for item in batch)
@@ -151,7 +150,7 @@ def _epoch(loader: DataLoader, most: int) -> list[int]:
 
 
 def without_decoding(loader: dict) -> dict:
-    """A dataloader's config whose loader gives the same items, but builds no transforms and starts no processes."""
+    """Return a dataloader config that yields the same items without transforms and worker processes."""
     plain = copy.deepcopy(dict(loader))
     for key in ("persistent_workers", "prefetch_factor", "pin_memory", "multiprocessing_context", "timeout"):
         plain.pop(key, None)
@@ -165,7 +164,7 @@ def _drop_pipelines(config: Any) -> None:
         if "pipeline" in config:
             config["pipeline"] = []
         if str(config.get("type")).rpartition(".")[2] == "FlowersDataset":
-            config["serialize_data"] = False  # MMEngine collects garbage for it, which takes long
+            config["serialize_data"] = False  # serialising calls the garbage collector, which is slow
         for value in config.values():
             _drop_pipelines(value)
     elif isinstance(config, (list, tuple)):

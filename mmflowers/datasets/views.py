@@ -1,7 +1,7 @@
-"""What a transform pipeline makes of a photo, measured by giving it test images: no list of names of transforms.
+"""Measure the output of a transform pipeline with test images, so that it works for any transform.
 
-Test images have known pixels: grey ramps tell which part of a photo is seen and at what scale, flat grey tells how
-values are mapped, one colour tells the order of the channels.
+Test images have known pixels. Grey ramps show the visible part of a photo and its scale, uniform grey shows the mapping
+of values, and one colour shows the channel order.
 """
 
 from __future__ import annotations
@@ -27,22 +27,21 @@ from mmflowers.utils.errors import InputError
 
 COLOUR = (40, 120, 220)  # RGB of the coloured test image
 GREYS = (64, 192)
-GREY = 20  # grey levels between the channels of what counts as grey
-DRAWS = 12  # that are measured of a pipeline that augments
-SOME = 32  # photos whose size is looked at
-CHECKED_DRAWS = 200  # in which a step that asks for random numbers may show that it uses them
-MAX_PIXELS = 2_000_000  # of the test images: larger photos are measured at this size, of the same shape
-SEED = 20  # of the measurements: any number
+GREY = 20  # maximum difference of the channels of a grey image, in grey levels
+DRAWS = 12  # measurements of a random pipeline
+SAMPLED = 32  # photos whose size is read
+CHECKED_DRAWS = 200  # runs of a step that draws random numbers, to find whether they change its output
+MAX_PIXELS = 2_000_000  # of the test images; for larger photos they have the same aspect ratio
+SEED = 20  # arbitrary
 
 
 class Values(NamedTuple):
-    """What one draw of a pipeline makes of colours.
+    """The mapping of colours in one run of a pipeline.
 
     Attributes:
-        gain: Values of the result for one grey level of the photo (1 for pixels as they are, 1/255 for pixels of 0..1).
-        offset: Value of the result for black.
-        channels: Values of the channels (three, or one of a pipeline that makes grey images) for a photo in ``COLOUR``,
-            in grey levels.
+        gain: Output values per grey level of the photo (1 for unchanged pixels, 1/255 for pixels in 0..1).
+        offset: Output value for black.
+        channels: Values of the channels (three, or one for grey images) for a photo in ``COLOUR``, in grey levels.
     """
 
     gain: float
@@ -51,25 +50,25 @@ class Values(NamedTuple):
 
     @property
     def is_grey(self) -> bool:
-        """Whether a colour comes out grey."""
+        """Whether the output for a colour is grey."""
         return max(self.channels) - min(self.channels) < GREY
 
     @property
     def order(self) -> tuple[int, ...]:
-        """The channels from the darkest to the brightest for ``COLOUR``: (0, 1, 2) is RGB, (2, 1, 0) BGR."""
+        """The channels sorted by their value for ``COLOUR``: (0, 1, 2) is RGB, (2, 1, 0) BGR."""
         return tuple(int(index) for index in np.argsort(self.channels, kind="stable"))
 
 
 @dataclass(frozen=True)
 class View:
-    """A pipeline's view of photos of one size.
+    """The measured output of a pipeline for photos of one size.
 
     Attributes:
-        random_steps: Names of the steps whose result differs from one call to the next; empty for a deterministic one.
-        scale: (vertical, horizontal): pixels of the result for one pixel of the photo; negative where every photo is
-            upside down or mirrored.
-        seen: (vertical, horizontal): share of the photo that is seen, at most about 1.
-        draws: What single draws make of colours: one of a deterministic pipeline, several of a random one.
+        random_steps: Names of the steps with random output; empty for a deterministic pipeline.
+        scale: (vertical, horizontal): output pixels per pixel of the photo; negative if every photo is upside down or
+            mirrored.
+        seen: (vertical, horizontal): visible share of the photo, at most about 1.
+        draws: The mapping of colours in one run of a deterministic pipeline, or in several runs of a random one.
     """
 
     random_steps: tuple[str, ...]
@@ -78,12 +77,12 @@ class View:
     draws: tuple[Values, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """This view as plain lists, text and numbers, which a checkpoint can hold."""
+        """Return the view as lists, strings and numbers, for a checkpoint."""
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_dict(cls, values: Any) -> View | None:
-        """The view that ``to_dict`` made ``values`` of; None of anything else."""
+        """Return the view from the values of ``to_dict``; None for invalid values."""
         try:
             draws = tuple(
                 Values(float(gain), float(offset), tuple(channels)) for gain, offset, channels in values["draws"]
@@ -101,7 +100,7 @@ class View:
 
     @property
     def stretch(self) -> float:
-        """Horizontal by vertical scale: 1 where a circle stays a circle."""
+        """Horizontal divided by vertical scale; 1 if the aspect ratio is kept."""
         return abs(self.scale[1] / self.scale[0])
 
     @property
@@ -111,7 +110,7 @@ class View:
 
     @property
     def white(self) -> float:
-        """Value of the result for white, of one draw."""
+        """Output value for white, in the first run."""
         return self.draws[0].offset + 255 * self.draws[0].gain
 
     @property
@@ -121,19 +120,19 @@ class View:
 
 
 def usual_size(paths: Sequence[str | Path]) -> tuple[int, int]:
-    """(height, width) of a photo of the most usual shape among some of ``paths``: the one of median aspect ratio."""
+    """Return (height, width) of the photo with the median aspect ratio, among some of ``paths``."""
     sizes = []
-    for path in paths[:: max(1, len(paths) // SOME)]:
-        with contextlib.suppress(Exception), Image.open(path) as image:  # what can't be opened, other checks report
+    for path in paths[:: max(1, len(paths) // SAMPLED)]:
+        with contextlib.suppress(Exception), Image.open(path) as image:  # other checks report damaged photos
             sizes.append((image.height, image.width))
     sizes.sort(key=lambda size: (max(size) / min(size), size))
     return sizes[len(sizes) // 2] if sizes else (240, 320)
 
 
 def unusual_photos(paths: Sequence[str | Path], number: int = 3) -> list[str]:
-    """The widest, the highest and the smallest photo among some of ``paths``."""
+    """Return the widest, the highest and the smallest photo among some of ``paths``."""
     sizes = {}
-    for path in paths[:: max(1, len(paths) // SOME)]:
+    for path in paths[:: max(1, len(paths) // SAMPLED)]:
         with contextlib.suppress(Exception), Image.open(path) as image:
             sizes[str(path)] = image.size
     measures: list[Callable[[str], float]] = [
@@ -147,53 +146,53 @@ def unusual_photos(paths: Sequence[str | Path], number: int = 3) -> list[str]:
 def measure_view(
     pipeline: Sequence[dict], size: tuple[int, int], scope: str = "mmpretrain", photos: Sequence[str] = ()
 ) -> View:
-    """Measure what a pipeline's config makes of photos of one size.
+    """Measure the output of a pipeline for photos of one size.
 
     Args:
-        pipeline: The transforms, of which the first loads a file, and the last gives ``inputs``.
+        pipeline: Configs of the transforms; the first loads a file, the last outputs ``inputs``.
         size: (height, width) of the photos, in pixels.
-        scope: The registry that types are looked up in.
-        photos: Paths of some real photos, on which chance is looked for too.
+        scope: The registry scope in which types are looked up.
+        photos: Paths of real photos, on which random steps are searched too.
 
     Raises:
-        InputError: It can't be measured: the pipeline fails, or what it makes depends on the photo in no simple way.
+        InputError: The pipeline fails, or its output has no simple relation to the photo.
     """
     shrink = min(1.0, (MAX_PIXELS / (size[0] * size[1])) ** 0.5)
     size = (max(round(size[0] * shrink), 1), max(round(size[1] * shrink), 1))
-    with _laid_out(pipeline, size, scope) as (steps, images):
+    with _prepared(pipeline, size, scope) as (steps, images):
         return _measure(steps, images, size, _all_random_steps(steps, [images["noise"], *photos]))
 
 
 def random_steps(
     pipeline: Sequence[dict], size: tuple[int, int], scope: str = "mmpretrain", photos: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """The steps of a pipeline whose result differs from one call to the next, also of one that makes several views.
+    """Return the names of the steps with random output, also for a pipeline with several views per photo.
 
     Args:
-        pipeline: See ``measure_view``, as for the rest.
-        size: Of the test image.
-        scope: The registry.
-        photos: Paths.
+        pipeline: See ``measure_view``.
+        size: See ``measure_view``.
+        scope: See ``measure_view``.
+        photos: See ``measure_view``.
 
     Raises:
         InputError: The pipeline fails.
     """
-    with _laid_out(pipeline, size, scope) as (steps, images):
+    with _prepared(pipeline, size, scope) as (steps, images):
         return _all_random_steps(steps, [images["noise"], *photos])
 
 
 def example(pipeline: Sequence[dict], size: tuple[int, int], scope: str = "mmpretrain") -> torch.Tensor:
-    """What a pipeline makes of one made-up photo: its ``inputs``, of shape (channels, height, width).
+    """Return the output of a pipeline for a test image, of shape (channels, height, width).
 
     Args:
-        pipeline: See ``measure_view``, as for the rest.
-        size: Of the photo.
-        scope: The registry.
+        pipeline: See ``measure_view``.
+        size: See ``measure_view``.
+        scope: See ``measure_view``.
 
     Raises:
         InputError: The pipeline fails.
     """
-    with _laid_out(pipeline, size, scope) as (steps, images):
+    with _prepared(pipeline, size, scope) as (steps, images):
         seed_generators(SEED, 0)
         sample: Any = _sample(images["noise"])
         for step in steps:
@@ -202,8 +201,8 @@ def example(pipeline: Sequence[dict], size: tuple[int, int], scope: str = "mmpre
 
 
 @contextlib.contextmanager
-def _laid_out(pipeline: Sequence[dict], size: tuple[int, int], scope: str) -> Iterator[tuple[list, dict[str, str]]]:
-    """The pipeline's transforms and the paths of the test images; generators are left as they were."""
+def _prepared(pipeline: Sequence[dict], size: tuple[int, int], scope: str) -> Iterator[tuple[list, dict[str, str]]]:
+    """Build the transforms and write the test images; restore the random generators afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         with tempfile.TemporaryDirectory() as folder, DefaultScope.overwrite_default_scope(scope):
@@ -211,7 +210,7 @@ def _laid_out(pipeline: Sequence[dict], size: tuple[int, int], scope: str) -> It
             yield Compose(copy.deepcopy(list(pipeline))).transforms, images
     except InputError:
         raise
-    except Exception as error:  # a transform fails in any way
+    except Exception as error:  # transforms raise any type
         raise InputError(f"it fails on a test image: {type(error).__name__}: {error}") from error
     finally:
         random.setstate(states[0])
@@ -230,7 +229,7 @@ def _test_images(size: tuple[int, int]) -> dict[str, np.ndarray]:
 
 
 def _save(folder: Path, name: str, pixels: np.ndarray) -> str:
-    path = folder / f"{name}.bmp"  # read alike by every loader, and written at once
+    path = folder / f"{name}.bmp"  # lossless and fast to write
     Image.fromarray(np.ascontiguousarray(pixels)).save(path)
     return str(path)
 
@@ -253,12 +252,12 @@ def _all_random_steps(steps: Sequence, paths: Sequence[str]) -> tuple[str, ...]:
 
 
 def _random_steps(steps: Sequence, path: str) -> tuple[str, ...]:
-    """The steps that draw, if that ever shows in the result.
+    """Return the names of the random steps, if the output of the pipeline ever differs.
 
-    A step that asks a generator for numbers changes its state, however rarely it then changes the photo; one with a
-    generator of its own shows by its results.
+    A step that draws from a global generator changes its state, even if it seldom changes the photo. A step with
+    its own generator is found by its output.
     """
-    asking: set[int] = set()
+    drawing: set[int] = set()
     results: set[bytes] = set()
     differing: int | None = None
     first: list[bytes] = []
@@ -270,7 +269,7 @@ def _random_steps(steps: Sequence, path: str) -> tuple[str, ...]:
             before = _generators()
             sample = step(sample)
             if _generators() != before:
-                asking.add(index)
+                drawing.add(index)
             digest = _pixels(sample)
             if number == 0:
                 first.append(digest)
@@ -278,73 +277,73 @@ def _random_steps(steps: Sequence, path: str) -> tuple[str, ...]:
                 differing = index if differing is None else min(differing, index)
         results.add(_pixels(sample))
         number += 1
-        if number == 2 and asking:
+        if number == 2 and drawing:
             draws = CHECKED_DRAWS
         if len(results) > 1 and number >= 4:
             break
     if len(results) == 1:
         return ()
-    found = sorted(asking) or ([differing] if differing is not None else [])
+    found = sorted(drawing) or ([differing] if differing is not None else [])
     return tuple(type(steps[index]).__name__ for index in found)
 
 
 def _pixels(sample: Any) -> bytes:
     image = sample.get("inputs", sample.get("img")) if isinstance(sample, dict) else None
-    views = image if isinstance(image, (list, tuple)) else [image]  # several of a test-time augmentation
+    views = image if isinstance(image, (list, tuple)) else [image]  # test-time augmentation has several
     return b"".join(np.asarray(view).tobytes() for view in views)
 
 
 def _measure(steps: Sequence, images: dict[str, str], size: tuple[int, int], random_steps: tuple[str, ...]) -> View:
     geometry, draws = [], []
     for draw in range(DRAWS if random_steps else 1):
-        made = {}
+        outputs = {}
         for name in images.keys() - {"noise"}:
-            seed_generators(SEED, draw)  # every test image gets the same draw
+            seed_generators(SEED, draw)  # the same random numbers for every test image
             sample: Any = _sample(images[name])
             for step in steps:
                 sample = step(sample)
-            made[name] = np.asarray(sample["inputs"], dtype=np.float64)
-        values, shape = _values(made), _geometry(made, size)
+            outputs[name] = np.asarray(sample["inputs"], dtype=np.float64)
+        values, shape = _values(outputs), _geometry(outputs, size)
         if values is not None:
             draws.append(values)
         if shape is not None:
             geometry.append(shape)
     if not draws or not geometry:
-        raise InputError("a photo's pixels can't be recognised in what it makes")
+        raise InputError("its output has no measurable relation to the pixels of a photo")
     measured = np.array(geometry)
-    turned = np.where((measured < 0).all(axis=0), -1, 1)  # in every draw: a flip at random is none
+    turned = np.where((measured < 0).all(axis=0), -1, 1)  # in every run, so not for a random flip
     down, across, seen_down, seen_across = (np.median(np.abs(measured), axis=0) * turned).tolist()
     return View(random_steps, (down, across), (seen_down, seen_across), tuple(draws))
 
 
-def _values(made: dict[str, np.ndarray]) -> Values | None:
-    """Of one draw; None where grey comes out as one value."""
-    gains, offsets = _map_of_grey(made)
+def _values(outputs: dict[str, np.ndarray]) -> Values | None:
+    """Return the mapping of colours of one run; None if all greys have the same output."""
+    gains, offsets = _map_of_grey(outputs)
     if not np.abs(gains).min() > 0:
         return None
-    channels = (np.median(made["colour"], axis=(1, 2)) - offsets) / gains
+    channels = (np.median(outputs["colour"], axis=(1, 2)) - offsets) / gains
     return Values(float(np.median(gains)), float(np.median(offsets)), tuple(channels.tolist()))
 
 
-def _map_of_grey(made: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Gain and offset of each channel."""
-    dark, bright = (np.median(made[f"grey{value}"], axis=(1, 2)) for value in GREYS)
+def _map_of_grey(outputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return gain and offset of each channel."""
+    dark, bright = (np.median(outputs[f"grey{value}"], axis=(1, 2)) for value in GREYS)
     gains = (bright - dark) / (GREYS[1] - GREYS[0])
     return gains, dark - gains * GREYS[0]
 
 
-def _geometry(made: dict[str, np.ndarray], size: tuple[int, int]) -> list[float] | None:
-    """Of one draw: both scales, both shares; None where the ramps don't show."""
-    gains, offsets = _map_of_grey(made)
+def _geometry(outputs: dict[str, np.ndarray], size: tuple[int, int]) -> list[float] | None:
+    """Return both scales and both visible shares of one run; None if the ramps aren't visible."""
+    gains, offsets = _map_of_grey(outputs)
     if not np.abs(gains).min() > 0:
         return None
     scales, seen = [], []
     for name, length in (("down", size[0]), ("across", size[1])):
-        # Levels of the ramp for one pixel of the result; turned by 90 degrees the other direction has them.
-        grey = ((made[name] - offsets[:, None, None]) / gains[:, None, None]).mean(0)
+        # Grey levels of the ramp per output pixel; after a rotation by 90 degrees, the ramp is in the other direction.
+        grey = ((outputs[name] - offsets[:, None, None]) / gains[:, None, None]).mean(0)
         slopes = [_slope(grey), _slope(grey.T)]
         steepest = int(np.argmax(np.abs(slopes)))
-        if not abs(slopes[steepest]) > 1e-3:  # a single level over the whole result: nothing of the ramp is left
+        if not abs(slopes[steepest]) > 1e-3:  # uniform output, without the ramp
             return None
         scale = 255 / (length - 1) / slopes[steepest]
         scales.append(scale)
@@ -353,7 +352,7 @@ def _geometry(made: dict[str, np.ndarray], size: tuple[int, int]) -> list[float]
 
 
 def _slope(values: np.ndarray) -> float:
-    """The usual slope from row to row: the mean of the middle half of all, whatever is erased or padded."""
+    """Return the typical slope from row to row: the mean of the middle half, unaffected by erased and padded parts."""
     distance = max(1, values.shape[0] // 3)
     steps = np.sort(values[distance:] - values[:-distance], axis=None)
     middle = steps[len(steps) // 4 : len(steps) - len(steps) // 4]

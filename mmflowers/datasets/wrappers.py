@@ -1,4 +1,4 @@
-"""Configs that lie within those of others."""
+"""Access to nested configs."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any
 
 
 def get(config: Any, path: str) -> Any:
-    """What lies at a dotted path of nested dicts; None where there is nothing."""
+    """Return the value at a dotted path of nested dicts; None if there is none."""
     for key in path.split("."):
         config = config.get(key) if isinstance(config, dict) or hasattr(config, "_cfg_dict") else None
     return config
 
 
 def innermost(loader: Any) -> dict | None:
-    """The dataset of a dataloader's config, wrappers (RepeatDataset …) taken off; None where it has none.
+    """Return the dataset in a dataloader's config, inside wrappers (RepeatDataset …); None if there is none.
 
-    Of several that a wrapper joins (ConcatDataset), the first.
+    If a wrapper has several datasets (ConcatDataset), this is the first.
     """
     return next(all_innermost(loader), None)
 
 
 def all_innermost(loader: Any) -> Iterator[dict]:
-    """Every dataset of a dataloader's config that reads photos itself."""
+    """Yield every dataset in a dataloader's config that reads photos itself."""
     yield from _innermost(loader.get("dataset") if isinstance(loader, dict) else None)
 
 

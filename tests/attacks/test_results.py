@@ -236,9 +236,9 @@ def with_transform(config: Path, name: str, *, test_mode: bool = False) -> Path:
 
 def test_labels_that_a_transform_changes_give_no_number(run: Path, tiny_config: Path) -> None:
     config = with_transform(tiny_config, "AllDaisies")
-    with pytest.raises(InputError, match=r"8 photos of val counted with another label than val\.txt gives"):
+    with pytest.raises(InputError, match=r"8 photos of val counted with another label than in val\.txt"):
         start(config, "own", "train_cfg.max_epochs=1")
-    with pytest.raises(InputError, match=r"8 photos of val counted with another label than val\.txt gives"):
+    with pytest.raises(InputError, match=r"8 photos of val counted with another label than in val\.txt"):
         run_test(config, "run/best.pth", data="flower_dataset", work_dir="out")
 
 

@@ -279,7 +279,7 @@ MISTAKES = [
     Mistake(
         "Validation on photos that are on no list",
         REFUSED,
-        "reads 1 photo of no list of flower_dataset",
+        "reads 1 photo that is on no list of flower_dataset",
         make=lambda: (
             shutil.copy(sorted((VAL / "rose").iterdir())[0], VAL / "rose" / "x.jpg"),
             (DATA / "more.txt").write_text("val/rose/x.jpg 2\n" + "\n".join(lines_of("val"))),
@@ -351,7 +351,7 @@ MISTAKES = [
     Mistake(
         "More batches than the list has (`num_batch_per_epoch`)",
         REFUSED,
-        "asks for sample 16 of a dataset of 10",
+        "requests sample 16 of a dataset of 10",
         options=option("val_dataloader.num_batch_per_epoch", 2),
     ),
     Mistake(
@@ -810,7 +810,7 @@ MISTAKES = [
     Mistake(
         "Class names in `metainfo` that aren't those of the list",
         REFUSED,
-        "metainfo.classes aren't those of classes.txt",
+        "metainfo.classes differ from classes.txt",
         config="val_dataloader = dict(dataset=dict(metainfo=dict(classes=CLASSES[::-1])))",
     ),
     Mistake(
