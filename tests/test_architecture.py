@@ -26,7 +26,7 @@ LIGHT = (
     "inference.output",
     "demo.serve",
     "evaluation.history",
-    "visualization.curves",
+    "visualization.figures",
     "visualization.report",
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import functools
 import inspect
@@ -85,6 +86,29 @@ def scope(config: Any) -> str:
     """Return the registry scope in which a config's types are looked up."""
     named = config.get("default_scope")
     return named if named and isinstance(named, str) else "mmflowers"
+
+
+def find_class(config: Any, part: Any, registry: str) -> type | None:
+    """Return the class of a part of a config; None if it isn't registered."""
+    from mmengine.registry import DefaultScope
+
+    import mmflowers.registry
+
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(kind, str) and kind:
+        with DefaultScope.overwrite_default_scope(scope(config)):
+            kind = getattr(mmflowers.registry, registry).get(kind)
+    return kind if inspect.isclass(kind) else None
+
+
+def build(config: Any, part: dict, registry: str) -> Any:
+    """Build a part of a config, in the scope of the config."""
+    from mmengine.registry import DefaultScope
+
+    import mmflowers.registry
+
+    with DefaultScope.overwrite_default_scope(scope(config)):
+        return getattr(mmflowers.registry, registry).build(copy.deepcopy(part))
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
@@ -175,7 +199,7 @@ def arguments(case: Case) -> Iterator[Finding]:
     import mmflowers.registry
 
     with DefaultScope.overwrite_default_scope(scope(case.config)):
-        for where, config, name, default, extra in _built(case.config):
+        for where, config, name, default, extra in built(case.config):
             kind = config.get("type", default)
             registry = getattr(mmflowers.registry, name)
             if isinstance(kind, str) and kind:
@@ -207,11 +231,25 @@ def _replacement(key: str, names: set[str], extra: Iterable[str] = ()) -> str:
     return f"use {new[0]}" if new else suggest(key, {*names, *extra} - {"self"}, "remove it")
 
 
-def _built(config: Any) -> Iterator[Built]:
-    yield from _dicts("model", config.get("model"), "MODELS")
-    for part in ("backbone", "neck", "head"):
-        yield from _dicts(f"model.{part}", get(config, f"model.{part}"), "MODELS")
-    yield from _dicts("model.head.loss", get(config, "model.head.loss"), "MODELS")
+def built(config: Any) -> Iterator[Built]:
+    """Yield every dict of a config from which a class is built."""
+    hooks, by_epoch = config.get("default_hooks"), get(config, "train_cfg.by_epoch")
+    loop = "" if by_epoch is None else "ExactTrainLoop" if by_epoch else "IterBasedTrainLoop"
+    for where, registry, default, extra in (
+        *((f"model{part}", "MODELS", "", ()) for part in ("", ".backbone", ".neck", ".head", ".head.loss")),
+        ("val_evaluator", "METRICS", "", ()),
+        ("test_evaluator", "METRICS", "", ()),
+        *((f"default_hooks.{name}", "HOOKS", "", ("priority",)) for name in (hooks if isinstance(hooks, dict) else ())),
+        ("custom_hooks", "HOOKS", "", ("priority",)),
+        ("optim_wrapper", "OPTIM_WRAPPERS", "OptimWrapper", ("constructor", "paramwise_cfg")),
+        ("optim_wrapper.optimizer", "OPTIMIZERS", "", ()),
+        ("param_scheduler", "PARAM_SCHEDULERS", "", ("convert_to_iter_based",)),
+        ("train_cfg", "LOOPS", loop, ("by_epoch",)),
+        ("val_cfg", "LOOPS", "ValLoop", ()),
+        ("test_cfg", "LOOPS", "TestLoop", ()),
+        ("visualizer", "VISUALIZERS", "Visualizer", ()),
+    ):
+        yield from _dicts(where, get(config, where), registry, default, extra)
     classifier = "ClsDataPreprocessor" if get(config, "model.type") == "ImageClassifier" else ""
     for where in ("data_preprocessor", "model.data_preprocessor"):
         preprocessor = get(config, where)
@@ -222,25 +260,8 @@ def _built(config: Any) -> Iterator[Built]:
             yield Built(where, dataset, "DATASETS")
             for index, transform in enumerate(as_list(dataset.get("pipeline"))):
                 yield from _dicts(f"{where}.pipeline.{index}", transform, "TRANSFORMS")
-        yield from _dicts(f"{loader}.sampler", get(config, f"{loader}.sampler"), "DATA_SAMPLERS")
-        yield from _dicts(f"{loader}.batch_sampler", get(config, f"{loader}.batch_sampler"), "DATA_SAMPLERS")
-    for evaluator in ("val_evaluator", "test_evaluator"):
-        yield from _dicts(evaluator, config.get(evaluator), "METRICS")
-    hooks = config.get("default_hooks")
-    for name, hook in hooks.items() if isinstance(hooks, dict) else ():
-        yield from _dicts(f"default_hooks.{name}", hook, "HOOKS", extra=("priority",))
-    yield from _dicts("custom_hooks", config.get("custom_hooks"), "HOOKS", extra=("priority",))
-    wrapper = ("constructor", "paramwise_cfg")
-    yield from _dicts("optim_wrapper", config.get("optim_wrapper"), "OPTIM_WRAPPERS", "OptimWrapper", wrapper)
-    yield from _dicts("optim_wrapper.optimizer", get(config, "optim_wrapper.optimizer"), "OPTIMIZERS")
-    schedulers = config.get("param_scheduler")
-    yield from _dicts("param_scheduler", schedulers, "PARAM_SCHEDULERS", extra=("convert_to_iter_based",))
-    by_epoch = get(config, "train_cfg.by_epoch")
-    loop = "" if by_epoch is None else "ExactTrainLoop" if by_epoch else "IterBasedTrainLoop"
-    yield from _dicts("train_cfg", config.get("train_cfg"), "LOOPS", loop, ("by_epoch",))
-    yield from _dicts("val_cfg", config.get("val_cfg"), "LOOPS", "ValLoop")
-    yield from _dicts("test_cfg", config.get("test_cfg"), "LOOPS", "TestLoop")
-    yield from _dicts("visualizer", config.get("visualizer"), "VISUALIZERS", "Visualizer")
+        for sampler in ("sampler", "batch_sampler"):
+            yield from _dicts(f"{loader}.{sampler}", get(config, f"{loader}.{sampler}"), "DATA_SAMPLERS")
 
 
 def _dicts(where: str, value: Any, registry: str, default: str = "", extra: tuple[str, ...] = ()) -> Iterator[Built]:

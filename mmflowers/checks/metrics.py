@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmflowers.checks.findings import Finding, check, error, warning
-from mmflowers.checks.keys import as_list, get, scope
+from mmflowers.checks.keys import as_list, build, built, find_class, get
 
 if TYPE_CHECKING:
     from mmflowers.checks.run import Case
@@ -38,7 +37,7 @@ def early_stopping_can_compare(case: Case) -> Iterator[Finding]:
     """Find an EarlyStoppingHook that can't infer whether larger is better."""
     from mmengine.hooks import EarlyStoppingHook
 
-    for where, hook, kind in _hooks(case.config):
+    for where, hook, kind in _parts(case.config, "HOOKS"):
         if issubclass(kind, EarlyStoppingHook) and "monitor" in hook:
             try:
                 kind(**{key: value for key, value in hook.items() if key in ("monitor", "rule")})
@@ -51,40 +50,22 @@ def _monitored(config: Any) -> Iterator[tuple[str, str]]:
     from mmengine.hooks import EarlyStoppingHook
     from mmengine.optim.scheduler.param_scheduler import ReduceOnPlateauParamScheduler
 
-    for where, hook, kind in _hooks(config):
+    for where, hook, kind in _parts(config, "HOOKS"):
         chosen = hook.get("save_best", _default(kind, "save_best"))
         yield from ((f"{where}.save_best", name) for name in as_list(chosen) if name != "auto")
         if issubclass(kind, EarlyStoppingHook) and isinstance(hook.get("monitor"), str):
             yield f"{where}.monitor", hook["monitor"]
-    schedulers = config.get("param_scheduler")
-    for index, scheduler in enumerate(as_list(schedulers)):
-        policy = _class(scheduler, "PARAM_SCHEDULERS", config)
-        if policy is not None and issubclass(policy, ReduceOnPlateauParamScheduler):
-            where = f"param_scheduler.{index}.monitor" if isinstance(schedulers, list) else "param_scheduler.monitor"
-            yield where, scheduler.get("monitor", _default(ReduceOnPlateauParamScheduler, "monitor"))
+    for where, scheduler, kind in _parts(config, "PARAM_SCHEDULERS"):
+        if issubclass(kind, ReduceOnPlateauParamScheduler):
+            yield f"{where}.monitor", scheduler.get("monitor", _default(ReduceOnPlateauParamScheduler, "monitor"))
 
 
-def _hooks(config: Any) -> Iterator[tuple[str, dict, type]]:
-    """Yield key, dict and class of each hook of a config."""
-    defaults = config.get("default_hooks")
-    hooks = [(f"default_hooks.{name}", hook) for name, hook in (defaults.items() if isinstance(defaults, dict) else ())]
-    hooks += [(f"custom_hooks.{index}", hook) for index, hook in enumerate(as_list(config.get("custom_hooks")))]
-    for where, hook in hooks:
-        kind = _class(hook, "HOOKS", config)
+def _parts(config: Any, registry: str) -> Iterator[tuple[str, dict, type]]:
+    """Yield key, dict and class of each hook or scheduler of a config."""
+    for part in built(config):
+        kind = find_class(config, part.config, registry) if part.registry == registry else None
         if kind is not None:
-            yield where, hook, kind
-
-
-def _class(built: Any, registry: str, config: Any) -> type | None:
-    from mmengine.registry import DefaultScope
-
-    import mmflowers.registry
-
-    kind = built.get("type") if isinstance(built, dict) else None
-    if isinstance(kind, str) and kind:
-        with DefaultScope.overwrite_default_scope(scope(config)):
-            kind = getattr(mmflowers.registry, registry).get(kind)
-    return kind if inspect.isclass(kind) else None
+            yield part.where, part.config, kind
 
 
 def _default(kind: Any, argument: str) -> Any:
@@ -99,14 +80,11 @@ def _given(case: Case) -> set[str] | None:
     """
     import torch
     from mmengine.evaluator import Evaluator
-    from mmengine.registry import DefaultScope
     from mmpretrain.structures import DataSample
-
-    from mmflowers.registry import METRICS
 
     classes = get(case.config, "model.head.num_classes")
     configs = as_list(case.config.get("val_evaluator"))
-    kinds = [_class(metric, "METRICS", case.config) for metric in configs]
+    kinds = [find_class(case.config, metric, "METRICS") for metric in configs]
     if type(classes) is not int or not all(kind and kind.__module__.startswith(KNOWN) for kind in kinds):
         return None
     scores = torch.eye(classes)
@@ -114,8 +92,7 @@ def _given(case: Case) -> set[str] | None:
         DataSample().set_gt_label(label).set_pred_label(label).set_pred_score(scores[label]) for label in range(classes)
     ]
     try:
-        with DefaultScope.overwrite_default_scope(scope(case.config)):
-            evaluator = Evaluator([METRICS.build(copy.deepcopy(metric)) for metric in configs])
+        evaluator = Evaluator([build(case.config, metric, "METRICS") for metric in configs])
         evaluator.process(samples)
         return set(evaluator.evaluate(len(samples)))
     except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError):

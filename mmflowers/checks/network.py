@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmflowers.checks.findings import Finding, check, error
-from mmflowers.checks.keys import get, scope
+from mmflowers.checks.keys import build, get
 from mmflowers.utils.errors import InputError, count, is_own
 
 if TYPE_CHECKING:
@@ -116,10 +115,7 @@ def _step(case: Case, model: Any, image: torch.Tensor, images: int, training: bo
 def loss_takes_the_classes(case: Case) -> Iterator[Finding]:
     """Find a loss whose ``class_weight`` or ``num_classes`` has another number of classes than the head."""
     import torch
-    from mmengine.registry import DefaultScope
     from mmpretrain.models import ClsHead, MultiLabelClsHead
-
-    from mmflowers.registry import MODELS
 
     head, loss = getattr(case.model, "head", None), get(case.config, "model.head.loss")
     classes = get(case.config, "model.head.num_classes")
@@ -130,8 +126,7 @@ def loss_takes_the_classes(case: Case) -> Iterator[Finding]:
     if several or getattr(case.model.data_preprocessor, "to_onehot", False):  # as after mixup
         target = torch.nn.functional.one_hot(target, classes).float()
     try:
-        with DefaultScope.overwrite_default_scope(scope(case.config)):
-            module = MODELS.build(copy.deepcopy(loss))
+        module = build(case.config, loss, "MODELS")
         module(torch.zeros(2, classes), target, avg_factor=2)
     except Exception as problem:  # as above
         if is_own(problem):

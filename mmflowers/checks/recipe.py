@@ -27,10 +27,6 @@ def _dataset(case: Case, side: str) -> dict:
     return innermost(get(case.config, f"{side}_dataloader")) or {}
 
 
-def _types(pipeline: Any) -> list[str]:
-    return [str(step.get("type")) for step in as_list(pipeline) if isinstance(step, dict)]
-
-
 def _fires(scheduler: dict, epochs: int) -> bool:
     """Return whether a scheduler may change the learning rate during the training."""
     kind, begin = scheduler.get("type"), scheduler.get("begin") or 0

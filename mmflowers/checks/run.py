@@ -143,6 +143,15 @@ class Case:
         """Those whose results are reported."""
         return tuple(side for side in self.sides if side != "train")
 
+    @cached_property
+    def pipelines(self) -> dict[str, list[dict]]:
+        """The steps of each loader's pipeline, of those that have any."""
+        found = {}
+        for side in self.sides:
+            dataset = innermost(self.config.get(f"{side}_dataloader")) or {}
+            found[side] = [step for step in keys.as_list(dataset.get("pipeline")) if isinstance(step, dict)]
+        return {side: steps for side, steps in found.items() if steps}
+
     @property
     def views(self) -> dict[str, View]:
         """The measured view of each loader's pipeline, if it can be measured."""
@@ -154,19 +163,11 @@ class Case:
         from mmflowers.datasets.views import measure_view
 
         found: dict[str, View | InputError] = {}
-        pipelines: dict[str, list] = {}
-        for side in self.sides:
-            dataset = innermost(self.config.get(f"{side}_dataloader")) or {}
-            steps = [step for step in keys.as_list(dataset.get("pipeline")) if isinstance(step, dict)]
-            same = next((other for other, its_steps in pipelines.items() if its_steps == steps), None)
-            if not steps:
-                continue
-            pipelines[side] = steps
+        for side, steps in self.pipelines.items():
+            same = next((other for other in found if self.pipelines[other] == steps), None)
+            scope, photos = keys.scope(self.config), self.unusual if side != "train" else ()
             try:
-                photos = self.unusual if side != "train" else ()
-                found[side] = (
-                    found[same] if same else measure_view(steps, self.photo_size, keys.scope(self.config), photos)
-                )
+                found[side] = found[same] if same else measure_view(steps, self.photo_size, scope, photos)
             except InputError as error:
                 found[side] = error
         return found
@@ -177,12 +178,10 @@ class Case:
         from mmflowers.datasets.views import example
 
         found = {}
-        for side in self.sides:
-            dataset = innermost(self.config.get(f"{side}_dataloader")) or {}
-            steps = [step for step in keys.as_list(dataset.get("pipeline")) if isinstance(step, dict)]
+        for side, steps in self.pipelines.items():
             with contextlib.suppress(InputError):  # reported by the check pipelines_can_be_measured
-                image = example(steps, self.photo_size, keys.scope(self.config)) if steps else None
-                if image is not None and getattr(image, "ndim", 0) == 3:
+                image = example(steps, self.photo_size, keys.scope(self.config))
+                if getattr(image, "ndim", 0) == 3:
                     found[side] = image
         return found
 
@@ -337,9 +336,6 @@ def _build_model(config: Any, devices: Sequence[str] = ("meta", "cpu")) -> Any:
         InputError: It can't be built.
     """
     import torch
-    from mmengine.registry import DefaultScope
-
-    from mmflowers.registry import MODELS
 
     model = config.get("model")
     if not isinstance(model, dict):
@@ -350,18 +346,17 @@ def _build_model(config: Any, devices: Sequence[str] = ("meta", "cpu")) -> Any:
             part["pretrained"] = False  # timm would download weights
     model.setdefault("data_preprocessor", copy.deepcopy(config.get("data_preprocessor")))
     reason = None
-    with DefaultScope.overwrite_default_scope(keys.scope(config)):
-        for device in devices:
-            logging.disable(logging.WARNING)  # its messages appear again in the run
-            try:
-                with torch.device(device):
-                    return MODELS.build(copy.deepcopy(model))
-            except Exception as error:  # as above
-                if is_own(error):
-                    raise
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"  # may have several lines
-            finally:
-                logging.disable(logging.NOTSET)
+    for device in devices:
+        logging.disable(logging.WARNING)  # its messages appear again in the run
+        try:
+            with torch.device(device):
+                return keys.build(config, model, "MODELS")
+        except Exception as error:  # as above
+            if is_own(error):
+                raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"  # may have several lines
+        finally:
+            logging.disable(logging.NOTSET)
     raise InputError(f"can't be built: {reason}", "fix the config's model")
 
 

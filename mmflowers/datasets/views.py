@@ -169,10 +169,7 @@ def random_steps(
     """Return the names of the steps with random output, also for a pipeline with several views per photo.
 
     Args:
-        pipeline: See ``measure_view``.
-        size: See ``measure_view``.
-        scope: See ``measure_view``.
-        photos: See ``measure_view``.
+        pipeline, size, scope, photos: See ``measure_view``.
 
     Raises:
         InputError: The pipeline fails.
@@ -185,9 +182,7 @@ def example(pipeline: Sequence[dict], size: tuple[int, int], scope: str = "mmpre
     """Return the output of a pipeline for a test image, of shape (channels, height, width).
 
     Args:
-        pipeline: See ``measure_view``.
-        size: See ``measure_view``.
-        scope: See ``measure_view``.
+        pipeline, size, scope: See ``measure_view``.
 
     Raises:
         InputError: The pipeline fails.

@@ -161,7 +161,7 @@ class CurvesHook(Hook):
 
     def _draw(self, runner: Runner) -> None:
         if is_main_process():
-            from mmflowers.visualization.curves import draw_curves
+            from mmflowers.visualization.figures import draw_curves
 
             try:
                 draw_curves(Path(runner.work_dir))

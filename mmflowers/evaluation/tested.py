@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 from mmflowers.evaluation.predictions import Predictions, read_predictions
 from mmflowers.utils.errors import InputError
@@ -54,20 +54,14 @@ def read_record(predictions: Path) -> TestRecord | None:
     again = "test again: python tools/test.py"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        record = TestRecord(**{name: kind(values[name]) for name, kind in _KINDS.items()})
+        record = TestRecord(**{name: kind(values[name]) for name, kind in get_type_hints(TestRecord).items()})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{path} can't be read: {error!r}", again) from error
     if file_sha256(predictions) != record.predictions_sha256:
-        raise InputError(f"{predictions} isn't what the test wrote: it has changed since", again)
+        raise InputError(f"{predictions} has changed since the test wrote it", again)
     return record
-
-
-_KINDS = {
-    **dict.fromkeys(("checkpoint", "checkpoint_sha256", "predictions_sha256", "split", "photos_sha256"), str),
-    **dict.fromkeys(("counted", "listed"), int),
-}
 
 
 def default_checkpoint(work_dir: Path) -> Path:
@@ -133,7 +127,7 @@ def _notes(record: TestRecord, work_dir: Path) -> list[str]:
     if not checkpoint.is_file():
         return [f"of {record.checkpoint}, which no longer exists"]
     if file_sha256(checkpoint) != record.checkpoint_sha256:
-        what = f"{checkpoint} isn't the checkpoint that the predictions of {record.split} were made with"
+        what = f"{checkpoint} has changed since the test on {record.split}"
         raise InputError(what, f"test again: python tools/test.py {checkpoint}")
     notes = []
     if record.counted < record.listed:

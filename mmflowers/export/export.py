@@ -8,6 +8,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -42,6 +43,8 @@ ENOUGH = 256  # photos of the comparison
 BATCH = 32
 SINGLE = 20  # photos that are timed one by one
 ELSEWHERE = "choose another --out"
+
+_write = partial(write_bytes, elsewhere=ELSEWHERE)
 
 Predict = Callable[[Any], np.ndarray]  # images → probabilities
 
@@ -244,18 +247,13 @@ def _open(kind: str, path: Path, pixels: torch.Tensor, images: torch.Tensor) -> 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit is deprecated in favour of torch.export: see formats
             traced = torch.jit.load(path, map_location="cpu")
-        return lambda batch: _without_gradients(traced, batch), images
+        return torch.no_grad()(lambda batch: traced(batch).numpy()), images
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # as many as PyTorch uses
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda batch: session.run(None, {formats.INPUT: batch})[0], images.numpy()
-
-
-def _without_gradients(traced: torch.jit.ScriptModule, batch: torch.Tensor) -> np.ndarray:
-    with torch.no_grad():
-        return traced(batch).numpy()
 
 
 def _measure(
@@ -325,7 +323,3 @@ def _staging(out: Path) -> Iterator[Path]:
         if is_new:
             with contextlib.suppress(OSError):  # not empty after a successful export
                 out.rmdir()
-
-
-def _write(path: Path, data: bytes) -> None:
-    write_bytes(path, data, elsewhere=ELSEWHERE)

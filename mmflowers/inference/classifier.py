@@ -109,9 +109,7 @@ class FlowerClassifier:
         Args:
             work_dir: Of the run, or a checkpoint in it; it may have been copied or moved. Its config is executed.
             checkpoint: File name in the work dir; default ``best.pth``, or ``last.pth`` without validation.
-            device: See the class.
-            amp: See the class.
-            tta: See the class.
+            device, amp, tta: See the class.
 
         Raises:
             InputError: The work dir has no checkpoint or not exactly one config, the checkpoint is of another network,
@@ -176,9 +174,7 @@ class FlowerClassifier:
 
         Args:
             inputs: For example from ``mmflowers.inference.inputs.find_inputs``.
-            batch_size: See ``predict``.
-            top_k: See ``predict``.
-            workers: See ``predict``.
+            batch_size, top_k, workers: See ``predict``.
         """
         dataset = PhotoDataset(self.pipeline)
         for batch in read_batches(inputs, dataset, batch_size=batch_size, workers=workers):

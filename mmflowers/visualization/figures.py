@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmflowers.evaluation.calibration import Calibration
-from mmflowers.evaluation.history import TOP1, History
+from mmflowers.evaluation.history import TOP1, History, read_history
 from mmflowers.utils.files import write_bytes
 
 if TYPE_CHECKING:
@@ -24,6 +24,13 @@ SERIES = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#9a6700")
 # CSS variables of these colours, which a page's style sheet defines for light and dark mode.
 VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"}
 VARIABLES |= {colour: f"--series-{number}" for number, colour in enumerate(SERIES, 1)}
+
+
+def draw_curves(work_dir: Path) -> Path:
+    """Draw the training curves of a run as ``curves.png`` in its work dir and return the path."""
+    path = work_dir / "curves.png"
+    save_png(curves_figure({work_dir.name: read_history(work_dir)}), path)
+    return path
 
 
 def curves_figure(runs: Mapping[str, History]) -> Figure:
@@ -80,7 +87,7 @@ def reliability_figure(calibration: Calibration) -> Figure:
         width[filled] * 0.9,
         color=SERIES[0],
         alpha=0.6,
-        label="share right",
+        label="accuracy",
     )
     share.plot(
         calibration.confidence[filled],
@@ -91,10 +98,10 @@ def reliability_figure(calibration: Calibration) -> Figure:
         linestyle="none",
         label="mean confidence",
     )
-    share.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1, label="as confident as right")
+    share.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1, label="perfect calibration")
     for text in figure.legend(loc="outside upper center", ncols=2, frameon=False).get_texts():
         text.set_color(INK)
-    share.set(ylim=(0, 1.03), ylabel="share right")
+    share.set(ylim=(0, 1.03), ylabel="accuracy")
     count.bar(middle, calibration.counts, width * 0.9, color=MUTED)
     count.set(xlim=(0, 1), xlabel="confidence", ylabel="photos")
     for axes in (share, count):

@@ -89,7 +89,7 @@ def test_a_report_refuses_predictions_of_another_checkpoint(run: Path) -> None:
     checkpoint = torch.load(run / "best.pth", weights_only=True)
     checkpoint["state_dict"]["head.fc.bias"] += 1
     torch.save(checkpoint, run / "best.pth")
-    with pytest.raises(InputError, match=r"best\.pth isn't the checkpoint that the predictions of val were made with"):
+    with pytest.raises(InputError, match=r"best\.pth has changed since the test on val"):
         read_report_data([run], data=Path("flower_dataset"))
     run_test(None, "run/best.pth", data="flower_dataset")
     write_report(read_report_data([run], data=Path("flower_dataset")))
@@ -101,7 +101,7 @@ def test_a_report_refuses_predictions_that_were_edited(run: Path) -> None:
     predictions.scores[:] = 0
     predictions.scores[range(10), predictions.labels] = 1
     write_predictions(predictions, path)
-    with pytest.raises(InputError, match="it has changed since"):
+    with pytest.raises(InputError, match="has changed since the test wrote it"):
         read_report_data([run], data=Path("flower_dataset"))
 
 
@@ -280,7 +280,7 @@ def test_a_comparison_refuses_predictions_that_were_edited_or_are_of_other_photo
     predictions = read_predictions(Path("other/predictions_val.csv"))
     predictions.scores[:] = np.eye(5)[predictions.labels]
     write_predictions(predictions, Path("other/predictions_val.csv"))
-    assert "it has changed since" in compare_with("other")
+    assert "has changed since the test wrote it" in compare_with("other")
     shutil.rmtree("other")
     shutil.copytree(run, "other")
     photo = sorted(Path("flower_dataset/val/rose").iterdir())[0]

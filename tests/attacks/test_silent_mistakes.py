@@ -647,31 +647,31 @@ MISTAKES = [
     Mistake(
         "Validation mirrors at random",
         REFUSED,
-        "draws RandomFlip at random",
+        "RandomFlip: random",
         config=val_pipeline("dict(type='RandomFlip', prob=0.5)"),
     ),
     Mistake(
         "Validation mirrors one photo in fifty",
         REFUSED,
-        "draws RandomFlip at random",
+        "RandomFlip: random",
         config=val_pipeline("dict(type='RandomFlip', prob=0.02)"),
     ),
     Mistake(
         "Validation changes colours at random",
         REFUSED,
-        "draws ColorJitter at random",
+        "ColorJitter: random",
         config=val_pipeline("dict(type='ColorJitter', brightness=0.4)"),
     ),
     Mistake(
         "A random transform of one's own in validation, whatever its name",
         REFUSED,
-        "draws Wobble at random",
+        "Wobble: random",
         config=val_pipeline("dict(type='Wobble')"),
     ),
     Mistake(
         "A random step that shows on photos of unusual shape only",
         REFUSED,
-        "draws RandomCrop at random",
+        "RandomCrop: random",
         config=val_pipeline("dict(type='RandomCrop', crop_size=48)", crop=False),
         make=lambda: one_wide_photo(),
     ),
@@ -785,7 +785,7 @@ MISTAKES = [
     Mistake(
         "Test-time augmentation that draws at random",
         REFUSED,
-        "tta_pipeline: draws RandomResizedCrop",
+        "tta_pipeline: RandomResizedCrop",
         mode="test tta",
     ),
     Mistake(

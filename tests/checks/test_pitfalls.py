@@ -179,7 +179,13 @@ def test_04_a_splitter_that_ran_twice(folder: Path, check) -> None:
 
 def test_05_validation_with_training_augmentation(check) -> None:
     val = "val_dataloader = dict(dataset=dict(pipeline={{_base_.train_pipeline}}))"
-    shown(check(val), "error", "val_dataloader.dataset.pipeline", "RandomResizedCrop, RandomFlip", "plain photos")
+    shown(
+        check(val),
+        "error",
+        "val_dataloader.dataset.pipeline",
+        "RandomResizedCrop, RandomFlip",
+        "deterministic transforms",
+    )
     train = "train_dataloader = dict(dataset=dict(pipeline={{_base_.test_pipeline}}))"
     findings = check(f"{val}\n{train}")
     shown(findings, "error", "val_dataloader.dataset.pipeline", "pipelines are swapped")

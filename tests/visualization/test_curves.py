@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmflowers.evaluation.history import read_history
 from mmflowers.utils.errors import InputError
-from mmflowers.visualization.curves import draw_curves
+from mmflowers.visualization.figures import draw_curves
 
 
 def log(work_dir: Path, start: str, *entries: dict, tail: str = "") -> None:

@@ -97,7 +97,7 @@ def test_the_page_tells_what_was_trained_on_what_and_how_good_it_is(run: Path, d
     text = text_of(write_report(read_report_data([run])).read_text(encoding="utf-8"))
     right = sum(row["label"] == row["predicted"] for row in rows(run / "predictions_val.csv"))
     assert 0 < right < 10
-    assert f"Top-1 {10 * right:.2f} % {right} of 10 right" in text
+    assert f"Top-1 {10 * right:.2f} % {right} of 10 correct" in text
     for fact in ("rendered flowers (rendered)", "40 train, 10 val", "resnet18_1234.pth", "seed 7", "ResNet 18"):
         assert fact in text
     for fact in ("224 px", "PyTorch 2.15.0+cu132", "NVIDIA H200", "lr 0.1 is ImageNet's", "No file of the source was"):
