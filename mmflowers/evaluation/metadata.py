@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mmflowers.datasets.wrappers import get
 from mmflowers.utils.errors import InputError
 
 ENVIRONMENT = re.compile(r"System environment:\n(.*?)\n-{60}", re.DOTALL)
@@ -39,9 +40,9 @@ class RunMetadata:
     @property
     def recipe(self) -> dict[str, str]:
         """Network, weights, schedule, metric of the best epoch and seed, as label → text."""
-        backbone = _at(self.config, "model", "backbone") or {}
+        backbone = get(self.config, "model.backbone") or {}
         variant = next((backbone[key] for key in ("model_name", "arch", "depth") if key in backbone), "")
-        optimizer = _at(self.config, "optim_wrapper", "optimizer") or {}
+        optimizer = get(self.config, "optim_wrapper.optimizer") or {}
         weights = self.config.get("load_from")
         size, tested = (_image_size(self.config, loader) for loader in ("train_dataloader", "test_dataloader"))
         hooks = self.config.get("custom_hooks") or []
@@ -52,18 +53,18 @@ class RunMetadata:
             "network": f"{backbone.get('type', '')} {variant}".strip(),
             "weights from": PurePosixPath(str(weights).replace("\\", "/")).name if weights else "",
             "image size": size if size == tested else f"{size}, tested at {tested}",
-            "epochs": _text(_at(self.config, "train_cfg", "max_epochs")),
+            "epochs": _text(get(self.config, "train_cfg.max_epochs")),
             "best epoch by": f"the lowest {metric}" if rule == "less" else metric,
-            "batch size": _text(_at(self.config, "train_dataloader", "batch_size")),
+            "batch size": _text(get(self.config, "train_dataloader.batch_size")),
             "optimizer": f"{optimizer.get('type', '')}, learning rate {optimizer.get('lr')}" if optimizer else "",
-            "seed": _text(_at(self.config, "randomness", "seed") or self.environment.get("seed")),
+            "seed": _text(get(self.config, "randomness.seed") or self.environment.get("seed")),
         }
         return {label: text for label, text in found.items() if text}
 
     @property
     def chosen_by(self) -> tuple[str, str]:
         """The metric that chose the best epoch, and "greater" or "less": which of two scores is better."""
-        metric, rule = (_at(self.config, "default_hooks", "checkpoint", key) for key in ("save_best", "rule"))
+        metric, rule = (get(self.config, f"default_hooks.checkpoint.{key}") for key in ("save_best", "rule"))
         metric = metric if isinstance(metric, str) and metric != "auto" else "accuracy/top1"
         return metric, "less" if rule == "less" else "greater"
 
@@ -90,7 +91,7 @@ def read_run_metadata(work_dir: Path) -> RunMetadata:
     configs = sorted(work_dir.glob("*.py"))
     trained = [read_settings(path) for path in configs]
     tested = [read_settings(path) for path in sorted(work_dir.glob("test/*.py"))]
-    roots = (_at(each, "test_dataloader", "dataset", "data_root") or each.get("data_root") for each in tested + trained)
+    roots = (get(each, "test_dataloader.dataset.data_root") or each.get("data_root") for each in tested + trained)
     logs = sorted(work_dir.glob("*/*.log"))
     return RunMetadata(
         config_name=configs[0].name if configs else "",
@@ -152,15 +153,9 @@ def _plain(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
-def _at(settings: Any, *keys: str) -> Any:
-    for key in keys:
-        settings = settings.get(key) if isinstance(settings, dict) else None
-    return settings
-
-
 def _image_size(config: dict[str, Any], loader: str) -> str:
     """Return the image size after the last transform that resizes or crops."""
-    for step in reversed(_at(config, loader, "dataset", "pipeline") or []):
+    for step in reversed(get(config, f"{loader}.dataset.pipeline") or []):
         for key in ("crop_size", "scale"):
             if isinstance(step, dict) and key in step:
                 size = step[key]

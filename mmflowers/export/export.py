@@ -22,7 +22,7 @@ from mmflowers.evaluation.metadata import find_dataset, read_run_metadata
 from mmflowers.evaluation.tested import default_checkpoint
 from mmflowers.export import formats
 from mmflowers.export.card import CARD, has_own_card, model_card
-from mmflowers.inference.classifier import FlowerClassifier
+from mmflowers.inference.classifier import FlowerClassifier, require_classes
 from mmflowers.inference.inputs import Input
 from mmflowers.inference.photos import PhotoDataset, read_batches
 from mmflowers.utils.errors import InputError, Problem, count
@@ -197,7 +197,7 @@ def _require_free(out: Path, work_dir: Path, config_name: str) -> None:
 def _read_photos(root: Path, classifier: FlowerClassifier, workers: int) -> tuple[list[str], torch.Tensor]:
     """Return names and pixels (after the test pipeline) of up to 256 photos, taken evenly from the list."""
     folder = read_dataset_folder(root, splits=(SPLIT,))
-    classifier.require_classes(folder)
+    require_classes(folder, classifier.classes)
     samples = folder.samples[SPLIT]
     number = min(len(samples), ENOUGH)
     names = [samples[index * len(samples) // number][0] for index in range(number)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -221,16 +221,16 @@ class FlowerClassifier:
             prepared = self.model.data_preprocessor({"inputs": pixels})["inputs"]
             return ClassifierTrunk(self.model)(prepared).float().cpu().numpy()
 
-    def require_classes(self, folder: DatasetFolder) -> None:
-        """Raise an error if a dataset folder has other classes than the run.
 
-        Raises:
-            InputError: The names or their order differ.
-        """
-        if tuple(folder.classes) != self.classes:
-            theirs, ours = ", ".join(folder.classes), ", ".join(self.classes)
-            hint = "give the dataset folder of the training with --data"
-            raise InputError(f"{folder.root} has the classes {theirs}, the run {ours}", hint)
+def require_classes(folder: DatasetFolder, classes: Sequence[str]) -> None:
+    """Raise an error if a dataset folder has other classes than the run.
+
+    Raises:
+        InputError: The names or their order differ.
+    """
+    if list(folder.classes) != list(classes):
+        what = f"{folder.root} has the classes {', '.join(folder.classes)}, the run {', '.join(classes)}"
+        raise InputError(what, "give the dataset folder of the training with --data")
 
 
 class _BFloat16(nn.Module):

@@ -14,7 +14,7 @@ import numpy as np
 from mmflowers.datasets.folder import DatasetFolder, read_dataset_folder
 from mmflowers.datasets.identity import content_digests
 from mmflowers.evaluation.tested import default_checkpoint
-from mmflowers.inference.classifier import FlowerClassifier
+from mmflowers.inference.classifier import FlowerClassifier, require_classes
 from mmflowers.inference.inputs import Input
 from mmflowers.inference.photos import PhotoDataset, read_batches
 from mmflowers.utils.errors import InputError
@@ -92,7 +92,7 @@ def read_training_photos(
         InputError: The dataset folder has errors, other classes than the run, or no readable photo.
     """
     folder = read_dataset_folder(root, splits=("train",), files_may_be_gone=True)
-    classifier.require_classes(folder)
+    require_classes(folder, classifier.classes)
     network = _network(work_dir)
     images = [image for image, _ in folder.samples["train"] if (root / image).is_file()]
     numbers = dict(zip(images, content_digests([root / image for image in images]).tolist(), strict=True))

@@ -126,7 +126,7 @@ def test_a_last_batch_of_one_photo_is_an_error_where_batchnorm_is_left_with_one_
     assert finding.startswith("error: train_dataloader.batch_size: 40 photos leave a last batch of one photo")
     assert "Expected more than 1 value per channel" in finding
     (finding,) = check(SMALL.format(1, False))
-    assert finding.startswith("error: train_dataloader.batch_size: 1 makes batches of one photo")
+    assert finding.startswith("error: train_dataloader.batch_size: 1 gives batches of one photo")
 
 
 def test_a_frozen_training_is_tried_with_its_frozen_layers_in_evaluation_mode(check: Check) -> None:
@@ -207,7 +207,9 @@ def test_too_little_shared_memory_for_the_workers_is_a_warning(check: Check, mon
     assert check(lines) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
     found = check(lines)
-    told = "warning: train_dataloader.num_workers: prefetched batches take up to 0 MB of shared memory, /dev/shm has "
+    told = (
+        "warning: train_dataloader.num_workers: prefetched batches need up to 0 MB of shared memory, but /dev/shm has "
+    )
     assert len(found) == Path("/dev/shm").is_dir() and all(line.startswith(told) for line in found)
 
 

@@ -240,7 +240,12 @@ def test_09_split_and_data_prefix_both_set(check) -> None:
     both = ", split='%s', data_prefix='%s', ann_file='%s.txt'"
     findings = check(datasets(both % (("train",) * 3), both % (("val",) * 3)))
     shown(findings, "error", "train_dataloader.dataset", "split and data_prefix are both set")
-    shown(findings, "error", "train_dataloader.dataset", "its list's first photo would be flower_dataset/train/train/")
+    shown(
+        findings,
+        "error",
+        "train_dataloader.dataset",
+        "its list would be flower_dataset/train/train/",
+    )
     shown(findings, "error", "train_dataloader.dataset.split", "unknown argument of CustomDataset")
 
 
@@ -295,7 +300,7 @@ def test_13_keys_of_the_old_dialect_and_typos(check) -> None:
     shown(findings, "error", "data: a key of MMPretrain 0.x")
     shown(findings, "error", "runner: a key of MMPretrain 0.x")
     shown(findings, "error", "train_cgf: unknown key, which is ignored · hint: did you mean train_cfg?")
-    shown(findings, "error", "train_dataloader.samples_per_gpu", "now batch_size")
+    shown(findings, "error", "train_dataloader.samples_per_gpu", "use batch_size")
     typos = "model = dict(backbone=dict(frozen_stage=1), head=dict(los=dict(type='CrossEntropyLoss')))"
     findings = check(f"{typos}\noptim_wrapper = dict(optimizer=dict(weigth_decay=1e-4))")
     shown(findings, "error", "model.backbone.frozen_stage", "did you mean frozen_stages?")
@@ -348,7 +353,7 @@ def test_17_a_config_that_names_no_normalisation_is_refused_with_the_options_tha
     none = "data_preprocessor = dict(_delete_=True, num_classes=5)"
     for weights in ("none", "resnet18.pth"):
         findings = check(none, weights=weights)
-        shown(findings, "error", "black to white reach the network as 0 to 255: pixels aren't normalised")
+        shown(findings, "error", "black and white reach the network as 0 and 255: pixels aren't normalised")
     options = findings[0].hint.removeprefix("--cfg-options ").split()
     assert check(none, weights="resnet18.pth", options=tuple(options)) == []
     in_model = none + "\nmodel = dict(data_preprocessor=dict(num_classes=5))"
@@ -366,7 +371,7 @@ def test_17_what_normalises_elsewhere_is_taken_and_raw_pixels_that_are_named_are
     findings = check(none + "".join(pipelines) + "val_dataloader = test_dataloader\n")
     assert not [finding for finding in findings if finding.where == "data_preprocessor"]
     named = check("data_preprocessor = dict(mean=[0, 0, 0], std=[1, 1, 1])")
-    assert [finding.level for finding in named] == ["warning"] and "0 to 255" in named[0].what
+    assert [finding.level for finding in named] == ["warning"] and "0 and 255" in named[0].what
 
 
 def test_18_freezing_that_matches_no_layer(check) -> None:

@@ -132,7 +132,7 @@ def test_sorting_overwrites_nothing_and_moves_or_links_files_of_the_users_alone(
 
 @pytest.mark.parametrize("name", ["../up", "..", "a\\b", ""])
 def test_class_names_that_lead_out_of_the_folder_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="can't be folders"):
+    with pytest.raises(InputError, match="can't be names of folders"):
         ClassFolders(tmp_path, ("rose", name))
 
 
