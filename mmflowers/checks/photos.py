@@ -41,11 +41,11 @@ def loaders_read_their_lists(case: Case) -> Iterator[Finding]:
     if case.folder is None:
         return
     lists = {split: _by_path(case, samples) for split, samples in case.lists.items()}
-    trained = {os.path.abspath(path) for path, _ in case.loaders["train"].samples} if "train" in case.loaders else set()  # noqa: PTH100
+    trained = {path for path, _ in case.loaders["train"].samples} if "train" in case.loaders else set()
     for side, loader in case.loaders.items():
         own = _own_list(case, side)
         where = f"{side}_dataloader.dataset"
-        given = {os.path.abspath(path): label for path, label in loader.samples}  # noqa: PTH100
+        given = dict(loader.samples)
         for split, listed in lists.items():
             foreign = [path for path in given if split != own and path in listed]
             if not foreign:
@@ -74,7 +74,7 @@ def _own_list(case: Case, side: str) -> str:
     if case.testing or side != "test":
         return case.split if case.testing else side
     listed, samples = _by_path(case, case.lists.get("test", ())), case.loaders[side].samples
-    return "test" if sum(os.path.abspath(path) in listed for path, _ in samples) * 2 > len(samples) else "val"  # noqa: PTH100
+    return "test" if sum(path in listed for path, _ in samples) * 2 > len(samples) else "val"
 
 
 def _by_path(case: Case, samples: Iterable[tuple[str, int]]) -> dict[str, int]:
@@ -82,7 +82,7 @@ def _by_path(case: Case, samples: Iterable[tuple[str, int]]) -> dict[str, int]:
 
 
 def _short(case: Case, paths: Iterable[str]) -> list[str]:
-    root = os.path.abspath(case.root) + os.sep if case.root else ""  # noqa: PTH100
+    root = os.path.abspath(case.root or ".") + os.sep  # noqa: PTH100
     return [Path(path.removeprefix(root)).as_posix() for path in paths]
 
 
@@ -94,7 +94,7 @@ def every_photo_counts_once(case: Case) -> Iterator[Finding]:
         where, listed = f"{side}_dataloader", _by_path(case, case.lists.get(own, ()))
         times: Counter[str] = Counter()
         for (path, _), number in zip(loader.samples, loader.counts.tolist(), strict=True):
-            times[os.path.abspath(path)] += number  # noqa: PTH100
+            times[path] += number
         if side == "train":
             total = len(listed)
             learned = {path for path, number in times.items() if number or not loader.is_fixed}
@@ -128,10 +128,10 @@ def every_photo_counts_once(case: Case) -> Iterator[Finding]:
 def loaders_share_no_photo(case: Case) -> Iterator[Finding]:
     """Find files in training and validation if the loaders don't read a dataset folder."""
     if case.folder is None and "train" in case.loaders and "val" in case.loaders:
-        both = {os.path.abspath(path) for path, _ in case.loaders["train"].samples}  # noqa: PTH100
-        shared = [path for path, _ in case.loaders["val"].samples if os.path.abspath(path) in both]  # noqa: PTH100
+        trained = {path for path, _ in case.loaders["train"].samples}
+        shared = [path for path, _ in case.loaders["val"].samples if path in trained]
         if shared:
-            what = f"reads {count(len(shared))} of train_dataloader ({some(shared)})"
+            what = f"reads {count(len(shared))} of train_dataloader ({some(_short(case, shared))})"
             yield error("val_dataloader.dataset", what, "validate on photos that aren't trained on")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -218,7 +219,7 @@ class Case:
 
     @cached_property
     def built(self) -> dict[str, Served | InputError]:
-        """The photos of each loader, or the error if it can't be built."""
+        """The photos of each loader, with absolute paths, or the error if it can't be built."""
         from mmengine.registry import DefaultScope
 
         from mmflowers.datasets.served import served, without_decoding
@@ -231,7 +232,9 @@ class Case:
                 continue
             try:
                 with DefaultScope.overwrite_default_scope(keys.scope(self.config)):
-                    found[side] = served(FlowersRunner.build_dataloader(without_decoding(config), seed=0))
+                    loader = served(FlowersRunner.build_dataloader(without_decoding(config), seed=0))
+                samples = [(os.path.abspath(path), label) for path, label in loader.samples]  # noqa: PTH100
+                found[side] = loader._replace(samples=samples)
             except InputError as error:
                 found[side] = error
             except Exception as error:  # constructors raise any type for invalid arguments
