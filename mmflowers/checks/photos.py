@@ -185,14 +185,14 @@ def copies_within_a_split(case: Case) -> Iterator[Finding]:
         mixed = [indices for indices in groups if len(set(photos.labels[indices].tolist())) > 1]
         same = [indices for indices in groups if indices not in mixed]
         level = warning if keeps_copies(case.root) else error
-        for found, what, hint in (
+        for found, how, hint in (
             (mixed, "in two classes", "one of the labels is wrong"),
             (same, "twice under other names", "it counts twice" if split != "train" else "it has twice the weight"),
         ):
             if found:
                 pairs = [" = ".join(names[index] for index in indices) for indices in found]
-                what = f"{split}.txt lists {count(len(found))} {what} ({some(pairs)})"
-                one = warning if what.startswith("twice") and split == "train" else level
+                what = f"{split}.txt lists {count(len(found))} {how} ({some(pairs)})"
+                one = warning if how.startswith("twice") and split == "train" else level
                 yield one("dataset", what, f"{hint}; {AGAIN.partition(':')[0]}")
 
 

@@ -1,4 +1,4 @@
-"""Every row of the table in docs/pitfalls.md: the mistake is made, and the answer held against the page.
+"""Every row of the table in docs/pitfalls.md: the mistake is made, and the result is compared with the page.
 
 Each is made on a copy of a rendered dataset folder, ``flower_dataset`` in the current folder.
 """
@@ -192,7 +192,7 @@ class Mistake(NamedTuple):
 
     Attributes:
         title: As docs/pitfalls.md calls it.
-        answer: What mmflowers does.
+        result: Whether mmflowers refuses it or warns.
         words: Of the message.
         config: Lines of a config above the tiny one.
         make: Changes the dataset folder.
@@ -203,7 +203,7 @@ class Mistake(NamedTuple):
     """
 
     title: str
-    answer: str
+    result: str
     words: str
     config: str = ""
     make: Callable[[], object] | None = None
@@ -678,7 +678,7 @@ MISTAKES = [
     Mistake(
         "A pipeline that fails on the test images, so that nothing is known of it",
         WARNED,
-        "what it makes of photos can't be compared: it fails on a test image: KeyError",
+        "its output can't be compared: it fails on a test image: KeyError",
         config=val_pipeline("dict(type='NeedsClass')"),
     ),
     Mistake(
@@ -747,14 +747,14 @@ MISTAKES = [
     Mistake(
         "A test with another mean than the run's",
         REFUSED,
-        "data_preprocessor.mean.0: 100.0, and the run was trained with",
+        "data_preprocessor.mean.0: 100.0, but the run was trained with",
         options=option("data_preprocessor.mean", "[100.0,116.28,103.53]"),
         mode="test val",
     ),
     Mistake(
         "A test with another channel order than the run's",
         REFUSED,
-        "data_preprocessor.to_rgb: false, and the run was trained with true",
+        "data_preprocessor.to_rgb: false, but the run was trained with true",
         options=option("data_preprocessor.to_rgb", False),
         mode="test val",
     ),
@@ -773,7 +773,7 @@ MISTAKES = [
     Mistake(
         "Pixels scaled by a transform of one's own, and normalised as if they weren't",
         REFUSED,
-        "the pipeline scales pixels already",
+        "the pipeline already scales pixels",
         config=both_pipelines("dict(type='Divide')"),
     ),
     Mistake(
@@ -822,7 +822,7 @@ MISTAKES = [
     Mistake(
         "The best epoch chosen by top-3 of five classes",
         REFUSED,
-        "is right for nearly any network",
+        "is high for nearly any network",
         config="val_evaluator = dict(topk=(1, 3))\ntest_evaluator = val_evaluator\n"
         "default_hooks = dict(checkpoint=dict(save_best='accuracy/top3'))",
     ),
@@ -934,19 +934,19 @@ def test_a_silent_mistake_is_found(mistake: Mistake, here: Path, tiny_config: Pa
     if mistake.make is not None:
         mistake.make()
     found = findings_of(mistake, tiny_config)
-    level = {REFUSED: "error", WARNED: "warning"}[mistake.answer]
+    level = {REFUSED: "error", WARNED: "warning"}[mistake.result]
     lines = [f"{level}: {one.where}: {one.what} · hint: {one.hint}" for one in found if one.level == level]
     matching = [line for line in lines if mistake.words in line]
     assert matching, (mistake.words, found)
     if mistake.title in SHOWN:
         assert matching[0] in PAGE, matching[0]
-    if mistake.answer == WARNED:
+    if mistake.result == WARNED:
         assert not [one for one in found if one.level == "error"], found
 
 
 def test_the_page_has_a_row_for_every_mistake_and_no_other() -> None:
     rows = re.findall(r"^\| (.+?) \| (refused|warned) \|$", PAGE, re.MULTILINE)
-    assert rows == [(mistake.title, mistake.answer) for mistake in MISTAKES]
+    assert rows == [(mistake.title, mistake.result) for mistake in MISTAKES]
     assert len(rows) >= 60
 
 

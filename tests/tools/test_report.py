@@ -55,15 +55,15 @@ def test_without_a_test_it_says_to_run_one(trained: Path, tmp_path: Path) -> Non
     assert line == f"error: {run} has no predictions_val.csv · hint: run first: python tools/test.py {run / 'best.pth'}"
 
 
-def test_on_request_it_shows_where_the_network_looked(tested: Path) -> None:
+def test_on_request_it_shows_grad_cam_overlays(tested: Path) -> None:
     pages = []
     for options in ((), ("--cam",)):
         result = run_tool("report.py", tested, "--out", "page.html", *options, cwd=tested.parents[1])
         assert result.returncode == 0, result.stderr
         assert len(result.stdout.splitlines()) == 1
         pages.append((tested.parents[1] / "page.html").read_text(encoding="utf-8"))
-    assert [page.count("Where the network saw") for page in pages] == [0, 10]
-    overlays = re.findall(r'<img src="data:image/jpeg;base64,([^"]*)" alt="Where the network saw', pages[1])
+    assert [page.count("Grad-CAM of") for page in pages] == [0, 10]
+    overlays = re.findall(r'<img src="data:image/jpeg;base64,([^"]*)" alt="Grad-CAM of', pages[1])
     for overlay in overlays:
         with Image.open(io.BytesIO(base64.b64decode(overlay))) as picture:
             assert picture.size == (48, 48)  # what the network saw: the config's pixels
