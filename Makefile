@@ -35,7 +35,7 @@ test: $(VENV)/.made
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: $(VENV)/.made
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 # Mutated images, archives, configs, lists and checkpoints, edits that change which photos are counted, and kills of the
 # preparation; FUZZ="--seed 7" draws others.
