@@ -574,13 +574,14 @@ def _peculiar(draw: Draw, listed: dict, labels: dict, photo: dict) -> bool:
 
 def draws(number: int, rng: random.Random, place: Path) -> Iterator[Case]:
     """Each through the checks of a training or a test; ``place`` is the current folder."""
+    from mmflowers.preparation.options import PrepareOptions
     from mmflowers.preparation.prepare import prepare
     from mmflowers.rendered.photos import render_flowers
 
     render_flowers(Path("source"), 12, short_side=96, kinds=CLASSES)
     render_flowers(SPARE, 4, short_side=96, kinds=CLASSES, seed=1)
-    prepare("two", source="source", val_ratio="0.25", workers=1)
-    prepare("three", source="source", val_ratio="0.25", test_ratio="0.25", workers=1)
+    prepare(PrepareOptions(out="two", source="source", val_ratio="0.25", workers=1))
+    prepare(PrepareOptions(out="three", source="source", val_ratio="0.25", test_ratio="0.25", workers=1))
     photo = {sha(path): (path.stem, CLASSES.index(path.parent.name)) for path in Path("source").glob("*/*")}
     photo |= {sha(path): (f"spare {path.stem}", CLASSES.index(path.parent.name)) for path in SPARE.glob("*/*")}
     gc.freeze()  # MMEngine looks for garbage whenever it builds a dataset, which took half of the time

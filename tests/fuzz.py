@@ -245,6 +245,7 @@ def seed_images() -> dict[str, list[bytes]]:
 def images(number: int, rng: random.Random, place: Path) -> Iterator[Case]:
     """Folders of mutated photos through the whole preparation; the largest that are admitted through the inspection."""
     from mmflowers.preparation.inspection import inspect_file
+    from mmflowers.preparation.options import PrepareOptions
     from mmflowers.preparation.prepare import prepare
     from mmflowers.preparation.writing import Target, is_whole
     from mmflowers.rendered.photos import KINDS, render_flowers
@@ -308,7 +309,12 @@ def images(number: int, rng: random.Random, place: Path) -> Iterator[Case]:
                     _readable_by_all(out / rows[name]["target"], name)
             return verdicts["dropped"], len(names) - verdicts["dropped"]
 
-        yield Case(lambda options=options: prepare("out", source="source", workers=2, force=True, **options), check)
+        yield Case(
+            lambda options=options: prepare(
+                PrepareOptions(out="out", source="source", workers=2, force=True, **options)
+            ),
+            check,
+        )
 
 
 def _readable_by_all(path: Path, name: str) -> None:

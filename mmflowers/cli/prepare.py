@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print what would be done without writing anything")
     args = parser.parse_args(argv)
 
+    from mmflowers.preparation.options import PrepareOptions
     from mmflowers.preparation.prepare import prepare
 
-    print(prepare(**vars(args)))
+    print(prepare(PrepareOptions(**vars(args))))

@@ -6,19 +6,18 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from mmflowers.utils.errors import InputError, Problem
+from mmflowers.utils.files import cache_root, locked, replacing
 from mmflowers.utils.resources import processors
 
 FORMAT = 1  # of what is stored: with another number the arrays of before aren't used any more
@@ -31,9 +30,7 @@ _opened: set[Path] = set()  # arrays that this process uses
 
 def cache_folder() -> Path:
     """``$MMFLOWERS_CACHE``, else ``decoded`` in the folder that the system has for caches of mmflowers."""
-    import pooch
-
-    return Path(os.environ.get("MMFLOWERS_CACHE") or Path(pooch.os_cache("mmflowers")) / "decoded")
+    return Path(os.environ.get("MMFLOWERS_CACHE") or cache_root() / "decoded")
 
 
 def cached_array(
@@ -117,11 +114,11 @@ def _cached(
             folder.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(folder)
             # Of several processes that want the array one makes it, and the others wait for it.
-            with contextlib.nullcontext() if path.is_file() else _locked(_lock_of(folder, prefix)):
+            with contextlib.nullcontext() if path.is_file() else locked(_lock_of(folder, path.name), timeout=-1):
                 if not path.is_file():
                     stale = set(folder.glob(f"{prefix}-*")) - set(folder.glob(f"{prefix}-{content}-*"))
                     _make_room(folder, size, stale)
-                    _write(path, prefix, shape, rows)
+                    _write(path, shape, rows)
             os.utime(path)  # when it was used last
     if not loads_ahead:
         barrier()
@@ -139,24 +136,16 @@ def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
-def _lock_of(folder: Path, prefix: str) -> Path:
-    return folder / f".{prefix}.lock"
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock, which the system releases when a process is killed; none on file systems that have no locks."""
-    with contextlib.ExitStack() as held:
-        with contextlib.suppress(NotImplementedError):
-            held.enter_context(FileLock(path))
-        yield
+def _lock_of(folder: Path, name: str) -> Path:
+    """The lock of the arrays of one identity, by the name of one of them."""
+    return folder / f".{name.partition('-')[0]}.lock"
 
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove the arrays that killed processes had begun to write; those of living ones are locked."""
-    for partial in folder.glob(".*.partial"):
-        lock = FileLock(_lock_of(folder, partial.name[1:].partition("-")[0]), timeout=0)
-        with contextlib.suppress(OSError, NotImplementedError), lock:
+    for partial in folder.glob(".*-*.partial"):
+        name = partial.name.split(".")[2]  # .<random>.<name of the array>.partial
+        with contextlib.suppress(OSError), locked(_lock_of(folder, name)):
             partial.unlink(missing_ok=True)
 
 
@@ -179,23 +168,17 @@ def _make_room(folder: Path, size: int, stale: set[Path]) -> None:
             total -= its_size
 
 
-def _write(path: Path, prefix: str, shape: tuple[int, ...] | None, rows: Callable[[], Iterable[np.ndarray]]) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{prefix}-", suffix=".partial", dir=path.parent)
-    os.close(handle)
-    try:
-        with Path(name).open("wb") as file:
-            _write_header(file, shape or (0,))
-            # Written, not mapped: a full disk is an OSError then, not a SIGBUS.
-            written = sum(file.write(np.ascontiguousarray(row).data) for row in rows())
-            if shape is None:  # NumPy leaves room in a header for the number that becomes known at the end
-                file.seek(0)
-                _write_header(file, (written,))
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+def _write(path: Path, shape: tuple[int, ...] | None, rows: Callable[[], Iterable[np.ndarray]]) -> None:
+    with replacing(path, sync=False) as file:
+        _write_header(file, shape or (0,))
+        # Written, not mapped: a full disk is an OSError then, not a SIGBUS.
+        written = sum(file.write(np.ascontiguousarray(row).data) for row in rows())
+        if shape is None:  # NumPy leaves room in a header for the number that becomes known at the end
+            file.seek(0)
+            _write_header(file, (written,))
 
 
-def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 

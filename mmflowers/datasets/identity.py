@@ -18,8 +18,8 @@ import numpy as np
 
 from mmflowers.datasets.card import prepared_photos
 from mmflowers.preparation.duplicates import near_groups
-from mmflowers.preparation.inspection import THUMBNAIL_SIDE, examine, open_regular
-from mmflowers.utils.files import replacing
+from mmflowers.preparation.inspection import THUMBNAIL_SIDE, examine
+from mmflowers.utils.files import open_regular, replacing
 from mmflowers.utils.resources import processors
 
 PHOTOS = "photos"  # in a checkpoint's meta: the photos of the run's own splits, see ``run_photos``

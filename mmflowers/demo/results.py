@@ -16,7 +16,7 @@ from mmflowers.evaluation.tested import default_checkpoint, read_tested
 from mmflowers.inference.classifier import FlowerClassifier, Prediction
 from mmflowers.inference.grad_cam import overlays
 from mmflowers.inference.neighbours import TrainingPhotos
-from mmflowers.preparation.inspection import decode
+from mmflowers.preparation.decoding import decode
 from mmflowers.utils.errors import InputError
 from mmflowers.visualization.pages import environment
 from mmflowers.visualization.thumbnails import as_uri, photo_uri

@@ -18,7 +18,7 @@ from mmflowers.evaluation.predictions import Predictions, per_class_table
 from mmflowers.evaluation.report import describe_dataset
 from mmflowers.evaluation.statistics import format_top1_interval
 from mmflowers.evaluation.tested import read_tested
-from mmflowers.preparation.prepare import HUB_SPLITS
+from mmflowers.preparation.data_card import HUB_SPLITS
 from mmflowers.utils.errors import InputError
 from mmflowers.visualization.pages import environment
 

@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmflowers.datasets.seeded import leave_signals_to_the_trainer
 from mmflowers.inference.inputs import Input, is_url
-from mmflowers.preparation.inspection import MAX_BYTES, decode, open_regular, upright_rgb
+from mmflowers.preparation.decoding import MAX_BYTES, decode, upright_rgb
 from mmflowers.utils.errors import InputError
+from mmflowers.utils.files import open_regular
 
 
 class Batch(NamedTuple):

@@ -1,4 +1,4 @@
-"""Archives are unpacked as if a stranger had sent them: member by member, checked before a byte is written."""
+"""Unpack archives that may be hostile: every member is checked before a byte of it is written."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import bz2
 import contextlib
 import errno
 import gzip
+import io
 import lzma
 import os
-import shutil
 import stat
 import struct
 import sys
 import tarfile
 import zipfile
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple
 
 from mmflowers.utils.downloads import looks_like_html
-from mmflowers.utils.errors import InputError, Problem
+from mmflowers.utils.errors import NAMED, InputError, Problem, shown, some
+from mmflowers.utils.files import creating_folder
 
 # Every file and folder costs time on the disk, however small the archive is that asks for it. A photo is never as small
 # as BYTES_PER_MEMBER, and few archives of anything have so little for each.
@@ -35,7 +36,6 @@ RATIO_FREE_BYTES = 64 << 20  # up to here a small archive may unpack to whatever
 # thing in one piece, however long it says it is.
 MAX_HEADER_BYTES = 64 << 20
 MAX_NAME_BYTES, MAX_PATH_CHARS = 255, 1024
-NAMED = 3  # of many refused members so many are named
 
 _COMPRESSIONS: dict[bytes, Callable] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _NOT_OURS = {
@@ -45,20 +45,11 @@ _NOT_OURS = {
     b"MZ": "a program",
     b"PK\x07\x08": "one piece of a zip archive in several pieces",
 }
+# What zipfile, tarfile and the decompressors raise on damaged archives. RuntimeError includes RecursionError: tarfile
+# follows chains of extended headers recursively.
 _DAMAGE = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    gzip.BadGzipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    struct.error,
-    ValueError,
-    OverflowError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,  # and RecursionError: tarfile follows chains of extended headers recursively
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError),
+    *(ValueError, OverflowError, LookupError, RuntimeError),
 )
 
 
@@ -67,7 +58,7 @@ class _Member(NamedTuple):
     size: int
     is_folder: bool
     refusal: str | None
-    open: Callable[[], IO[bytes]]
+    open: Callable[[], IO[bytes] | None]  # None of what isn't a regular file
 
 
 class _Bomb(Exception):
@@ -75,15 +66,15 @@ class _Bomb(Exception):
 
 
 def unpack(archive: Path, staging: Path, *, sha256: str) -> Path:
-    """Unpack a zip or tar archive (plain, gzip, bzip2 or xz; told by content) and return the folder.
+    """Unpack a zip or tar archive (plain, gzip, bzip2 or xz; recognised by content) and return the folder.
 
-    Nothing is written outside ``staging``, and the folder gets its name when it is whole; one that is there already is
-    returned as it is. Backslashes in member names separate folders, as the tools on Windows mean them.
+    Nothing is written outside ``staging``, and the folder gets its name when it is complete; an existing folder is
+    returned unchanged. Backslashes in member names separate folders, as the tools on Windows mean them.
 
     Args:
         archive: The file.
-        staging: A folder of this run alone; made if missing.
-        sha256: Of the archive: the key under which the unpacked folder is found again.
+        staging: A folder of this run alone; created if missing.
+        sha256: Of the archive; the unpacked folder is named after it, so that a later run finds it.
 
     Raises:
         InputError: It is no archive of these kinds, it is damaged or too large, or members are refused: paths that
@@ -92,19 +83,14 @@ def unpack(archive: Path, staging: Path, *, sha256: str) -> Path:
     target = staging / unpacked_name(sha256)
     if target.is_dir():
         return target
-    incomplete = target.with_name(f"{target.name}.incomplete")
-    shutil.rmtree(incomplete, ignore_errors=True)  # left by a run that was interrupted
     try:
-        incomplete.mkdir(parents=True)
-        _unpack(archive, incomplete)
-        if hasattr(os, "sync"):
-            os.sync()  # or a power cut could leave empty files behind a name that promises whole ones
-        incomplete.rename(target)
+        with creating_folder(target) as folder:
+            _unpack(archive, folder)
+            if hasattr(os, "sync"):
+                os.sync()  # or a power cut could leave empty files in a folder whose name says that it is complete
     except OSError as error:
         where = "no space is left" if error.errno == errno.ENOSPC else f"{error.strerror or error}"
         raise InputError(f"{archive.name} can't be unpacked into {staging}: {where}") from error
-    finally:
-        shutil.rmtree(incomplete, ignore_errors=True)
     return target
 
 
@@ -114,21 +100,21 @@ def unpacked_name(sha256: str) -> str:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    refused: dict[str, list[str]] = {}  # reason → the first members; names can be long, and as many as an archive has
+    size = archive.stat().st_size
+    max_bytes = min(MAX_TOTAL_BYTES, max(RATIO_FREE_BYTES, MAX_RATIO * size))
+    max_members = min(MAX_MEMBERS, FREE_MEMBERS + size // BYTES_PER_MEMBER)
+    # Reason → the first members; names can be long, and as many as an archive has.
+    refused: dict[str, list[str]] = defaultdict(list)
     counts: Counter[str] = Counter()
     files: set[str] = set()
     folders = {""}
     total, last = 0, ""
-    size = archive.stat().st_size
-    limit = min(MAX_TOTAL_BYTES, max(RATIO_FREE_BYTES, MAX_RATIO * size))
-    most = min(MAX_MEMBERS, FREE_MEMBERS + size // BYTES_PER_MEMBER)
-
     try:
-        for number, member in enumerate(_members(archive, limit, most), start=1):
+        for number, member in enumerate(_members(archive, max_bytes, max_members), start=1):
             last = member.name
             total += member.size
-            if total > limit:
-                raise _Bomb(f"unpacks to more than the {limit:,} bytes that are plausible for its size")
+            if total > max_bytes:
+                raise _Bomb(f"unpacks to more than the {max_bytes:,} bytes that are plausible for its size")
             parts = _parts(member.name)
             reason = _unsafe(member.name, parts) or member.refusal
             if reason is None:
@@ -138,38 +124,34 @@ def _unpack(archive: Path, folder: Path) -> None:
                 elif not member.is_folder:
                     files.add(path)
                 parent = path if member.is_folder else path.rpartition("/")[0]
-                while parent not in folders:  # in all as often as there are folders to make
+                while parent not in folders:  # overall as often as there are folders to create
                     folders.add(parent)
                     parent = parent.rpartition("/")[0]
-            if max(number, len(files) + len(folders)) > most:
-                raise _Bomb(_too_many(most))
-            # Once refused it is only looked at, as nothing of it will be used.
+            if max(number, len(files) + len(folders)) > max_members:
+                raise _Bomb(_too_many(max_members))
+            # After a refusal nothing is written any more, as nothing will be used.
             if reason is None and not refused and parts:
                 reason = _write(member, folder.joinpath(*parts))
             if reason is not None:
                 counts[reason] += 1
                 if counts[reason] <= NAMED:
-                    refused.setdefault(reason, []).append(_shown(member.name))
+                    refused[reason].append(shown(member.name))
     except _Bomb as bomb:
-        where = f", as of its member {_shown(last)}" if last else ""
+        where = f", as of its member {shown(last)}" if last else ""
         raise InputError(
             f"{archive.name} {bomb}{where}: a decompression bomb?",
-            "if it is meant so, unpack it by hand and give the folder with --source",
+            "if the archive is right, unpack it by hand and give the folder with --source",
         ) from bomb
     except (*_DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        after = f" after its member {_shown(last)}" if last else ""
+        after = f" after its member {shown(last)}" if last else ""
         what = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{archive.name} is damaged{after}: {what}", "download or make it again") from error
+        raise InputError(f"{archive.name} is damaged{after}: {what}", "download or create it again") from error
     if refused:
-        hint = "make the archive without them, or unpack it by hand and give the folder with --source"
-        raise InputError(
-            problems=[
-                Problem(f"{archive.name} is refused, it holds {reason}: {_listed(names, counts[reason])}", hint)
-                for reason, names in refused.items()
-            ]
-        )
+        hint = "create the archive without them, or unpack it by hand and give the folder with --source"
+        whats = (f"{archive.name} is refused, it has {why}: {some(n, counts[why])}" for why, n in refused.items())
+        raise InputError(problems=[Problem(what, hint) for what in whats])
     if not files:
         raise InputError(f"{archive.name} holds no file")
 
@@ -238,19 +220,13 @@ def _tar_members(stream: BinaryIO, limit: int) -> Iterator[_Member]:
                 refusal = "members of negative size"
             name = info.name.replace("\\", "/")
             size = info.size if info.isreg() and info.size > 0 else 0
-            yield _Member(name, size, info.isdir(), refusal, partial(_opened, archive, info))
+            yield _Member(name, size, info.isdir(), refusal, partial(archive.extractfile, info))
         # tarfile takes a header that it can't read for the end; the true end is a block of zeros.
         guarded.seek(archive.offset)
         if guarded.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
             raise tarfile.ReadError("it breaks off, or a header is wrong")
         while guarded.read(1 << 20):  # to the end, where the compressed formats have their checksum
             pass
-
-
-def _opened(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    stream = archive.extractfile(info)
-    assert stream is not None, "only regular files are opened"
-    return stream
 
 
 class _Guarded:
@@ -325,7 +301,8 @@ def _write(member: _Member, path: Path) -> str | None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EIO, errno.EROFS):
             raise
         return "names that this file system refuses"
-    with file, contextlib.closing(member.open()) as stream:
+    with file, contextlib.ExitStack() as opened:
+        stream = opened.enter_context(member.open() or io.BytesIO())
         left = member.size
         while left and (chunk := stream.read(min(left, 1 << 20))):
             file.write(chunk)
@@ -335,12 +312,3 @@ def _write(member: _Member, path: Path) -> str | None:
         if stream.read(1):  # this read also has zipfile compare the checksum
             raise zipfile.BadZipFile("it is larger than it says")
     return None
-
-
-def _listed(names: list[str], count: int) -> str:
-    return ", ".join(names) + (f" and {count - len(names):,} more" if count > len(names) else "")
-
-
-def _shown(name: str) -> str:
-    name = name if len(name) <= 120 else f"{name[:117]}…"
-    return name if name.isprintable() else ascii(name)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmflowers.preparation.records import SPLITS, SourceFile
-from mmflowers.utils.errors import InputError, Problem
+from mmflowers.utils.errors import NAMED, InputError, Problem, count, shown, some
 
 LIST_NAMES = {
     "train.txt": "train",
@@ -24,7 +24,6 @@ LIST_NAMES = {
 CLASSES_NAME = "classes.txt"
 NOT_LISTED = "not in the given lists"
 
-_SHOWN = 3  # examples named in a problem
 _BETWEEN = " \t,;"  # what may stand between a path and its label
 _FILE_NAME = re.compile(r".+\.[A-Za-z0-9]{1,5}")
 
@@ -89,7 +88,7 @@ def parse_line(text: str) -> Line | None:
 def assign_splits(files: Iterable[SourceFile], lists: Lists, *, against_folders: bool = False) -> str:
     """Set ``split`` of each file as the lists say, and refuse the files that they don't name.
 
-    A line is looked up as it stands, below the folder of its split (``daisy/x.jpg`` in train.txt for
+    A line is looked up as it is, below the folder of its split (``daisy/x.jpg`` in train.txt for
     ``train/daisy/x.jpg``), and without its leading folders as long as class folder and name are left.
 
     Args:
@@ -98,7 +97,7 @@ def assign_splits(files: Iterable[SourceFile], lists: Lists, *, against_folders:
         against_folders: The files carry the split of the folder they lie in, and the lists must agree with it.
 
     Returns:
-        The sha256, 64 hex digits, of who is in which split: two sets of lists that mean the same have the same.
+        The sha256, 64 hex digits, of the splits: two sets of lists that mean the same have the same.
 
     Raises:
         InputError: With every problem of every list.
@@ -111,68 +110,55 @@ def assign_splits(files: Iterable[SourceFile], lists: Lists, *, against_folders:
 
     given: dict[str, tuple[str, str]] = {}  # path → split, "train.txt:7"
     labels: dict[tuple[int, str], list[str]] = defaultdict(list)  # label and class folder → where
-    unlabelled: list[str] = []
-    repeated: list[str] = []
-    spanning: list[str] = []
+    unlabelled, repeated, spanning, moved = (list[str]() for _ in range(4))
     for split, path in lists.files.items():
-        name, malformed, absent, count = path.name, [], [], 0
-        for number, text in _lines(path):
-            count += 1
-            where = f"{name}:{number}"
+        malformed, missing, lines = [], [], _lines(path)
+        for number, text in lines:
+            where = f"{path.name}:{number}"
             file = by_path.get(text.strip())  # a name may end like a label, or have no extension
             line = Line(text.strip(), None) if file else parse_line(text)
             if line is None:
-                malformed.append(f"{where} {_shown(text)}")
+                malformed.append(f"{where} {shown(text)}")
                 continue
             file = file or locate(line.path, split)
             if file is None:
-                absent.append(f"{_shown(line.path)} ({where})")
+                missing.append(f"{shown(line.path)} ({where})")
                 continue
             if file.path in given:
                 before, there = given[file.path]
-                (repeated if before == split else spanning).append(f"{_shown(file.path)} ({there}, {where})")
+                (repeated if before == split else spanning).append(f"{shown(file.path)} ({there}, {where})")
                 continue
             given[file.path] = (split, where)
+            if file.split not in (None, split):
+                moved.append(f"{shown(file.path)} ({where})")
             if line.label is None:
                 unlabelled.append(where)
             elif file.class_name is not None:
                 labels[line.label, file.class_name].append(where)
-        if not count:
+        if not lines:
             problems.append(Problem(f"{path} is empty"))
-        for what in malformed[:_SHOWN]:
+        for what in malformed[:NAMED]:
             problems.append(Problem(f"{what}: neither 'path label' nor a path", "write lines like: daisy/x.jpg 0"))
-        if len(malformed) > _SHOWN:
-            problems.append(
-                Problem(f"{path.name}: {_count(malformed[_SHOWN:], 'more line is', 'more lines are')} neither")
-            )
-        if absent:
-            problems.append(
-                Problem(
-                    f"{path.name}: {len(absent):,} of {count:,} lines name no file of the source: {_first(absent)}",
-                    "paths are relative to the folder that holds the class folders",
-                )
-            )
-    if repeated:
-        problems.append(
-            Problem(f"{_count(repeated, 'file is', 'files are')} listed twice: {_first(repeated)}", "list each once")
-        )
-    if spanning:
-        problems.append(
-            Problem(f"{_count(spanning, 'file is', 'files are')} in two splits: {_first(spanning)}", "list each once")
-        )
-    if against_folders:
-        moved = [
-            f"{_shown(path)} ({where})"
-            for path, (split, where) in given.items()
-            if by_path[path].split not in (None, split)
-        ]
-        if moved:
-            what = (
-                f"{_count(moved, 'file lies', 'files lie')} in the folder of another split than listed: {_first(moved)}"
-            )
-            problems.append(Problem(what, "--split redo draws a new split"))
+        if more := malformed[NAMED:]:
+            problems.append(Problem(f"{path.name}: {count(len(more), 'more line is', 'more lines are')} neither"))
+        if missing:
+            what = f"{path.name}: {len(missing):,} of {len(lines):,} lines name no file of the source: {some(missing)}"
+            problems.append(Problem(what, "paths are relative to the folder that holds the class folders"))
+    for found, verb, what, hint in (
+        (repeated, ("is", "are"), "listed twice", "list each once"),
+        (spanning, ("is", "are"), "in two splits", "list each once"),
+        (
+            moved if against_folders else [],
+            ("lies", "lie"),
+            "in the folder of another split than listed",
+            "--split redo draws a new split",
+        ),
+    ):
+        if found:
+            files_are = count(len(found), f"file {verb[0]}", f"files {verb[1]}")
+            problems.append(Problem(f"{files_are} {what}: {some(found)}", hint))
     if unlabelled and labels:
-        what = f"{_count(unlabelled, 'line has', 'lines have')} no label while others have one: {_first(unlabelled)}"
+        what = f"{count(len(unlabelled), 'line has', 'lines have')} no label while others have one: {some(unlabelled)}"
         problems.append(Problem(what, "give every line a label, or none"))
     problems += _label_problems(labels, lists.classes)
     if problems:
@@ -182,10 +168,8 @@ def assign_splits(files: Iterable[SourceFile], lists: Lists, *, against_folders:
         file.split = given[name][0] if name in given else None
         if file.split is None and file.refusal is None:
             file.refusal = NOT_LISTED
-    digest = hashlib.sha256()
-    for name in sorted(given):
-        digest.update(f"{given[name][0]} {name}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+    text = "".join(f"{given[name][0]} {name}\n" for name in sorted(given))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _locator(by_path: Mapping[str, SourceFile]) -> Callable[[str, str], SourceFile | None]:
@@ -219,37 +203,34 @@ assert set(_FOLDERS_OF) == set(SPLITS) == set(LIST_NAMES.values())
 
 
 def _label_problems(labels: Mapping[tuple[int, str], list[str]], classes: Path | None) -> list[Problem]:
-    """Say where labels and class folders contradict each other, or what classes.txt says."""
+    """Return where labels and class folders contradict each other, or contradict classes.txt."""
+    problems = []
     if classes is not None:
         names = [text.strip() for _, text in _lines(classes)]
-        doubles = [_shown(name) for name, times in Counter(names).items() if times > 1]
-        if doubles:
-            return [Problem(f"{classes} names a class twice: {_first(doubles)}", "one name a line, each once")]
-        problems = []
+        if doubles := [shown(name) for name, times in Counter(names).items() if times > 1]:
+            return [Problem(f"{classes} names a class twice: {some(doubles)}", "one name per line, each once")]
         for (label, folder), places in sorted(labels.items()):
-            photos = f"{_count(places, 'photo', 'photos')} of {_shown(folder)}/ ({_first(places)})"
+            photos = f"{count(len(places))} of {shown(folder)}/ ({some(places)})"
             if label >= len(names):
                 what = f"label {label} is given to {photos}, but {classes.name} has {len(names)} names"
                 problems.append(Problem(what, "labels count from 0, in the order of classes.txt"))
             elif names[label] != folder:
-                what = f"label {label} is {_shown(names[label])} in {classes.name}, but is given to {photos}"
+                what = f"label {label} is {shown(names[label])} in {classes.name}, but is given to {photos}"
                 problems.append(Problem(what, "make classes.txt and class folders agree"))
         return problems
     by_folder, by_label = defaultdict(list), defaultdict(list)
     for (label, folder), places in sorted(labels.items()):
-        by_folder[folder].append(f"{label} ({_count(places, 'photo', 'photos')}, {places[0]})")
-        by_label[label].append(f"{_shown(folder)}/ ({_count(places, 'photo', 'photos')}, {places[0]})")
-    problems = [
-        Problem(f"photos of {_shown(folder)}/ have several labels: {_first(found)}", "a folder is one class")
-        for folder, found in by_folder.items()
-        if len(found) > 1
-    ]
-    problems += [
-        Problem(f"label {label} is given to several class folders: {_first(found)}", "a label is one class")
-        for label, found in by_label.items()
-        if len(found) > 1
-    ]
+        by_folder[f"photos of {shown(folder)}/ have several labels"].append(f"{label} ({_places(places)})")
+        by_label[f"label {label} is given to several class folders"].append(f"{shown(folder)}/ ({_places(places)})")
+    for contradictions, hint in ((by_folder, "a folder is one class"), (by_label, "a label is one class")):
+        problems += [
+            Problem(f"{what}: {some(found)}", hint) for what, found in contradictions.items() if len(found) > 1
+        ]
     return problems
+
+
+def _places(places: list[str]) -> str:
+    return f"{count(len(places))}, {places[0]}"
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
@@ -269,16 +250,3 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 def _unquoted(path: str) -> str:
     return path[1:-1] if len(path) > 1 and path[0] == path[-1] and path[0] in "\"'" else path
-
-
-def _shown(text: str) -> str:
-    text = text if len(text) <= 120 else f"{text[:117]}…"
-    return text if text.isprintable() else ascii(text)
-
-
-def _count(items: list[str], one: str, several: str) -> str:
-    return f"1 {one}" if len(items) == 1 else f"{len(items):,} {several}"
-
-
-def _first(items: list[str]) -> str:
-    return ", ".join(items[:_SHOWN]) + (f" and {len(items) - _SHOWN:,} more" if len(items) > _SHOWN else "")

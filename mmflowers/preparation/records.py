@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 SPLITS = ("train", "val", "test")
 
@@ -40,7 +41,7 @@ class Source:
 
     root: Path
     files: list[SourceFile]
-    description: dict = field(default_factory=dict)
+    description: dict[str, Any] = field(default_factory=dict)
     has_split: bool = False
 
 
@@ -88,3 +89,9 @@ class Record(SourceFile):
         if self.class_name is None:
             raise ValueError(f"{self.path} is in no class, so it is no photo of the set")
         return self.class_name
+
+    def drop(self, reason: str, *, duplicate_of: str = "") -> None:
+        """Leave the file out of the dataset, and add a reason to those of its inspection."""
+        self.verdict = "dropped"
+        self.reason = f"{self.reason}; {reason}" if self.reason else reason
+        self.duplicate_of = duplicate_of

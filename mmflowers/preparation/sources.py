@@ -167,15 +167,12 @@ def _from_address(url: str, staging: Path, sha256: str | None, cache: Path | Non
 def _fetched(archive: Published, staging: Path, cache: Path | None, hint: str) -> Path:
     from mmflowers.preparation.archives import unpack, unpacked_name
     from mmflowers.utils.downloads import fetch
+    from mmflowers.utils.files import cache_root
 
     unpacked = staging / unpacked_name(archive.sha256)
     if unpacked.is_dir():
         return unpacked
-    if cache is None:
-        import pooch
-
-        cache = pooch.os_cache("mmflowers")
-    path = fetch(archive.urls, sha256=archive.sha256, size=archive.size, folder=cache, hint=hint)
+    path = fetch(archive.urls, sha256=archive.sha256, size=archive.size, folder=cache or cache_root(), hint=hint)
     print(f"unpacking {path.name}", file=sys.stderr, flush=True)
     return unpack(path, staging, sha256=archive.sha256)
 

@@ -1,4 +1,4 @@
-"""The dataset folder on disk: built beside, made durable, then swapped in as a whole."""
+"""The dataset folder on disk: built in a hidden folder beside it, synced, then exchanged as a whole."""
 
 from __future__ import annotations
 
@@ -12,35 +12,31 @@ import os
 import shutil
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mmflowers.preparation.inspection import hash_files
 from mmflowers.preparation.records import SPLITS, Record, Source, SourceFile
 from mmflowers.preparation.splitting import encoded, shown
-from mmflowers.utils.errors import InputError
-from mmflowers.utils.files import REFUSALS, explained, sync_folder, write_rows
+from mmflowers.utils.errors import InputError, some
+from mmflowers.utils.files import REFUSALS, file_sha256, locked, sync_folder, write_rows
 
 FORMAT, FORMAT_VERSION = "mmflowers dataset", 2  # 2: a group of similar photos is drawn once, whatever its size
 LISTS = tuple(f"{name}.txt" for name in SPLITS)
 WRITTEN = (*SPLITS, *LISTS, "classes.txt", "files.csv", "DATA_CARD.md", "contact_sheet.jpg", "dataset.json")
 CARRIED_OVER = ("README.md", ".gitignore", ".gitkeep")  # the folder's own page, in the project and in yours
 LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
-COLUMNS = (
-    *("path", "class", "split", "sha256", "size", "width", "height", "verdict", "reason", "duplicate_of", "group"),
-    "target",
-)
-ELSEWHERE = "choose another --out"
+FINDINGS = ("sha256", "size", "width", "height", "verdict", "reason")  # columns of files.csv, fields of ``Record``
 DISK_RESERVE = 64 << 20  # bytes for lists, tables and what else happens on the disk meanwhile
-LOCK_PATIENCE = 3.0  # seconds; the workers of a killed run hold its lock for a moment longer
+LOCK_TIMEOUT_S = 3.0  # the workers of a killed run hold its lock for a moment longer
 SHEET_CLASSES, SHEET_PHOTOS, SHEET_SIDE = 40, 8, 112  # of the contact sheet: rows, photos a row, pixels
 
-WRITING = REFUSALS | {errno.ENOTDIR, errno.ENAMETOOLONG}  # what isn't a bug where a dataset folder is written
+WRITING = REFUSALS | {errno.ENOTDIR, errno.ENAMETOOLONG}  # errors of the disk and of --out; any other is a bug
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 
 
@@ -61,13 +57,13 @@ class Target:
         self.content = self.incomplete / "content"
         self._old = self.incomplete / "old"
 
-    def metadata(self) -> dict | None:
-        """The ``dataset.json`` that is there, None where there is none of ours."""
+    def metadata(self) -> dict[str, Any]:
+        """Return the content of the existing ``dataset.json``; empty if there is none of ours."""
         try:
             metadata = json.loads((self.out / "dataset.json").read_text("utf-8"))
         except (OSError, ValueError):
-            return None
-        return metadata if isinstance(metadata, dict) and metadata.get("format") == FORMAT else None
+            return {}
+        return metadata if isinstance(metadata, dict) and metadata.get("format") == FORMAT else {}
 
     def check(self, *, force: bool) -> None:
         """Refuse to replace what isn't a dataset folder of ours.
@@ -80,27 +76,28 @@ class Target:
             return
         if not self.out.is_dir():
             raise InputError(f"{self.out} is a file", "give another folder with --out")
-        there = {path.name for path in self.out.iterdir()} - {*CARRIED_OVER, *LITTER}
-        strange = sorted(there if self.metadata() is None else there - {*WRITTEN})
-        if not strange:
+        expected = {*CARRIED_OVER, *LITTER, *(WRITTEN if self.metadata() else ())}
+        others = sorted({path.name for path in self.out.iterdir()} - expected)
+        if not others:
             return
         if not force:
-            some = ", ".join(map(shown, strange[:3])) + (" …" if len(strange) > 3 else "")
-            what = f"{self.out} holds what prepare_flowers did not write: {some}"
+            what = f"{self.out} has files that prepare_flowers did not write: {some(map(shown, others))}"
             raise InputError(what, "give another folder with --out; --force would delete all of it")
         if any(self.out in (home, *home.parents) for home in (Path.cwd(), Path.home().resolve())):
-            raise InputError(f"{self.out} is a folder you live in", "give another folder with --out")
+            what = f"{self.out} is or contains the current folder or your home folder"
+            raise InputError(what, "give another folder with --out")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs away from this target, and put back what a killed one has left half swapped.
+        """Lock this target for one run at a time, and finish the exchange of folders that a killed run has begun.
 
         Raises:
-            InputError: if another run is at it.
+            InputError: Another run holds the lock.
         """
-        with _writing(self.out.parent):
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(self.out.with_name(f".{self.out.name}.lock")):
+        path = self.out.with_name(f".{self.out.name}.lock")
+        busy = InputError(f"another run is writing {self.out.name} (it holds {path})", "wait until it has ended")
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path, timeout=LOCK_TIMEOUT_S, busy=lambda: busy):
             if self._old.exists():  # killed between the two renames of ``_exchange``
                 if self.out.exists():
                     shutil.rmtree(self._old)
@@ -109,34 +106,34 @@ class Target:
             yield
 
     def start(self) -> None:
-        """Make the folders of a run; what an interrupted one has inspected stays."""
-        with _writing(self.incomplete):
-            _remove(self.dataset)
-            self.content.mkdir(parents=True, exist_ok=True)
-            self.dataset.mkdir()
+        """Create the folders of a run; keep what an interrupted run has inspected."""
+        if self.dataset.exists():
+            shutil.rmtree(self.dataset)
+        self.content.mkdir(parents=True, exist_ok=True)
+        self.dataset.mkdir()
 
     def sync_early(self) -> None:
-        """Let the disk begin with what is there while the rest is made: ``finish`` then waits for little."""
+        """Start to sync what is written so far, in a thread, so that ``finish`` has less to wait for."""
         threading.Thread(target=_sync, args=(self.incomplete,), daemon=True).start()
 
     def finish(self) -> None:
-        """Make the new dataset durable and put it in the place of the old one, in one step where the system can."""
-        with _writing(self.out.parent):
-            if self.out.exists():
-                for name in CARRIED_OVER:
-                    if (self.out / name).exists():
-                        shutil.copy2(self.out / name, self.dataset / name)
-            _sync(self.dataset)
-            if self.out.exists():
-                _exchange(self.dataset, self.out, self._old)
-            else:
-                self.dataset.rename(self.out)
-            sync_folder(self.out.parent)
+        """Sync the new dataset and exchange it with the old one, atomically if the operating system supports it."""
+        if self.out.exists():
+            for name in CARRIED_OVER:
+                if (self.out / name).exists():
+                    shutil.copy2(self.out / name, self.dataset / name)
+        _sync(self.dataset)
+        if self.out.exists():
+            _exchange(self.dataset, self.out, self._old)
+        else:
+            self.dataset.rename(self.out)
+        sync_folder(self.out.parent)
         self.clear()
 
     def clear(self) -> None:
-        """Remove everything of this run but the dataset."""
-        _remove(self.incomplete)
+        """Delete everything of this run except the dataset."""
+        if self.incomplete.exists():
+            shutil.rmtree(self.incomplete)
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -171,29 +168,28 @@ def place_photos(records: Iterable[Record], source: Path, target: Target, *, lin
     """
     placed = [(record, record.target) for record in records if record.target]
     notes: list[str] = []
-    with _writing(target.dataset):
-        for folder in sorted({place.rpartition("/")[0] for _, place in placed}):
-            (target.dataset / folder).mkdir(parents=True)
-        uses = Counter(record.written_sha256 for record, _ in placed)
-        for record, place in placed:
-            if uses[record.written_sha256] == 1 and (link == "copy" or record.verdict == "converted"):
-                os.rename(f"{target.content}/{record.written_sha256}", f"{target.dataset}/{place}")  # noqa: PTH104
-                continue
-            path, original = target.dataset / place, source / record.path
-            if link == "symlink" and record.verdict == "kept":
-                path.symlink_to(original.resolve())
-                continue
-            if link == "hardlink" and record.verdict == "kept":
-                try:
-                    os.link(original.resolve(), path)
-                except OSError as error:
-                    if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
-                        raise
-                    notes = [f"hard links aren't possible here ({error.strerror}): photos were copied"]
-                    shutil.copyfile(original, path)
-                continue
-            uses[record.written_sha256] -= 1  # identical files that all stay: the last one is moved
-            shutil.copyfile(target.content / record.written_sha256, path)
+    for folder in sorted({place.rpartition("/")[0] for _, place in placed}):
+        (target.dataset / folder).mkdir(parents=True)
+    uses = Counter(record.written_sha256 for record, _ in placed)
+    for record, place in placed:
+        if uses[record.written_sha256] == 1 and (link == "copy" or record.verdict == "converted"):
+            os.rename(f"{target.content}/{record.written_sha256}", f"{target.dataset}/{place}")  # noqa: PTH104
+            continue
+        path, original = target.dataset / place, source / record.path
+        if link == "symlink" and record.verdict == "kept":
+            path.symlink_to(original.resolve())
+            continue
+        if link == "hardlink" and record.verdict == "kept":
+            try:
+                os.link(original.resolve(), path)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+                    raise
+                notes = [f"hard links aren't possible here ({error.strerror}): photos were copied"]
+                shutil.copyfile(original, path)
+            continue
+        uses[record.written_sha256] -= 1  # identical files that all stay: the last one is moved
+        shutil.copyfile(target.content / record.written_sha256, path)
     return notes
 
 
@@ -204,21 +200,15 @@ def write_tables(records: list[Record], classes: list[str], target: Target) -> N
         photos = sorted(record.target for record in records if record.target and record.split == name)
         if photos:
             lines = (f"{photo} {labels[photo.split('/')[1]]}\n" for photo in photos)
-            write_text(target.dataset / f"{name}.txt", "".join(lines))
-    write_text(target.dataset / "classes.txt", "".join(f"{name}\n" for name in classes))
-    with _writing(target.dataset), (target.dataset / "files.csv").open("w", encoding="utf-8", newline="") as file:
-        write_rows(file, [COLUMNS])
-        write_rows(
-            file,
-            (
-                (
-                    *(shown(record.path), shown(record.class_name or ""), record.split or "", record.sha256),
-                    *(record.size, record.width, record.height, record.verdict, record.reason),
-                    *(shown(record.duplicate_of), record.group or "", record.target or ""),
-                )
-                for record in records
-            ),
-        )
+            (target.dataset / f"{name}.txt").write_bytes("".join(lines).encode())
+    (target.dataset / "classes.txt").write_bytes("".join(f"{name}\n" for name in classes).encode())
+    with (target.dataset / "files.csv").open("w", encoding="utf-8", newline="") as file:
+        write_rows(file, [["path", "class", "split", *FINDINGS, "duplicate_of", "group", "target"]])
+        for record in records:
+            source = (shown(record.path), shown(record.class_name or ""), record.split or "")
+            findings = (getattr(record, name) for name in FINDINGS)
+            place = (shown(record.duplicate_of), record.group or "", record.target or "")
+            write_rows(file, [[*source, *findings, *place]])
 
 
 def write_contact_sheet(records: Iterable[Record], classes: list[str], target: Target) -> None:
@@ -243,10 +233,9 @@ def write_contact_sheet(records: Iterable[Record], classes: list[str], target: T
             draw.text((gap, top + 2), name.encode("ascii", "replace").decode(), "black", font)
         for x in range(len(row)):
             sheet.paste(next(photos), (gap + x * (SHEET_SIDE + gap), top + caption))
-    out = io.BytesIO()
+    out = io.BytesIO()  # Pillow's own errors don't name the error of the disk
     sheet.save(out, "JPEG", quality=85)
-    with _writing(target.dataset):
-        (target.dataset / "contact_sheet.jpg").write_bytes(out.getvalue())
+    (target.dataset / "contact_sheet.jpg").write_bytes(out.getvalue())
 
 
 def _square(path: Path) -> Image.Image:
@@ -255,20 +244,20 @@ def _square(path: Path) -> Image.Image:
         return ImageOps.fit(image, (SHEET_SIDE, SHEET_SIDE)).convert("RGB")
 
 
-def write_metadata(metadata: dict, records: Iterable[Record], target: Target) -> None:
+def write_metadata(metadata: dict[str, Any], records: Iterable[Record], target: Target) -> None:
     """Write ``dataset.json``, the last file: with the digest of all the others."""
     files = [(record.target, record.written_sha256) for record in records if record.target]
     for path in sorted(target.dataset.iterdir()):
         if path.is_file():
-            files.append((path.name, hashlib.sha256(path.read_bytes()).hexdigest()))
+            files.append((path.name, file_sha256(path)))
     metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, **metadata}
     metadata["digests"] = {**metadata["digests"], "dataset": digest(files)}
-    text = json.dumps(metadata, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    write_text(target.dataset / "dataset.json", text)
+    text = json.dumps(metadata, indent=2, sort_keys=True, ensure_ascii=False)
+    (target.dataset / "dataset.json").write_bytes(f"{text}\n".encode())
 
 
-def is_whole(out: Path, metadata: dict, *, workers: int) -> bool:
-    """Whether the dataset folder holds to the byte what was written into it, and nothing else."""
+def is_whole(out: Path, metadata: dict[str, Any], *, workers: int) -> bool:
+    """Return whether the dataset folder has exactly the files and bytes that were written into it."""
     names = [name for name in WRITTEN if name != "dataset.json" and (out / name).is_file()]
     for name in SPLITS:
         for folder, _, files in os.walk(out / name):
@@ -285,54 +274,6 @@ def digest(files: Iterable[tuple[str, str]]) -> str:
     """
     lines = sorted((encoded(path), sha256) for path, sha256 in files)
     return hashlib.sha256(b"".join(b"%s  %s\n" % (sha256.encode(), path) for path, sha256 in lines)).hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 with plain line feeds on every system."""
-    with _writing(path.parent):
-        path.write_bytes(text.encode())
-
-
-def _writing(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Turn what the disk or its owner forbids into bad input; anything else stays a bug."""
-    return explained(folder, elsewhere=ELSEWHERE, only=WRITING)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold a lock file; the system lets go of it when the process ends, however it ends."""
-    busy = InputError(f"another run is writing {path.name[1:-5]} (it holds {path})", "wait until it has ended")
-    deadline = time.monotonic() + LOCK_PATIENCE
-    while True:
-        with _writing(path.parent):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            _try_lock(fd)
-            if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
-                break  # else its last holder has removed it meanwhile
-        except OSError:
-            if time.monotonic() > deadline:
-                os.close(fd)
-                raise busy from None
-            time.sleep(0.05)
-        os.close(fd)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # Windows doesn't remove an open file: it stays, unlocked
-            path.unlink()
-        os.close(fd)
-
-
-def _try_lock(fd: int) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _exchange(new: Path, out: Path, old: Path) -> None:
@@ -369,8 +310,3 @@ def _sync(folder: Path) -> None:
             os.close(fd)
     if hasattr(os, "sync"):
         os.sync()
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

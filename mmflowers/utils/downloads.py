@@ -11,19 +11,20 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 from urllib.parse import quote, unquote, urlsplit
 
 from mmflowers.utils.errors import InputError
-from mmflowers.utils.files import file_sha256
+from mmflowers.utils.files import file_sha256, locked
+from mmflowers.utils.terminal import on_terminal, open_bar
 
-CONNECT_TIMEOUT_S = 10.0
-READ_TIMEOUT_S = 30.0
+TIMEOUT_S = 15.0  # to connect, and between two pieces of data; pip's default
 ATTEMPTS = 4  # per address; each resumes where the one before stopped
 PAUSE_S = 1.0  # before the second attempt, twice as long before the third, and so on
-SLOW_WINDOW_S, SLOW_BYTES_PER_S = 60.0, 1024  # a very slow server never triggers the read timeout
+SLOW_WINDOW_S, SLOW_BYTES_PER_S = 60.0, 1024  # a very slow server never triggers the timeout
+PRINTED_EVERY_S = 10.0  # the progress, if stderr isn't a terminal
 MAX_BYTES = 64 << 30  # limit if the size isn't known beforehand
 CHUNK_BYTES = 1 << 17
 MAX_PHOTO_BYTES, PHOTO_S = 64 << 20, 60.0  # limits for a single photo
@@ -34,8 +35,12 @@ class _Failed(Exception):
     """The file can't be downloaded from this address."""
 
 
-class _Interrupted(Exception):
+class _Interrupted(_Failed):
     """The download was interrupted; another attempt may succeed."""
+
+
+class _NothingFollows(_Failed):
+    """The server has no bytes after those that were received."""
 
 
 def fetch(
@@ -70,44 +75,37 @@ def fetch(
     """
     name = file_name(urls[0])
     target = folder / (cached_as or f"{sha256[:16]}-{name}")
-    while True:
-        if is_cached(target, sha256):
-            return target
+    if is_cached(target, sha256):
+        return target
+    with contextlib.ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            part = (folder / f"{target.name}.part").open("a+b")
+            lock = locked(
+                folder / f".{target.name}.lock",
+                timeout=-1 if wait else 0,
+                busy=lambda: InputError(f"another process is downloading {name}", "run again when it is done"),
+            )
+            held.enter_context(lock)
+            if is_cached(target, sha256):  # another process has downloaded it since the first look
+                return target
+            part = target.with_name(f"{target.name}.part")
+            file = held.enter_context(part.open("a+b"))
         except OSError as error:
             raise InputError(f"can't write to the download cache {folder} ({error.strerror})") from error
-        locked = _lock(part)
-        if locked and not is_cached(target, sha256):
-            break
-        part.close()
-        if locked:  # another process has completed the file since the first look
-            Path(part.name).unlink(missing_ok=True)
-        elif not wait:
-            raise InputError(f"another process is downloading {name}", "run again when it is done")
-        else:
-            time.sleep(PAUSE_S)
-
-    reasons = []
-    with part:
+        reasons = []
         for url in urls:
             try:
-                _download(url, part, sha256, size, limit)
-                break
+                _download(url, file, sha256, size, limit)
             except _Failed as failed:
                 reasons.append(f"{urlsplit(url).scheme}://{urlsplit(url).hostname}: {_one_line(str(failed))}")
-        os.fsync(part.fileno())
-        received = _size(part)
-        if len(reasons) < len(urls):
-            if os.name == "nt":
-                part.close()  # Windows can't rename an open file
-            Path(part.name).replace(
-                target
-            )  # while it is locked: a waiting process must not mistake it for a partial file
-            return target
-    if received == 0 or not sha256:
-        Path(part.name).unlink()
+            else:
+                os.fsync(file.fileno())
+                file.close()  # Windows can't rename an open file
+                return part.replace(target)
+        is_empty = _size(file) == 0
+        file.close()
+        if is_empty or not sha256:
+            part.unlink()
     if target.is_file():
         reasons.append(f"{target} doesn't have the sha256 {sha256}")
     raise InputError(f"{name} can't be downloaded ({'; '.join(dict.fromkeys(reasons))})", hint)
@@ -127,12 +125,11 @@ def fetch_photo(url: str, *, limit: int = MAX_PHOTO_BYTES, seconds: float = PHOT
     deadline = time.monotonic() + seconds
     data = bytearray()
     try:
-        with _opener().open(_asked_for(url), timeout=CONNECT_TIMEOUT_S) as response:
+        with _open(url) as response:
             kind = response.headers.get_content_type() if "Content-Type" in response.headers else "image/"
             if not kind.startswith("image/") and kind not in ("application/octet-stream", "binary/octet-stream"):
                 raise _Failed(f"it sends {kind}, not an image")
-            length = response.headers.get("Content-Length", "")
-            total = int(length) if re.fullmatch(r"\d{1,18}", length) else None
+            total = response.length
             while (total or 0) <= limit >= len(data) and (chunk := response.read1(CHUNK_BYTES)):
                 data += chunk
                 if time.monotonic() > deadline:
@@ -141,14 +138,8 @@ def fetch_photo(url: str, *, limit: int = MAX_PHOTO_BYTES, seconds: float = PHOT
                 raise _Failed(f"it sends more than {limit:,} bytes")
             if total is not None and len(data) < total:
                 raise _Failed(f"the connection broke after {len(data):,} of {total:,} bytes")
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise InputError(_one_line(f"answers {error.code} {error.reason}")) from error
-    except TimeoutError as error:
-        raise InputError("no answer in time") from error
-    except (_Failed, OSError, http.client.HTTPException, ValueError) as error:  # ValueError: not a URL
-        reason = getattr(error, "reason", error)
-        raise InputError(_one_line(str(getattr(reason, "strerror", None) or reason or type(error).__name__))) from error
+    except (_Failed, OSError, http.client.HTTPException) as error:
+        raise InputError(_one_line(str(error) or type(error).__name__)) from error
     return bytes(data)
 
 
@@ -164,70 +155,55 @@ def looks_like_html(head: bytes) -> bool:
     )
 
 
-def _download(url: str, part: BinaryIO, sha256: str, size: int | None, most: int) -> None:
+def _download(url: str, part: BinaryIO, sha256: str, size: int | None, limit: int) -> None:
     """Complete ``part`` from one address or raise _Failed; received data is kept unless it is wrong."""
-    reason = ""
+    failed = _Failed()
     for attempt in range(ATTEMPTS):
         time.sleep(PAUSE_S * attempt)
         if not sha256:
             part.truncate(0)  # without a hash, a mix of two versions couldn't be detected
         start = _size(part)
-        if size is None or start != size:
+        if start != size:
             try:
-                start = _request(url, part, start, size, most)
+                start = _receive(url, part, start, size, limit)
+            except _NothingFollows:
+                pass  # the hash shows whether the file is complete
             except _Interrupted as interrupted:
-                reason = str(interrupted)
+                failed = interrupted
                 continue
         part.flush()
         digest = file_sha256(part.name)
         if digest.startswith(sha256):
             return
         part.truncate(0)
-        reason = f"the file it sends has the sha256 {digest}, expected {sha256}"
+        failed = _Failed(f"the file it sends has the sha256 {digest}, expected {sha256}")
         if start == 0:
             break
         # The older part may be from another version of the file: download it again from the beginning.
-    raise _Failed(reason)
+    raise failed
 
 
-def _request(url: str, part: BinaryIO, start: int, size: int | None, most: int) -> int:
+def _receive(url: str, part: BinaryIO, start: int, size: int | None, most: int) -> int:
     """Append the data after ``start`` bytes; return where the response really began (0: the whole file)."""
-    headers = {"Range": f"bytes={start}-"} if start else {}
-    try:
-        response = _opener().open(_asked_for(url, headers), timeout=CONNECT_TIMEOUT_S)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416 and start:
-            return start  # no bytes follow those received; the hash shows whether the file is complete
-        raise (_Interrupted if error.code in RETRIED_STATUSES else _Failed)(
-            f"answers {error.code} {error.reason}"
-        ) from error
-    except TimeoutError as error:
-        raise _Failed("no answer in time") from error
-    except urllib.error.URLError as error:
-        raise _Failed(f"no connection, {getattr(error.reason, 'strerror', None) or error.reason}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _Interrupted(f"the connection broke, {error or type(error).__name__}") from error
-
-    with response:
+    with _open(url, start) as response:
+        total = response.length
         if response.status == 206:
-            said = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", response.headers.get("Content-Range", ""))
-            if said is None or int(said[1]) != start:
+            sent = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", response.headers.get("Content-Range", ""))
+            if sent is None or int(sent[1]) != start:
                 part.truncate(0)
                 raise _Interrupted("it sends another range than the one asked for")
-            total = None if said[2] == "*" else int(said[2])
+            total = None if sent[2] == "*" else int(sent[2])
         else:  # a server without range support sends the whole file
             start = 0
-            length = response.headers.get("Content-Length", "")
-            total = int(length) if re.fullmatch(r"\d{1,18}", length) else None
         if total is not None and total != (size or total):
-            raise _Failed(f"it announces {total:,} bytes, expected {size:,}" + _page(response, start))
-        limit = total or size or most
+            raise _Failed(f"it announces {total:,} bytes, expected {size:,}" + _web_page(response, start))
+        expected = total or size
+        limit = expected or most
         if limit > most:
             raise _Failed(f"it announces {limit:,} bytes, more than the limit of {most:,}")
         received = start
         try:
-            for chunk in _chunks(response, total or size or 0, received, Path(urlsplit(url).path).name):
+            for chunk in _chunks(response, expected, start, Path(urlsplit(url).path).name):
                 if received == 0 and looks_like_html(chunk):
                     raise _Failed("it sends a web page in place of the file")
                 if received == start:
@@ -242,33 +218,67 @@ def _request(url: str, part: BinaryIO, start: int, size: int | None, most: int) 
             raise _Interrupted(f"{reason} after {received:,} bytes") from error
         finally:
             part.flush()
-        expected = total or size
         if expected is not None and received < expected:
             raise _Interrupted(f"the connection broke after {received:,} of {expected:,} bytes")
     return start
 
 
-def _asked_for(url: str, headers: Mapping[str, str] | None = None) -> urllib.request.Request:
-    headers = {"User-Agent": "mmflowers", "Accept-Encoding": "identity", **(headers or {})}
-    return urllib.request.Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers=headers)
+def _open(url: str, start: int = 0) -> http.client.HTTPResponse:
+    """Request a file from byte ``start`` on, over http or https only; urllib's default opener knows file: and ftp: too.
+
+    Raises:
+        _Failed: No response with the file, in words for the user.
+    """
+    context = ssl.create_default_context()
+    with contextlib.suppress(ImportError):  # some Python builds don't find the system's CA certificates
+        import certifi
+
+        context.load_verify_locations(certifi.where())
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(context=context),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    headers = {"User-Agent": "mmflowers", "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    try:
+        request = urllib.request.Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers=headers)
+        return cast(http.client.HTTPResponse, opener.open(request, timeout=TIMEOUT_S))
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416 and start:
+            raise _NothingFollows from error
+        kind = _Interrupted if error.code in RETRIED_STATUSES else _Failed
+        raise kind(f"answers {error.code} {error.reason}") from error
+    except TimeoutError as error:
+        raise _Failed("no answer in time") from error
+    except urllib.error.URLError as error:
+        raise _Failed(f"no connection, {getattr(error.reason, 'strerror', None) or error.reason}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _Interrupted(f"the connection broke, {error or type(error).__name__}") from error
+    except ValueError as error:
+        raise _Failed(f"not an address, {error}") from error
 
 
-def _page(response: http.client.HTTPResponse, start: int) -> str:
+def _web_page(response: http.client.HTTPResponse, start: int) -> str:
     with contextlib.suppress(OSError, http.client.HTTPException):
         return "; it is a web page" if start == 0 and looks_like_html(response.read1(512)) else ""
     return ""
 
 
-def _chunks(response: http.client.HTTPResponse, total: int, done: int, name: str) -> Iterator[bytes]:
+def _chunks(response: http.client.HTTPResponse, total: int | None, done: int, name: str) -> Iterator[bytes]:
     """Yield the data as it arrives, show the progress on stderr, and raise TimeoutError if the server is too slow."""
-    from tqdm import tqdm
-
-    shown = marked = time.monotonic()
+    printed = marked = time.monotonic()
     since_mark = 0
-    terminal = sys.stderr.isatty()
-    with tqdm(
-        total=total or None, initial=done, desc=name, unit="B", unit_scale=True, disable=not terminal, leave=False
-    ) as bar:
+    terminal = on_terminal()
+    with open_bar(total=total, initial=done, desc=name, unit="B", unit_scale=True, disable=not terminal) as bar:
         while chunk := response.read1(CHUNK_BYTES):
             yield chunk
             bar.update(len(chunk))
@@ -279,75 +289,10 @@ def _chunks(response: http.client.HTTPResponse, total: int, done: int, name: str
                 if since_mark < SLOW_BYTES_PER_S * (now - marked):
                     raise TimeoutError
                 marked, since_mark = now, 0
-            if not terminal and now - shown >= 10.0:
-                shown = now
+            if not terminal and now - printed >= PRINTED_EVERY_S:
+                printed = now
                 of = f" of {total / 1e6:.0f}" if total else ""
                 print(f"downloading {name}: {done / 1e6:.0f}{of} MB", file=sys.stderr, flush=True)
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        if urlsplit(newurl).scheme not in ("http", "https"):  # the base class allows ftp
-            raise _Failed(f"it redirects to {urlsplit(newurl).scheme}:, which isn't http(s)")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-class _HTTPConnection(http.client.HTTPConnection):
-    """A connection with one timeout to connect and a longer one to read; urllib has only one for both."""
-
-    def connect(self) -> None:
-        super().connect()
-        self.sock.settimeout(READ_TIMEOUT_S)
-
-
-class _HTTPSConnection(_HTTPConnection, http.client.HTTPSConnection):
-    pass
-
-
-class _HTTP(urllib.request.HTTPHandler):
-    def http_open(self, req):
-        return self.do_open(_HTTPConnection, req)
-
-
-class _HTTPS(urllib.request.HTTPSHandler):
-    def https_open(self, req):
-        context = ssl.create_default_context()
-        with contextlib.suppress(ImportError):  # some Python builds don't find the system's CA certificates
-            import certifi
-
-            context.load_verify_locations(certifi.where())
-        return self.do_open(_HTTPSConnection, req, context=context)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Return an opener for http and https only; urllib's default one also opens file: and ftp:."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        _HTTP(),
-        _HTTPS(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        _Redirects(),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
-def _lock(part: BinaryIO) -> bool:
-    """Lock a part file; return False if another process holds it. Without flock (Windows), only the hash protects."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # If the other process finished in between, the file that is locked here has been renamed.
-        return os.path.samestat(os.fstat(part.fileno()), Path(part.name).stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
-    except OSError:  # a file system without locks: only the hash protects
-        return True
 
 
 def _one_line(text: str) -> str:

@@ -50,15 +50,27 @@ class InputError(Exception):
         return (_rebuild, (self.problems,))
 
 
-def some(items: Iterable[object]) -> str:
-    """Format the first items of a list: ``a, b, c and 4 more``."""
+def some(items: Iterable[object], total: int = 0) -> str:
+    """Format the first items of a list: ``a, b, c and 4 more``.
+
+    Args:
+        items: The items, or only the first of them.
+        total: How many there are, if ``items`` are only the first.
+    """
     names = [str(item) for item in items]
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    more = max(total, len(names)) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def count(number: int, what: str = "photo") -> str:
-    """Format a number with its noun: ``1 photo``, ``2 photos``."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def count(number: int, what: str = "photo", several: str = "") -> str:
+    """Format a number with its noun: ``1 photo``, ``2 photos``; ``several`` is an irregular plural."""
+    return f"{number:,} {what if number == 1 else several or f'{what}s'}"
+
+
+def shown(name: str) -> str:
+    """Format a name from a file for a message: at most 120 characters, non-printable ones escaped."""
+    name = name if len(name) <= 120 else f"{name[:117]}…"
+    return name if name.isprintable() else ascii(name)
 
 
 def not_installed(error: BaseException) -> Problem | None:

@@ -1,4 +1,4 @@
-"""Result files: atomic writes, one-line disk errors, CSV cells safe from formula injection, and locks.
+"""Files: atomic writes, locks, hashes, one-line disk errors, CSV cells safe from formula injection.
 
 Has no slow imports; every package of the project may use it.
 """
@@ -8,17 +8,20 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import hashlib
 import io
 import itertools
 import os
 import re
+import shutil
 import socket
 import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from mmflowers.utils.errors import InputError
 
@@ -105,8 +108,8 @@ class AtomicFile:
                 os.close(
                     os.open(self._target, os.O_WRONLY)
                 )  # raises for a folder or a write-protected file, as `open` does
-            # 50 characters fit in any encoding. `.*.pth.partial` matches the files that a killed process left.
-            self._partial = self._target.with_name(f".{os.urandom(4).hex()}.{self._target.name[-50:]}.partial")
+            # 58 characters fit in any encoding. `.*.pth.partial` matches the files that a killed process left.
+            self._partial = self._target.with_name(f".{os.urandom(4).hex()}.{self._target.name[-58:]}.partial")
             stream = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
             if before:
                 with contextlib.suppress(
@@ -241,11 +244,61 @@ def creating(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+@contextmanager
+def creating_folder(folder: Path) -> Iterator[Path]:
+    """Fill a new folder under a temporary name: it is renamed at the end of the block, and deleted after an exception.
+
+    What a killed process left under the temporary name is deleted first.
+
+    Yields:
+        The folder to fill.
+
+    Raises:
+        OSError: As the operating system reports it.
+    """
+    incomplete = folder.with_name(f"{folder.name}.incomplete")
+    shutil.rmtree(incomplete, ignore_errors=True)
+    try:
+        incomplete.mkdir(parents=True)
+        yield incomplete
+        incomplete.rename(folder)
+    finally:
+        shutil.rmtree(incomplete, ignore_errors=True)
+
+
 def file_sha256(path: str | Path) -> str:
     """Return the sha256 of a file's content, as 64 lower-case hex digits."""
-    import pooch
+    with Path(path).open("rb") as file:
+        return hash_stream(file)[0]
 
-    return pooch.file_hash(str(path), alg="sha256")
+
+def open_regular(path: str | Path) -> FileIO:
+    """Open a file for reading, unbuffered.
+
+    Raises:
+        OSError: There is none, or it is a FIFO or the like, for which ``open`` would wait.
+    """
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return os.fdopen(fd, "rb", buffering=0)
+    os.close(fd)
+    raise OSError(errno.EINVAL, "not a regular file")
+
+
+def hash_stream(file: BinaryIO | FileIO) -> tuple[str, int]:
+    """Return the sha256 of everything that a file still has to read, in hex, and the number of bytes."""
+    digest, size = hashlib.sha256(), 0
+    while block := file.read(1 << 20):
+        digest.update(block)
+        size += len(block)
+    return digest.hexdigest(), size
+
+
+def cache_root() -> Path:
+    """Return the operating system's cache folder for mmflowers, such as ``~/.cache/mmflowers``."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("mmflowers")
 
 
 def sync_folder(folder: Path) -> None:
@@ -309,34 +362,65 @@ def read_csv(path: str | Path) -> list[list[str]]:
 
 
 @contextmanager
+def locked(path: str | Path, *, timeout: float = 0, busy: Callable[[], Exception] | None = None) -> Iterator[None]:
+    """Hold a lock file, and delete it at the end of the ``with`` block.
+
+    The operating system releases the lock when the process ends, even if it is killed.
+
+    Args:
+        path: The lock file, in an existing folder.
+        timeout: Seconds to wait for another holder; -1 waits without limit.
+        busy: Makes the exception to raise if there is still another holder.
+
+    Raises:
+        TimeoutError: There is still another holder, and ``busy`` isn't given.
+        OSError: The lock file can't be created.
+    """
+    from filelock import FileLock, Timeout  # imported here, as commands that only read don't need it
+
+    lock = FileLock(path, timeout=timeout)
+    try:
+        lock.acquire()
+    except Timeout:
+        if busy is None:
+            raise
+        raise busy() from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows deletes no open file; FileLock does it there
+            Path(path).unlink()  # while the lock is held: FileLock tries again if the file it has locked is deleted
+        lock.release()
+
+
+@contextmanager
 def hold_work_dir(work_dir: str | Path) -> Iterator[None]:
     """Lock a work dir for one training at a time; create the folder if it doesn't exist.
 
-    The operating system releases the lock when the process ends, even if it is killed. The holder is named in a
-    separate file, because other processes can't read a locked file on Windows. Readers of the work dir need no lock.
+    The holder is named in a separate file, because other processes can't read a locked file on Windows. Readers of the
+    work dir need no lock.
 
     Raises:
         InputError: Another training holds the lock (the message names it), or the folder can't be written to.
     """
-    from filelock import FileLock, Timeout  # imported here, as commands that only read don't need it
-
     folder = Path(work_dir)
-    lock, holder = FileLock(folder / LOCK), folder / HOLDER
-    with explained(folder, elsewhere="choose another --work-dir"):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            who = "another process"
-            with contextlib.suppress(OSError):  # the file may not be written yet
-                who = holder.read_text(encoding="utf-8").strip()
-            what = f"another training writes to {work_dir}: {who}"
-            raise InputError(what, "wait until it has ended, or choose another --work-dir") from error
-    try:
+    holder = folder / HOLDER
+
+    def busy() -> InputError:
+        who = "another process"
+        with contextlib.suppress(OSError):  # the file may not be written yet
+            who = holder.read_text(encoding="utf-8").strip()
+        hint = "wait until it has ended, or choose another --work-dir"
+        return InputError(f"another training writes to {work_dir}: {who}", hint)
+
+    with contextlib.ExitStack() as held:
+        with explained(folder, elsewhere="choose another --work-dir"):
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder / LOCK, busy=busy))
         since = datetime.now().isoformat(sep=" ", timespec="seconds")
         write_text(holder, f"process {os.getpid()} on {socket.gethostname()} since {since}\n", sync=False)
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            holder.unlink()
-        lock.release()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                holder.unlink()

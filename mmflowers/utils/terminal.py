@@ -69,7 +69,7 @@ def open_bar(*args, **kwargs) -> tqdm:
     """Open a progress bar with tqdm's arguments; it is erased when it is closed."""
     from tqdm import tqdm
 
-    bar = tqdm(*args, unit="", dynamic_ncols=True, leave=False, **kwargs)
+    bar = tqdm(*args, **{"unit": "", "dynamic_ncols": True, "leave": False, **kwargs})
     _bars.add(bar)
     return bar
 

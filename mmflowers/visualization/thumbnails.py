@@ -20,7 +20,8 @@ def photo_uri(path: Path, side: int) -> str | None:
     """
     from PIL import Image, ImageOps
 
-    from mmflowers.preparation.inspection import FORMATS, MAX_PIXELS, open_regular
+    from mmflowers.preparation.decoding import FORMATS, MAX_PIXELS
+    from mmflowers.utils.files import open_regular
 
     try:
         # Only the formats that the preparation reads: Pillow would run Ghostscript for an EPS.

@@ -12,7 +12,8 @@ from pictures import photo as picture
 from PIL import Image
 
 from mmflowers.preparation.damage import MAX_SCANS
-from mmflowers.preparation.inspection import decode, examine
+from mmflowers.preparation.decoding import decode
+from mmflowers.preparation.inspection import examine
 
 EOI = b"\xff\xd9"
 TRIES = 8  # of a kind, each at a place and in a photo of its own

@@ -27,6 +27,7 @@ from mmflowers.evaluation.report import read_report_data
 from mmflowers.inference.classifier import Prediction
 from mmflowers.inference.inputs import Input
 from mmflowers.inference.output import ClassFolders, open_output
+from mmflowers.preparation.options import PrepareOptions
 from mmflowers.preparation.prepare import prepare
 from mmflowers.utils.errors import InputError
 from mmflowers.utils.files import AtomicFile, creating, explained, replacing, write_bytes, write_csv, write_text
@@ -168,7 +169,7 @@ def test_a_report_on_a_bad_disk_is_refused_in_a_line(bad_disk: Path, tested: Pat
 def test_a_preparation_on_a_bad_disk_is_refused_in_a_line(rendered: bool, source: Path, bad_disk: Path) -> None:
     arguments = {"rendered": 1} if rendered else {"source": source, "link": "hardlink"}
     with pytest.raises(InputError, match=rf"{REFUSED}|MB free"):
-        prepare(bad_disk / "data", workers=1, **arguments)
+        prepare(PrepareOptions(out=bad_disk / "data", workers=1, **arguments))
     assert not partials(bad_disk) and not (bad_disk / "data").exists()
 
 
@@ -186,7 +187,7 @@ def test_a_disk_that_fills_up_during_a_preparation_leaves_nothing(
             r"can't write .*: (No space left on device · hint: free disk space|File too large · hint: raise the limit)"
         )
         with pytest.raises(InputError, match=told):
-            prepare(small / "data", workers=1, **arguments)
+            prepare(PrepareOptions(out=small / "data", workers=1, **arguments))
         assert not list(small.iterdir())
 
 

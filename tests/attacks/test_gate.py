@@ -32,7 +32,7 @@ from mmflowers.demo.gate import _arrived_at, served_names
 from mmflowers.demo.page import build_app
 from mmflowers.demo.results import PhotoClassifier, Result
 from mmflowers.demo.uploads import MAX_HELD, MAX_MEGABYTES, MAX_PHOTOS, MEGABYTE, Upload, Uploads
-from mmflowers.preparation.inspection import decode
+from mmflowers.preparation.decoding import decode
 from mmflowers.utils.errors import InputError
 
 HERE = "http://127.0.0.1:7860"

@@ -17,7 +17,8 @@ from PIL import Image
 
 from mmflowers.preparation import archives
 from mmflowers.preparation.damage import MAX_PIXELS_PER_BYTE
-from mmflowers.preparation.inspection import MAX_COMMENTS, decode, examine
+from mmflowers.preparation.decoding import MAX_COMMENTS, decode
+from mmflowers.preparation.inspection import examine
 from mmflowers.utils.errors import InputError
 
 SECONDS = 5  # of the processor
@@ -110,7 +111,8 @@ def largest(kind: str) -> bytes:
 PEAK = """
 import sys
 from pathlib import Path
-from mmflowers.preparation.inspection import decode, examine
+from mmflowers.preparation.decoding import decode
+from mmflowers.preparation.inspection import examine
 data = Path(sys.argv[1]).read_bytes()
 found, reason = examine(data, ".jpg")[0], decode(data)[1]
 status = Path("/proc/self/status").read_text()  # getrusage would give that of the process that started this one

@@ -26,6 +26,7 @@ from mmflowers.evaluation.predictions import (
 from mmflowers.evaluation.report import RunRow
 from mmflowers.inference.classifier import Prediction
 from mmflowers.inference.output import open_output
+from mmflowers.preparation.options import PrepareOptions
 from mmflowers.preparation.prepare import prepare
 from mmflowers.utils.files import escape_cell, read_csv, read_rows, unescape_cell, write_rows
 from mmflowers.visualization.report import _write_tables
@@ -145,7 +146,7 @@ def test_files_csv_is_harmless_and_its_reader_gets_the_names(tmp_path: Path) -> 
         (tmp_path / "photos" / name / "-copy.png").write_bytes(
             (tmp_path / "photos" / name / "@0.png").read_bytes()
         )  # left out as a copy
-    prepare(tmp_path / "data", source=tmp_path / "photos", workers=1)
+    prepare(PrepareOptions(out=tmp_path / "data", source=tmp_path / "photos", workers=1))
     assert harmless(tmp_path / "data" / "files.csv")
     copies = {frozenset(copy[:2]) for copy in read_card(tmp_path / "data").copies}
     assert copies == {frozenset({f"{name}/-copy.png", f"{name}/@0.png"}) for name in ("=daisy", "+rose")}

@@ -15,8 +15,10 @@ import pytest
 from pictures import encode, photo
 from PIL import Image
 
-from mmflowers.preparation import inspection, workers
-from mmflowers.preparation.inspection import Journal, decode, examine, inspect, inspect_file, perceptual_hash
+from mmflowers.preparation import decoding, inspection, workers
+from mmflowers.preparation.decoding import decode
+from mmflowers.preparation.inspection import examine, inspect, inspect_file, perceptual_hash
+from mmflowers.preparation.journal import Journal
 from mmflowers.preparation.records import Record, Source, SourceFile
 
 
@@ -105,16 +107,16 @@ def test_exif_rotated_photos_are_turned_upright(orientation, format_):
     upright = Image.new("RGB", (60, 40), "white")
     upright.paste("red", (0, 0, 30, 20))  # the top left quarter
     undo = {5: 5, 6: 8, 7: 7, 8: 6}.get(orientation, orientation)  # turning left undoes turning right
-    stored = upright.transpose(inspection.ROTATIONS[undo])
+    stored = upright.transpose(decoding.ROTATIONS[undo])
     exif = Image.Exif()
-    exif[inspection.ORIENTATION] = orientation
+    exif[decoding.ORIENTATION] = orientation
     options = {"quality": 95, "subsampling": 0} if format_ == "JPEG" else {}
     found, converted = examine(encode(stored, format_, exif=exif, **options), f".{format_.lower()}")
     assert (found.verdict, found.width, found.height) == ("converted", 60, 40)
     assert "EXIF-rotated" in found.reason
     written = Image.open(io.BytesIO(converted))
     assert written.size == (60, 40)
-    assert written.getexif().get(inspection.ORIENTATION, 1) == 1
+    assert written.getexif().get(decoding.ORIENTATION, 1) == 1
     assert np.abs(np.subtract(np.asarray(written, int), np.asarray(upright, int))).max() <= 40  # JPEG rings at the edge
     assert written.getpixel((5, 5))[2] < 40 < 200 < written.getpixel((55, 35))[2]
 
@@ -193,11 +195,11 @@ def test_a_conversion_band_by_band_gives_what_one_of_the_whole_gives(mode, monke
     if mode == "RGBA":
         image.putalpha(photo(1).convert("L"))
     exif = Image.Exif()
-    exif[inspection.ORIENTATION] = 6
+    exif[decoding.ORIENTATION] = 6
     format_ = "TIFF" if mode == "F" else "PNG"
     data = encode(image, format_, exif=exif, **({"transparency": 7} if mode == "P" else {}))
     found, whole = examine(data, f".{format_.lower()}")
-    monkeypatch.setattr(inspection, "BAND_PIXELS", 5 * 64)
+    monkeypatch.setattr(decoding, "BAND_PIXELS", 5 * 64)
     assert examine(data, f".{format_.lower()}") == (found, whole)
     assert found.verdict == "converted"
     assert len(Image.open(io.BytesIO(whole)).getcolors(3072)) > 9

@@ -17,9 +17,11 @@ import pytest
 from huggingface_hub import DatasetCard
 from PIL import Image
 
+from mmflowers.preparation import data_card, writing
 from mmflowers.preparation import prepare as prepare_module
-from mmflowers.preparation import writing
-from mmflowers.preparation.prepare import Summary, prepare
+from mmflowers.preparation.options import PrepareOptions
+from mmflowers.preparation.prepare import prepare
+from mmflowers.preparation.summary import Summary
 from mmflowers.preparation.writing import Target, digest, require_space
 from mmflowers.utils.errors import InputError
 
@@ -51,7 +53,7 @@ def out(tmp_path) -> Path:
 
 
 def make(photos: Path, out: Path, **options) -> Summary:
-    return prepare(out, source=photos, **{"workers": 2, **options})
+    return prepare(PrepareOptions(out=out, source=photos, **{"workers": 2, **options}))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -143,7 +145,7 @@ def test_the_card_is_one_that_hugging_face_reads(photos, tmp_path, name):
 def test_the_card_names_a_licence_where_the_photos_are_those_that_say_theirs(photos, out, tmp_path, monkeypatch):
     archive = shutil.make_archive(str(tmp_path / "flower_photos"), "gztar", photos)
     sha256 = hashlib.sha256(Path(archive).read_bytes()).hexdigest()
-    monkeypatch.setattr(prepare_module, "FLOWER_PHOTOS", prepare_module.FLOWER_PHOTOS._replace(sha256=sha256))
+    monkeypatch.setattr(data_card, "FLOWER_PHOTOS", data_card.FLOWER_PHOTOS._replace(sha256=sha256))
     make(Path(archive), out)
     card = DatasetCard.load(out / "DATA_CARD.md")
     assert card.data.license == "cc-by-2.0"
@@ -155,7 +157,7 @@ def test_the_card_names_a_licence_where_the_photos_are_those_that_say_theirs(pho
     [(7, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (99_999, "10K<n<100K"), (1_234_567, "1M<n<10M")],
 )
 def test_the_card_counts_as_hugging_face_does(photos, size, out):
-    metadata = prepare_module._card_metadata(Summary(out, {"train": {}}), {"kind": "rendered"}, "x", photos)
+    metadata = data_card._metadata(Summary(out, {"train": {"daisy": photos}}), {"kind": "rendered"})
     assert f"size_categories:\n- {size}\n" in metadata
     assert "- synthetic\n" in metadata
 
@@ -315,13 +317,13 @@ def test_the_current_folder_is_never_replaced(photos, tmp_path, monkeypatch):
     elsewhere = tmp_path / "here" / "below"
     elsewhere.mkdir(parents=True)
     monkeypatch.chdir(elsewhere)
-    with pytest.raises(InputError, match="you live in"):
+    with pytest.raises(InputError, match="contains the current folder"):
         make(photos, tmp_path / "here", force=True)
 
 
 @pytest.mark.parametrize("place", ["my photos", "my photos/data", "."])
 def test_source_and_dataset_never_lie_one_in_the_other(photos, tmp_path, place):
-    with pytest.raises(InputError, match="one in the other"):
+    with pytest.raises(InputError, match="inside the other"):
         make(photos, tmp_path / place, force=True)
     assert (photos / "daisy" / "00.jpg").exists()
 
@@ -354,7 +356,7 @@ def test_a_disk_that_fills_up_is_bad_input_not_a_bug(photos, out, monkeypatch):
 
 
 def test_two_runs_on_one_dataset_are_refused(photos, out, monkeypatch):
-    monkeypatch.setattr(writing, "LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr(writing, "LOCK_TIMEOUT_S", 0.1)
     with Target(out).locked(), pytest.raises(InputError, match="another run"):
         make(photos, out)
     make(photos, out)
@@ -399,8 +401,9 @@ def test_a_kill_between_the_two_renames_is_repaired_by_the_next_run(photos, out)
 
 KILLED = """
 import sys
+from mmflowers.preparation.options import PrepareOptions
 from mmflowers.preparation.prepare import prepare
-prepare(sys.argv[1], source=sys.argv[2], seed=1, workers=2)
+prepare(PrepareOptions(out=sys.argv[1], source=sys.argv[2], seed=1, workers=2))
 """
 
 

@@ -162,7 +162,7 @@ def test_a_stop_is_quiet_and_the_next_run_goes_on(tmp_path, signum, code):
     assert stderr.splitlines()[-1] == "stopped"
     assert "Traceback" not in stderr
     ran = run_tool(TOOL, *command[2:], cwd=tmp_path)
-    assert "going on with an interrupted run" in ran.stderr
+    assert "resuming an interrupted run" in ran.stderr
     with (tmp_path / "data" / "files.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 300
 

@@ -1,0 +1,136 @@
+"""The options of the preparation, checked when they are created."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+from mmflowers.preparation.decoding import MIN_SIDE
+from mmflowers.utils.errors import InputError, Problem
+
+VAL_RATIO, TEST_RATIO = "0.2", "0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """The options of ``prepare``, named as those of the command.
+
+    Attributes:
+        out: The dataset folder; an older dataset of ours is replaced.
+        source, sha256, split, split_lists: See ``open_source``.
+        rendered: Instead of a source: the number of flowers to render per class.
+        rendered_seed: Random seed of the rendering.
+        duplicates: See ``duplicates.resolve``.
+        val_ratio: Share of the photos of each class for validation, exact as written; the default is 0.2.
+        test_ratio: Share for a test split; the default is none.
+        seed: Random seed of the split.
+        resize: Short side in pixels that larger photos are scaled down to.
+        link: How photos that aren't changed get into the folder.
+        workers: Number of processes; the default is one per core.
+        force: Rebuild the folder even if it is up to date, and replace a folder that isn't a dataset.
+        dry_run: Only find out what would be done.
+
+    Raises:
+        InputError: With every option that is wrong.
+    """
+
+    out: str | Path
+    source: str | Path | None = None
+    sha256: str | None = None
+    rendered: int | None = None
+    rendered_seed: int = 0
+    split: Literal["keep", "redo"] | None = None
+    split_lists: str | Path | None = None
+    duplicates: Literal["drop", "keep"] = "drop"
+    val_ratio: str | float | None = None
+    test_ratio: str | float | None = None
+    seed: int = 0
+    resize: int | None = None
+    link: Literal["copy", "hardlink", "symlink"] = "copy"
+    workers: int | None = None
+    force: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        problems = [*self._problems_of_ratios(), *self._problems_of_values(), *self._contradictions()]
+        if problems:
+            raise InputError(problems=problems)
+
+    @property
+    def has_given_split(self) -> bool:
+        """Whether the source or lists say which photo is in which split."""
+        return self.split == "keep" or self.split_lists is not None
+
+    @property
+    def shares(self) -> dict[str, Fraction] | None:
+        """The share of each split, exactly; None if the split is given."""
+        if self.has_given_split:
+            return None
+        val = Fraction(str(VAL_RATIO if self.val_ratio is None else self.val_ratio))  # of the text: 0.1 is a tenth
+        test = Fraction(str(TEST_RATIO if self.test_ratio is None else self.test_ratio))
+        return {"train": 1 - val - test, "val": val, "test": test}
+
+    def as_json(self) -> dict[str, Any]:
+        """What the dataset depends on besides its source."""
+        shares = self.shares
+        return {
+            "duplicates": self.duplicates,
+            "val_ratio": None if shares is None else float(shares["val"]),
+            "test_ratio": None if shares is None else float(shares["test"]),
+            "seed": self.seed,
+            "resize": self.resize,
+            "link": self.link,
+        }
+
+    def _problems_of_ratios(self) -> list[Problem]:
+        problems = []
+        for flag, value in (("--val-ratio", self.val_ratio), ("--test-ratio", self.test_ratio)):
+            if value is None:
+                continue
+            try:
+                share = Fraction(str(value))
+            except (ValueError, ZeroDivisionError):
+                problems.append(Problem(f"{flag} {value} is not a number", "give a share such as 0.2"))
+            else:
+                if not 0 <= share < 1 or (flag == "--val-ratio" and not share):
+                    problems.append(Problem(f"{flag} {value} is not between 0 and 1", "give a share such as 0.2"))
+            if self.has_given_split:
+                problems.append(Problem(f"{flag} has no effect on a given split", "remove it"))
+        if not problems and self.shares and self.shares["train"] <= 0:
+            what = "--val-ratio and --test-ratio leave nothing to train on"
+            problems.append(Problem(what, "their sum must be below 1"))
+        return problems
+
+    def _problems_of_values(self) -> list[Problem]:
+        problems = [
+            Problem(f"{flag} {value} is unknown", f"one of {', '.join(choices)}")
+            for flag, value, choices in (
+                ("--duplicates", self.duplicates, ("drop", "keep")),
+                ("--link", self.link, ("copy", "hardlink", "symlink")),
+            )
+            if value not in choices
+        ]
+        numbers = (
+            ("--resize", self.resize, MIN_SIDE),
+            ("--rendered", self.rendered, 1),
+            ("--workers", self.workers, 1),
+        )
+        problems += [
+            Problem(f"{flag} {number} is too small", f"give a number from {least}")
+            for flag, number, least in numbers
+            if number is not None and number < least
+        ]
+        return problems
+
+    def _contradictions(self) -> list[Problem]:
+        if self.rendered is None:
+            return []
+        problems = []
+        if any(value is not None for value in (self.source, self.sha256, self.split, self.split_lists)):
+            what = "--rendered replaces the source"
+            problems.append(Problem(what, "remove --source, --sha256, --split and --split-lists"))
+        if self.link == "symlink":
+            problems.append(Problem("--link symlink needs photos that stay where they are", "remove it"))
+        return problems
