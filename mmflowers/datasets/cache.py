@@ -1,4 +1,4 @@
-"""Photos decoded once: a split as one uint8 array that all processes share, on the disk, in memory or on the GPU."""
+"""Cache of decoded photos: a split as one uint8 array that all processes share, on disk, in memory or on the GPU."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +22,7 @@ from mmflowers.utils.errors import InputError, Problem
 from mmflowers.utils.files import cache_root, locked, replacing
 from mmflowers.utils.resources import processors
 
-FORMAT = 1  # of what is stored: with another number the arrays of before aren't used any more
+FORMAT = 1  # of the stored arrays: another number makes all existing ones stale
 LIMIT = 20  # GB that the cache may take
 ARRAYS = "[0-9a-f]*-*.npy"  # the folder holds other caches too
 DEVICE_SHARE = 0.4  # of a GPU's free memory that photos may take: the training needs the rest
@@ -29,25 +31,24 @@ _opened: set[Path] = set()  # arrays that this process uses
 
 
 def cache_folder() -> Path:
-    """``$MMFLOWERS_CACHE``, else ``decoded`` in the folder that the system has for caches of mmflowers."""
+    """Return ``$MMFLOWERS_CACHE``, or else ``decoded`` in the operating system's cache folder for mmflowers."""
     return Path(os.environ.get("MMFLOWERS_CACHE") or cache_root() / "decoded")
 
 
 def cached_array(
     identity: str, photos: object, recipe: object, shape: tuple[int, ...], rows: Callable[[], Iterable[np.ndarray]]
 ) -> np.ndarray:
-    """An array of uint8 from the cache, which is made first where it isn't there.
+    """Return a uint8 array from the cache, and compute it first if it isn't there.
 
-    It appears under its name when it is whole. Arrays of the same identity whose photos have changed are removed, and
-    the least recently used ones beyond ``limit``. Where the disk has no room, or can't be written, the array is in
-    memory alone.
+    Arrays of the same identity whose photos have changed are removed, and the least recently used ones beyond
+    ``limit``. If the disk has no room, or can't be written, the array is in memory only.
 
     Args:
         identity: Which list of photos the array is of.
         photos: JSON-like: the photos' state; another state makes older arrays of this identity stale.
-        recipe: JSON-like: what is made of the photos; the cache holds arrays of several recipes.
+        recipe: JSON-like: what is computed from the photos; the cache holds arrays of several recipes.
         shape: Of the array.
-        rows: Called to make the array's rows in order.
+        rows: Called to compute the array's rows in order.
 
     Raises:
         InputError: As ``rows`` and ``limit`` do.
@@ -63,17 +64,14 @@ def cached_array(
 def cached_bytes(
     identity: str, photos: object, recipe: object, size: int, rows: Callable[[], Iterable[np.ndarray]]
 ) -> np.ndarray | None:
-    """All rows, of any lengths, one behind the other from the cache: uint8 of shape (bytes,).
+    """Return all rows, of any lengths, concatenated in an array from the cache: uint8 of shape (bytes,).
 
     Args:
-        identity: As of ``cached_array``, as for the rest.
-        photos: JSON-like.
-        recipe: JSON-like.
-        size: How many bytes they will be, about.
-        rows: Called to make them.
+        identity, photos, recipe, rows: See ``cached_array``.
+        size: The approximate number of bytes.
 
     Returns:
-        The array; None where it is larger than ``limit`` or the disk can't hold it.
+        The array; None if it is larger than ``limit`` or the disk can't hold it.
 
     Raises:
         InputError: As ``rows`` and ``limit`` do.
@@ -82,7 +80,7 @@ def cached_bytes(
 
 
 def limit() -> float:
-    """Bytes that the arrays in the cache may take: ``$MMFLOWERS_CACHE_GB``, default 20 GB.
+    """Return how many bytes the arrays in the cache may take: ``$MMFLOWERS_CACHE_GB``, default 20 GB.
 
     Raises:
         InputError: It isn't a number.
@@ -91,7 +89,7 @@ def limit() -> float:
     try:
         return float(value) * 1e9
     except ValueError:
-        raise InputError(f"MMFLOWERS_CACHE_GB is {value!r}", "set it to a number of gigabytes, as 20") from None
+        raise InputError(f"MMFLOWERS_CACHE_GB is {value!r}", "set it to a number of gigabytes, such as 20") from None
 
 
 def _cached(
@@ -137,12 +135,12 @@ def _digest(content: object) -> str:
 
 
 def _lock_of(folder: Path, name: str) -> Path:
-    """The lock of the arrays of one identity, by the name of one of them."""
+    """Return the lock file of the arrays of one identity, by the name of one of them."""
     return folder / f".{name.partition('-')[0]}.lock"
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove the arrays that killed processes had begun to write; those of living ones are locked."""
+    """Remove the unfinished arrays of killed processes; those of running processes are locked."""
     for partial in folder.glob(".*-*.partial"):
         name = partial.name.split(".")[2]  # .<random>.<name of the array>.partial
         with contextlib.suppress(OSError), locked(_lock_of(folder, name)):
@@ -183,38 +181,33 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
 
 
 def in_threads(make: Callable[[int], np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """Yield ``make(0)`` … ``make(count - 1)`` in order, made ahead in as many threads as there are processors.
+    """Yield ``make(0)`` … ``make(count - 1)`` in order, computed ahead in as many threads as there are processors.
 
     Raises:
         InputError: With the problems of all that failed.
     """
     problems: list[Problem] = []
-    threads = processors()
-    ahead = 8 * threads
-    with ThreadPoolExecutor(threads) as pool:
-        under_way = []
-        for number in range(count + ahead):
-            if number < count:
-                under_way.append(pool.submit(make, number))
-            if number >= ahead or number >= count:
-                if not under_way:
-                    break
-                try:
-                    row = under_way.pop(0).result()
-                except InputError as error:
-                    problems.extend(error.problems)
-                    continue
+    numbers = iter(range(count))
+    with ThreadPoolExecutor(processors()) as pool:
+        pending = deque(pool.submit(make, number) for number in islice(numbers, 8 * processors()))
+        while pending:
+            try:
+                row = pending.popleft().result()
+            except InputError as error:
+                problems.extend(error.problems)
+            else:
                 if not problems:
                     yield row
+            pending.extend(pool.submit(make, number) for number in islice(numbers, 1))
     if problems:
         raise InputError(problems=problems)
 
 
 def has_room(device: torch.device, size: int) -> bool:
-    """Whether ``device`` is a GPU that can keep ``size`` bytes and still train."""
+    """Return whether ``device`` is a GPU that can keep ``size`` bytes and still train."""
     return device.type == "cuda" and size <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor | None:
-    """The array on a GPU that has room for it; else None."""
+    """Copy an array to a GPU that has room for it; return None for another device."""
     return torch.from_numpy(np.asarray(array)).to(device) if has_room(device, array.nbytes) else None

@@ -1,4 +1,4 @@
-"""What a dataset folder says of itself: ``dataset.json``, and of every file of its source ``files.csv``."""
+"""What a dataset folder says about itself: ``dataset.json``, and ``files.csv`` about every file of its source."""
 
 from __future__ import annotations
 
@@ -18,28 +18,26 @@ class DataCard:
     """Where the photos come from, and what was left out.
 
     Attributes:
-        facts: The content of ``dataset.json``; empty where the folder was made by hand.
+        metadata: The content of ``dataset.json``; empty if there is none.
         dropped: How many files were left out for each reason, most first.
         copies: ``(path, the path it is a copy of, whether it was left out)`` of each identical copy, by source paths.
     """
 
-    facts: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     copies: list[tuple[str, str, bool]] = field(default_factory=list)
 
 
 def prepared_photos(root: Path, split: str) -> dict[str, int | None]:
-    """The photos of a split as the preparation left them, by their path in the folder.
+    """Return the photos of a split that the preparation wrote, by their path in the folder.
 
-    Each with the first 63 bits of its sha256, or None where ``files.csv`` doesn't have it: the row of a converted photo
-    holds the digest of its source. Empty where the folder has no ``files.csv`` that can be read.
+    Each with the first 63 bits of its sha256, or None if ``files.csv`` doesn't have it: the row of a converted photo
+    has the digest of its source. Empty if the folder has no ``files.csv`` that can be read.
     """
     try:
-        header, *lines = read_csv(root / "files.csv")
-        rows = [dict(zip(header, line, strict=True)) for line in lines]
         return {
             row["target"]: int(row["sha256"][:16], 16) >> 1 if row["verdict"] == "kept" else None
-            for row in rows
+            for row in _read_rows(root / "files.csv")
             if row["target"] and row["split"] == split
         }
     except (OSError, ValueError, LookupError, TypeError, csv.Error):
@@ -47,26 +45,33 @@ def prepared_photos(root: Path, split: str) -> dict[str, int | None]:
 
 
 def read_card(root: Path) -> DataCard:
-    """Read what lies there of both files.
+    """Read both files, if they exist.
 
     Raises:
         InputError: One of them isn't what the preparation writes.
     """
-    facts, rows = {}, []
+    card = DataCard()
     path = root / "dataset.json"
     try:
         if path.is_file():
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(facts, dict):
+            metadata = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(metadata, dict):
                 raise ValueError("not an object")
+            card.metadata.update(metadata)
         path = root / "files.csv"
         if path.is_file():
-            header, *lines = read_csv(path)
-            columns = [header.index(name) for name in ("path", "verdict", "reason", "duplicate_of")]
-            rows = [tuple(line[column] for column in columns) for line in lines]
-    except (OSError, ValueError, IndexError, csv.Error) as error:
-        hint = "python tools/prepare_flowers.py writes it; a folder without it will do too"
+            rows = _read_rows(path)
+            dropped = Counter(row["reason"] for row in rows if row["verdict"] == "dropped")
+            card.dropped.update(dropped.most_common())
+            card.copies.extend(
+                (row["path"], row["duplicate_of"], row["verdict"] == "dropped") for row in rows if row["duplicate_of"]
+            )
+    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
+        hint = "python tools/prepare_flowers.py writes it; a folder without it works too"
         raise InputError(f"{path} can't be read: {error!r}", hint) from error
-    dropped = Counter(reason for _, verdict, reason, _ in rows if verdict == "dropped")
-    copies = [(name, other, verdict == "dropped") for name, verdict, _, other in rows if other]
-    return DataCard(facts, dict(dropped.most_common()), copies)
+    return card
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    header, *rows = read_csv(path)
+    return [dict(zip(header, row, strict=True)) for row in rows]

@@ -1,4 +1,4 @@
-"""Reads a dataset folder as ``tools/prepare_flowers.py`` writes it, and says everything that is wrong with it at once.
+"""Read a dataset folder as ``tools/prepare_flowers.py`` writes it, and report all its problems at once.
 
 No torch here: the plain PyTorch exercise, the commands and the checks share this reader.
 """
@@ -19,7 +19,7 @@ PREPARE = "python tools/prepare_flowers.py writes a dataset folder"
 
 @dataclass(frozen=True, slots=True)
 class DatasetFolder:
-    """A dataset folder that was found to be in order.
+    """A dataset folder without problems.
 
     Attributes:
         root: The folder.
@@ -40,7 +40,7 @@ def read_dataset_folder(
     Args:
         data_root: The folder.
         splits: Names of the lists.
-        files_may_be_gone: Photos that aren't there any more are no problem; they are listed all the same.
+        files_may_be_gone: Whether photos that don't exist any more are accepted; they are listed all the same.
 
     Raises:
         InputError: With every problem found: no folder, no list, malformed lines, labels outside of the classes or
@@ -75,16 +75,16 @@ def _read_classes(root: Path, problems: list[Problem]) -> list[str]:
     classes = [line.strip() for line in _lines(path, problems)]
     while classes and not classes[-1]:
         classes.pop()
-    if not classes:
-        problems.append(Problem(f"{path} names no class", "one name a line, line number = label, from 0"))
-    if len(classes) == 1:
-        problems.append(Problem(f"{path} names one class only, {classes[0]}", "a classifier needs at least two"))
     blank = [number for number, name in enumerate(classes, 1) if not name]
-    if blank:
-        problems.append(Problem(f"{path} has empty lines: {some(blank)}", "one name a line, line number = label"))
-    twice = [name for name, count in Counter(filter(None, classes)).items() if count > 1]
-    if twice:
-        problems.append(Problem(f"{path} names a class twice: {some(twice)}", "every class once"))
+    twice = [name for name, times in Counter(filter(None, classes)).items() if times > 1]
+    for is_wrong, what, hint in (
+        (not classes, "names no class", "one name per line, line number = label, from 0"),
+        (len(classes) == 1, f"names only one class, {some(classes)}", "a classifier needs at least two"),
+        (blank, f"has empty lines: {some(blank)}", "one name per line, line number = label"),
+        (twice, f"names a class twice: {some(twice)}", "each class once"),
+    ):
+        if is_wrong:
+            problems.append(Problem(f"{path} {what}", hint))
     return classes
 
 
@@ -93,7 +93,7 @@ def _read_list(
 ) -> list[tuple[str, int]]:
     path = root / f"{split}.txt"
     samples: list[tuple[str, int]] = []
-    malformed, absolute, labels, gone, mislabelled = [], [], [], [], []
+    malformed, absolute, labels, gone, mislabelled = (list[str]() for _ in range(5))
     for number, line in enumerate(_lines(path, problems), 1):
         if not line.strip():
             continue
@@ -109,7 +109,7 @@ def _read_list(
             # val/x, val//x and val/./x are one photo. Most names have neither, and pathlib takes a while for thousands.
             plain = PurePosixPath(name).as_posix() if "//" in name or "./" in name else name
             samples.append((plain, int(digits)))
-    on_disk = _files_below({root / folder for folder in {name.rpartition("/")[0] for name, _ in samples}})
+    on_disk = _files_below({root / name.rpartition("/")[0] for name, _ in samples})
     start = os.fspath(root / "_")[:-1]
     for name, label in samples:
         folder = name.rpartition("/")[0].rpartition("/")[2]
@@ -119,15 +119,15 @@ def _read_list(
             mislabelled.append(f"{name} has label {label} ({classes[label]})")
 
     form = f"a line is `{split}/daisy/x.jpg 0`: path relative to the folder, with forward slashes, and label"
-    for found, what, hint in (
-        (malformed, "malformed lines", form),
-        (absolute, "paths that are absolute, leave the folder or have backslashes", form),
-        (labels, f"labels outside of the {len(classes)} classes", "labels count from 0 as classes.txt does"),
-        (gone, "files that are not there", PREPARE),
-        (mislabelled, "labels against the class folder", "is classes.txt in the order the labels were made with?"),
+    for found, noun, what, hint in (
+        (malformed, "malformed line", "", form),
+        (absolute, "path", " absolute, outside of the folder or with backslashes", form),
+        (labels, "label", f" outside of the {len(classes)} classes", "labels count from 0 as classes.txt does"),
+        (gone, "missing file", "", PREPARE),
+        (mislabelled, "label", " against the class folder", "is classes.txt in the order the labels were made with?"),
     ):
         if found:
-            problems.append(Problem(f"{path}: {len(found)} {what} ({some(found)})", hint))
+            problems.append(Problem(f"{path}: {count(len(found), noun)}{what} ({some(found)})", hint))
     if not samples and not (malformed or absolute or labels):
         problems.append(Problem(f"{path} lists no photo", PREPARE))
     missing = sorted(set(range(len(classes))) - {label for _, label in samples})

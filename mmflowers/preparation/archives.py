@@ -150,7 +150,7 @@ def _unpack(archive: Path, folder: Path) -> None:
         raise InputError(f"{archive.name} is damaged{after}: {what}", "download or create it again") from error
     if refused:
         hint = "create the archive without them, or unpack it by hand and give the folder with --source"
-        whats = (f"{archive.name} is refused, it has {why}: {some(n, counts[why])}" for why, n in refused.items())
+        whats = (f"{archive.name} is refused, it holds {why}: {some(n, counts[why])}" for why, n in refused.items())
         raise InputError(problems=[Problem(what, hint) for what in whats])
     if not files:
         raise InputError(f"{archive.name} holds no file")

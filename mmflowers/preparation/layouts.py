@@ -1,4 +1,4 @@
-"""How photos lie in a folder: where the class folders are, what is no photo, whether they are split already."""
+"""Find out how photos lie in a folder: the class folders, what can't be a photo, and whether there is a split."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MOST_WRAPPERS = 8
 
 @dataclass(slots=True)
 class Layout:
-    """A folder as it was found.
+    """The layout of a folder of photos.
 
     Attributes:
         root: The folder that the paths are relative to: the given one, or one that it merely wraps.
@@ -53,7 +53,7 @@ class Layout:
 
 
 def read_layout(folder: Path) -> Layout:
-    """Walk through a folder once and say what lies where; nothing is opened but directories.
+    """Find out what lies where in a folder; nothing is opened but directories.
 
     The immediate subfolders are the classes, or those below train/ and val/ where there are such; deeper folders
     belong to the class they lie in. Links are never followed into folders.
@@ -78,7 +78,7 @@ def read_layout(folder: Path) -> Layout:
         if split_folders and parts[0] in split_folders:
             file.split = split_folders[parts.pop(0)]
         elif split_folders and len(parts) > 1:
-            file.refusal = file.refusal or f"outside {_named(split_folders)}"
+            file.refusal = file.refusal or f"outside {'/ and '.join(sorted(split_folders))}/"
             continue
         if lists is not None and parts[0] == "meta" and parts[-1] in _LISTS:
             file.refusal = file.refusal or "a list, not a photo"
@@ -92,9 +92,9 @@ def read_layout(folder: Path) -> Layout:
 
 
 def walk(root: Path) -> Iterator[tuple[str, str | None]]:
-    """Yield the POSIX path of every file below a folder, in no order, and why it can be no photo (else None).
+    """Yield the POSIX path of every file below a folder, in any order, and why it can't be a photo (else None).
 
-    A folder that can't be read is yielded like a file. Names that aren't UTF-8 come with surrogate escapes.
+    A folder that can't be read is yielded like a file. Names that aren't UTF-8 have surrogate escapes.
     """
     real_root = os.path.realpath(root)
     folders: list[tuple[str, str | None]] = [("", None)]
@@ -107,23 +107,21 @@ def walk(root: Path) -> Iterator[tuple[str, str | None]]:
                     refusal = inherited or ("hidden or a system file" if _is_hidden(entry.name) else None)
                     if entry.is_symlink() or getattr(entry, "is_junction", bool)():  # junctions: Python 3.12, Windows
                         yield path, refusal or _refused_link(entry.path, real_root)
-                    elif entry.is_dir(follow_symlinks=False):
+                    elif entry.is_dir():
                         folders.append((f"{path}/", refusal))
-                    elif entry.is_file(follow_symlinks=False):
-                        yield path, refusal
                     else:
-                        yield path, refusal or _kind(entry.stat(follow_symlinks=False).st_mode)
+                        yield path, refusal or (None if entry.is_file() else _kind(entry.stat().st_mode))
         except OSError as error:
             yield prefix.rstrip("/"), f"a folder that can't be read ({error.strerror})"
 
 
 def _unwrapped(folder: Path) -> tuple[Path, Lists | None]:
-    """Go down while a folder holds nothing but one folder of folders; return where that ends, and lists met there."""
+    """Go down while a folder has nothing but one folder of folders; return the last one, and lists on the way."""
     lists = find_lists(folder)
     for _ in range(_MOST_WRAPPERS):
         inner, photos = _look(folder)
-        if lists is not None and "meta" in inner:
-            inner.remove("meta")
+        if lists is not None:
+            inner = [name for name in inner if name != "meta"]
         if len(inner) != 1 or photos:
             break
         below, photos = _look(folder / inner[0])
@@ -155,11 +153,7 @@ def _refused_link(path: str, real_root: str) -> str | None:
         mode = os.stat(target).st_mode  # noqa: PTH116 - a string here, for surrogate escapes and speed
     except OSError as error:
         return "a link that goes in a circle" if error.errno == errno.ELOOP else "a broken link"
-    try:
-        inside = os.path.commonpath([target, real_root]) == real_root
-    except ValueError:  # another drive
-        inside = False
-    if not inside:
+    if not Path(target).is_relative_to(real_root):
         return "a link that leads out of the source"
     if stat.S_ISDIR(mode):
         return "a link to a folder of the source"
@@ -167,9 +161,8 @@ def _refused_link(path: str, real_root: str) -> str | None:
 
 
 def _kind(mode: int) -> str:
-    if stat.S_ISFIFO(mode):
-        return "a FIFO, not a file"
-    return "a socket, not a file" if stat.S_ISSOCK(mode) else "a device, not a file"
+    kind = "FIFO" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+    return f"a {kind}, not a file"
 
 
 def _why_outside(name: str, is_dataset: bool) -> str:
@@ -178,7 +171,3 @@ def _why_outside(name: str, is_dataset: bool) -> str:
     if is_dataset and name.lower() in _DATASET_EXTRAS:
         return "part of a dataset folder, not a photo"
     return OUTSIDE
-
-
-def _named(split_folders: dict[str, str]) -> str:
-    return " and ".join(f"{name}/" for name in sorted(split_folders))

@@ -1,4 +1,4 @@
-"""Where photos come from: the public flower photos, a folder, an archive, an address; split already or not."""
+"""Open the source of the photos: the public flower photos, a folder, an archive or a URL, already split or not."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from mmflowers.preparation.layouts import Layout, read_layout
 from mmflowers.preparation.lists import assign_splits, find_lists
 from mmflowers.preparation.records import Source
-from mmflowers.utils.errors import InputError, Problem
+from mmflowers.utils.errors import InputError, Problem, count
 
 
 class Published(NamedTuple):
-    """An archive that anyone can fetch, known to the byte."""
+    """An archive that can be downloaded, identified by its hash."""
 
     urls: tuple[str, ...]
     size: int | None
@@ -25,7 +25,7 @@ class Published(NamedTuple):
 
 
 # TensorFlow's flower photos: 3,670 photos in daisy, dandelion, roses, sunflowers, tulips, and a LICENSE.txt (CC BY).
-# Plain http is no loss: the hash decides.
+# Plain http is no loss: the hash is checked.
 FLOWER_PHOTOS = Published(
     (
         "https://download.tensorflow.org/example_images/flower_photos.tgz",
@@ -34,7 +34,8 @@ FLOWER_PHOTOS = Published(
     228_813_984,
     "4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c",
 )
-WAYS_ON = "take photos of your own with --source FOLDER_OR_ARCHIVE, or let flowers be drawn with --rendered 200"
+OTHER_SOURCES = "use your own photos with --source FOLDER_OR_ARCHIVE, or render flowers with --rendered 200"
+KINDS = "--source takes a folder, an archive or a URL"
 
 
 def open_source(
@@ -46,79 +47,75 @@ def open_source(
     split_lists: Path | None = None,
     cache: Path | None = None,
 ) -> Source:
-    """Make the photos of a source available in a folder and say which files there are, in which class and split.
+    """Make the photos of a source available in a folder, and find out their classes and splits.
 
-    Nothing in a given folder is changed. Downloads go to ``cache``, archives are unpacked below ``staging``; both are
-    found again by a later run.
+    Nothing in a given folder is changed. Downloads go to ``cache``, archives are unpacked below ``staging``; a later
+    run finds both again.
 
     Args:
-        source: A folder, an archive (zip, tar, tar.gz, tar.bz2, tar.xz), an http(s) address of an archive, or None
-            for TensorFlow's public flower photos.
-        staging: A folder of this run alone, made if an archive needs it. The source lies there until it is removed.
-        sha256: Of the archive: needed for an address, checked where given; 64 hex digits.
-        split: Whether a split that the source brings is taken over or forgotten.
-        split_lists: A folder with train.txt, val.txt and maybe test.txt and classes.txt, for a source without them;
-            goes before a split that the source brings.
-        cache: Folder for downloads; None for the user's cache folder of this operating system.
+        source: A folder, an archive (zip, tar, tar.gz, tar.bz2, tar.xz), an http(s) URL of an archive, or None for
+            TensorFlow's public flower photos.
+        staging: A folder of this run alone, created if an archive needs it. The source lies there until it is removed.
+        sha256: Of the archive: required for a URL, checked if given; 64 hex digits.
+        split: Whether a split that the source already has is kept or ignored.
+        split_lists: A folder with train.txt, val.txt and maybe test.txt and classes.txt; takes precedence over a split
+            that the source already has.
+        cache: Folder for downloads; None for the operating system's cache folder.
 
     Raises:
         InputError: With every problem found: no such source, damaged or dangerous archives, no network, lists that
-            contradict the photos, no photo at all; and when the source is split already and ``split`` doesn't say
-            what to do about it.
+            contradict the photos, no photo at all; and if the source is split already and ``split`` is None.
     """
     wanted = _checked_sha256(sha256)
     if split == "redo" and split_lists is not None:
         raise InputError("--split redo and --split-lists contradict each other", "give one of them")
     folder, description = _on_disk(source, staging, wanted, cache)
+    name = source or description["name"]
     layout = read_layout(folder)
     if all(file.refusal for file in layout.files):
-        raise InputError(
-            f"{source or description['name']} has no photos in class folders{_why_none(layout)}", _ONE_EACH
-        )
-    description["split"] = None
+        hint = "one folder for each class is needed: daisy/x.jpg, tulip/y.jpg …"
+        raise InputError(f"{name} has no photos in class folders{_reasons(layout)}", hint)
 
+    given: str | None = None
+    lists = layout.lists
     if split_lists is not None:
         lists = find_lists(split_lists)
         if lists is None:
-            has = "no such folder" if not split_lists.is_dir() else "no train.txt and val.txt in it"
-            raise InputError(f"--split-lists {split_lists}: {has}", "give the folder that holds both lists")
-        description["split"] = "given lists"
-        description["split_sha256"] = assign_splits(layout.files, lists)
-    elif not (layout.split_folders or layout.lists):
+            problem = "no such folder" if not split_lists.is_dir() else "no train.txt and val.txt in it"
+            raise InputError(f"--split-lists {split_lists}: {problem}", "give the folder that has both lists")
+        given = "given lists"
+    elif not (layout.split_folders or lists):
         if split == "keep":
-            hint = "leave --split away, or name the lists with --split-lists DIR"
-            raise InputError(f"--split keep: no split is recognised in {source or description['name']}", hint)
+            hint = "remove --split, or name the lists with --split-lists DIR"
+            raise InputError(f"--split keep: no split is found in {name}", hint)
     elif split is None:
-        raise InputError(
-            f"{source or description['name']} is split already: {_brings(layout)}",
-            "--split keep takes that split over, --split redo draws a new one",
-        )
+        hint = "--split keep uses that split, --split redo draws a new one"
+        raise InputError(f"{name} is split already: {_existing_split(layout)}", hint)
     elif split == "redo":
-        description["split"] = "redone"
+        given, lists = "redone", None
         for file in layout.files:
             file.split = None
-    elif layout.lists:
-        description["split"] = "its own lists"
-        description["split_sha256"] = assign_splits(
-            layout.files, layout.lists, against_folders=bool(layout.split_folders)
-        )
+    elif lists:
+        given = "its own lists"
     else:
-        description["split"] = "its own folders"
+        given = "its own folders"
         _check_split_folders(layout.split_folders)
-    has_split = split_lists is not None or (split == "keep")
-    return Source(layout.root, layout.files, description, has_split)
+    description["split"] = given
+    if lists is not None:
+        against_folders = split_lists is None and bool(layout.split_folders)
+        description["split_sha256"] = assign_splits(layout.files, lists, against_folders=against_folders)
+    return Source(layout.root, layout.files, description, has_split=split_lists is not None or split == "keep")
 
 
-_ONE_EACH = "one folder for each class is needed: daisy/x.jpg, tulip/y.jpg …"
-
-
-def _on_disk(source: str | Path | None, staging: Path, sha256: str | None, cache: Path | None) -> tuple[Path, dict]:
-    """Return the folder of the source, downloaded and unpacked where need be, and the beginning of its description."""
+def _on_disk(
+    source: str | Path | None, staging: Path, sha256: str | None, cache: Path | None
+) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of the source, downloaded and unpacked if necessary, and its description."""
     text = "" if source is None else os.fspath(source)
     path = Path(text).expanduser()
     if source is not None and path.is_dir():
         if sha256 is not None:
-            raise InputError(f"--sha256 belongs to an archive, and {text} is a folder", "leave --sha256 away")
+            raise InputError(f"--sha256 belongs to an archive, and {text} is a folder", "remove --sha256")
         return path.resolve(), _description("folder", path.resolve().name)
 
     from mmflowers.preparation.archives import unpack  # late: a folder needs no HTTP, TLS and decompressors
@@ -127,44 +124,42 @@ def _on_disk(source: str | Path | None, staging: Path, sha256: str | None, cache
 
     if source is None:
         if sha256 not in (None, FLOWER_PHOTOS.sha256):
-            raise InputError("--sha256 is given without --source", "--source names the archive that it belongs to")
-        archive = _fetched(FLOWER_PHOTOS, staging, cache, WAYS_ON)
-        return archive, _description("flower_photos", file_name(FLOWER_PHOTOS.urls[0]), FLOWER_PHOTOS.sha256)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        return _from_address(text, staging, sha256, cache)
-    if not path.exists():
-        raise InputError(f"{text} doesn't exist", "--source takes a folder, an archive or an address")
-    if not path.is_file():
-        raise InputError(f"{text} is neither a folder nor a file", "--source takes a folder, an archive or an address")
-    try:
-        found = file_sha256(path)
-    except OSError as error:
-        raise InputError(f"{text} can't be read ({error.strerror})") from error
-    if sha256 not in (None, found):
-        raise InputError(f"{text} has the sha256 {found}, not {sha256}", "download it again, or correct --sha256")
-    return unpack(path, staging, sha256=found), _description("archive", path.name, found)
+            raise InputError("--sha256 is given without --source", "name the archive with --source")
+        kind, archive, hint = "flower_photos", FLOWER_PHOTOS, OTHER_SOURCES
+    elif re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        kind, archive = "url", Published((text,), None, _checked_url(text, sha256))
+        hint = "check the URL and --sha256, or download it by other means and give the file with --source"
+    else:
+        if not path.is_file():
+            problem = "is neither a folder nor a file" if path.exists() else "doesn't exist"
+            raise InputError(f"{text} {problem}", KINDS)
+        try:
+            found = file_sha256(path)
+        except OSError as error:
+            raise InputError(f"{text} can't be read ({error.strerror})") from error
+        if sha256 not in (None, found):
+            raise InputError(f"{text} has the sha256 {found}, not {sha256}", "download it again, or correct --sha256")
+        return unpack(path, staging, sha256=found), _description("archive", path.name, found)
+    return _fetch(archive, staging, cache, hint), _description(kind, file_name(archive.urls[0]), archive.sha256)
 
 
-def _from_address(url: str, staging: Path, sha256: str | None, cache: Path | None) -> tuple[Path, dict]:
-    from mmflowers.utils.downloads import file_name
-
+def _checked_url(url: str, sha256: str | None) -> str:
+    """Return the sha256 of what a URL should hold."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:  # brackets or a port that make no sense
+    except ValueError:  # invalid brackets or port
         usable = False
     if not usable:
-        hint = "give an http(s) address, or a folder or archive on this disk as a plain path"
-        raise InputError(f"{url} is no address that can be downloaded", hint)
+        hint = "give an http(s) URL, or the path of a folder or archive on this disk"
+        raise InputError(f"{url} is not a URL that can be downloaded", hint)
     if sha256 is None:
         hint = "add --sha256 with the 64 hex digits that its publisher gives, or download it and give the file"
-        raise InputError(f"nothing says what {url} should hold", hint)
-    hint = "check address and --sha256, or download it by other means and give the file with --source"
-    folder = _fetched(Published((url,), None, sha256), staging, cache, hint)
-    return folder, _description("url", file_name(url), sha256)
+        raise InputError(f"the download of {url} needs --sha256", hint)
+    return sha256
 
 
-def _fetched(archive: Published, staging: Path, cache: Path | None, hint: str) -> Path:
+def _fetch(archive: Published, staging: Path, cache: Path | None, hint: str) -> Path:
     from mmflowers.preparation.archives import unpack, unpacked_name
     from mmflowers.utils.downloads import fetch
     from mmflowers.utils.files import cache_root
@@ -177,21 +172,19 @@ def _fetched(archive: Published, staging: Path, cache: Path | None, hint: str) -
     return unpack(path, staging, sha256=archive.sha256)
 
 
-def _description(kind: str, name: str, sha256: str | None = None) -> dict:
+def _description(kind: str, name: str, sha256: str | None = None) -> dict[str, Any]:
     printable = os.fsencode(name).decode("utf-8", "replace")
     return {"kind": kind, "name": printable, **({"sha256": sha256} if sha256 else {})}
 
 
 def _checked_sha256(text: str | None) -> str | None:
-    if text is None:
-        return None
-    digits = text.strip().lower().removeprefix("sha256:")
-    if not re.fullmatch("[0-9a-f]{64}", digits):
-        raise InputError(f"--sha256 {text} is no sha256", "it has 64 hex digits")
+    digits = None if text is None else text.strip().lower().removeprefix("sha256:")
+    if digits is not None and not re.fullmatch("[0-9a-f]{64}", digits):
+        raise InputError(f"--sha256 {text} is not a sha256", "it has 64 hex digits")
     return digits
 
 
-def _brings(layout: Layout) -> str:
+def _existing_split(layout: Layout) -> str:
     found = []
     if layout.split_folders:
         counts = Counter(file.path.split("/", 1)[0] for file in layout.files if not file.refusal)
@@ -204,22 +197,18 @@ def _brings(layout: Layout) -> str:
 def _check_split_folders(split_folders: dict[str, str]) -> None:
     problems = []
     for split in ("train", "val"):
-        named = [f"{name}/" for name, meant in split_folders.items() if meant == split]
+        named = [f"{name}/" for name, meaning in split_folders.items() if meaning == split]
         if len(named) > 1:
-            problems.append(
-                Problem(f"{' and '.join(named)} both mean {split}", "take one of them away, or --split redo")
-            )
+            problems.append(Problem(f"{' and '.join(named)} both mean {split}", "remove one of them, or --split redo"))
         elif not named:
-            problems.append(Problem(f"--split keep: there is no {split}/ beside the others", "--split redo draws one"))
+            what = f"--split keep: there is no {split}/ beside the others"
+            problems.append(Problem(what, "--split redo draws a new split"))
     if problems:
         raise InputError(problems=problems)
 
 
-def _why_none(layout: Layout) -> str:
-    """Say in brackets what stands against the files, most frequent reason first."""
+def _reasons(layout: Layout) -> str:
+    """Return in brackets why the files are refused, the most frequent reasons first."""
     reasons = Counter(file.refusal for file in layout.files).most_common(3)
-    if not reasons:
-        return " (it is empty)"
-    return (
-        " (" + "; ".join(f"{count:,} {'file is' if count == 1 else 'files are'} {why}" for why, count in reasons) + ")"
-    )
+    texts = (f"{count(number, 'file is', 'files are')} {reason}" for reason, number in reasons)
+    return f" ({'; '.join(texts) or 'it is empty'})"

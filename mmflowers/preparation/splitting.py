@@ -1,30 +1,30 @@
-"""Which photo goes into which split, and under which name."""
+"""Choose the split and the name of every photo in the dataset folder."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from fractions import Fraction
 from math import ceil
 
 from mmflowers.preparation.inspection import EXTENSIONS
-from mmflowers.preparation.records import SPLITS, Record
-from mmflowers.utils.errors import InputError, Problem
+from mmflowers.preparation.records import Record
+from mmflowers.utils.errors import InputError, Problem, count
 
 IMAGE_EXTENSIONS = {*(name for names in EXTENSIONS.values() for name in names), ".gif", ".tif", ".tiff", ".mpo"}
 MAX_NAME_BYTES = 200  # of UTF-8; file systems take 255, and a suffix must still fit
 
 
-def sizes(count: int, *, val: Fraction, test: Fraction = Fraction(0)) -> dict[str, int]:
-    """Say how many of ``count`` photos go into each split: ``int((1 - val - test) * count)`` into train, exactly.
+def sizes(number: int, *, val: Fraction, test: Fraction = Fraction(0)) -> dict[str, int]:
+    """Return how many of ``number`` photos go into each split: ``int((1 - val - test) * number)`` into train, exactly.
 
-    Fractions, since ``int((1 - 0.2 - 0.1) * 10)`` is 6 in floating point.
+    Fractions, because ``int((1 - 0.2 - 0.1) * 10)`` is 6 in floating point.
     """
-    train, tested = int((1 - val - test) * count), int(test * count)
-    return {"train": train, "val": count - train - tested, "test": tested}
+    train, tested = int((1 - val - test) * number), int(test * number)
+    return {"train": train, "val": number - train - tested, "test": tested}
 
 
 def split(records: Iterable[Record], *, val: Fraction, test: Fraction = Fraction(0), seed: int = 0) -> list[str]:
@@ -42,36 +42,27 @@ def split(records: Iterable[Record], *, val: Fraction, test: Fraction = Fraction
     """
     photos = [record for record in records if record.verdict != "dropped"]
     counts = Counter(record.photo_class for record in photos)
-    wanted = [name for name in SPLITS if name != "test" or test]
-    _refuse_small_classes(counts, wanted, val=val, test=test)
-    room = {name: sizes(count, val=val, test=test) for name, count in counts.items()}
-    groups: dict[int, list[Record]] = {}
-    singles: dict[str, list[Record]] = {name: [] for name in counts}
+    shares = {"train": 1 - val - test, "val": val, **({"test": test} if test else {})}
+    planned = {name: sizes(number, val=val, test=test) for name, number in counts.items()}
+    _refuse_small_classes(planned, shares)
+    room = {name: Counter(of_class) for name, of_class in planned.items()}
+    groups: dict[object, list[Record]] = defaultdict(list)
     for record in photos:
-        if record.group is None:
-            singles[record.photo_class].append(record)
-        else:
-            groups.setdefault(record.group, []).append(record)
-    shares = {"train": 1 - val - test, "val": val, "test": test}
-    draws = {number: _draw(seed, group) for number, group in groups.items()}
-    for number in sorted(groups, key=lambda number: (-len(groups[number]), draws[number])):
-        group = groups[number]
-        if len(group) == 1:  # its partners were dropped
-            singles[group[0].photo_class].append(group[0])
-            continue
-        need = Counter(record.photo_class for record in group)
-        name = _place(need, room, wanted, shares, draws[number])
-        for record in group:
-            record.split = name
-            room[record.photo_class][name] -= 1
-    for class_name, rest in singles.items():
-        rest.sort(key=lambda record: (_draw(seed, [record]), record.path))
-        for name in reversed(wanted):  # train takes the rest where a group has overdrawn
-            take = max(room[class_name][name], 0) if name != "train" else len(rest)
-            for record in rest[:take]:
+        groups[record.path if record.group is None else record.group].append(record)
+    draws = {key: _draw(seed, group) for key, group in groups.items()}
+    for key, group in sorted(groups.items(), key=lambda item: (-len(item[1]), draws[item[0]])):
+        if len(group) > 1:
+            name = _place(Counter(record.photo_class for record in group), room, shares, draws[key])
+            for record in group:
                 record.split = name
-            rest = rest[take:]
-    return _check(photos, counts, wanted, val=val, test=test)
+                room[record.photo_class][name] -= 1
+    singles = sorted((draws[key], group[0].path, group[0]) for key, group in groups.items() if len(group) == 1)
+    for _, _, record in singles:
+        # test and val are filled up first: train takes the rest if a group has exceeded its share.
+        places = [name for name in reversed(shares) if name == "train" or room[record.photo_class][name] > 0]
+        record.split = places[0]
+        room[record.photo_class][places[0]] -= 1
+    return _check(photos, planned, shares)
 
 
 def name_targets(records: Iterable[Record]) -> list[str]:
@@ -136,53 +127,55 @@ def _draw(seed: int, group: Iterable[Record]) -> int:
     return int.from_bytes(hashlib.sha256(encoded(key)).digest(), "big")
 
 
-def _place(need: Counter, room: dict, wanted: list[str], shares: dict, draw: int) -> str:
-    """Draw a split by the shares; where the group doesn't fit, the roomiest one in which it does, or fits best."""
+def _place(need: Counter[str], room: dict[str, Counter[str]], shares: dict[str, Fraction], draw: int) -> str:
+    """Draw a split by the shares; if the group doesn't fit, take the roomiest one in which it does, or fits best."""
     threshold, drawn = Fraction(draw, 1 << 256), "train"
-    for name in wanted:
-        if threshold < shares[name]:
+    for name, share in shares.items():
+        if threshold < share:
             drawn = name
             break
-        threshold -= shares[name]
-    others = sorted((name for name in wanted if name != drawn), key=lambda n: -sum(room[c][n] for c in need))
+        threshold -= share
+    others = sorted((name for name in shares if name != drawn), key=lambda n: -sum(room[c][n] for c in need))
     for name in [drawn, *others]:
-        if all(room[class_name][name] >= count for class_name, count in need.items()):
+        if all(room[class_name][name] >= number for class_name, number in need.items()):
             return name
-    return max(wanted, key=lambda n: sum(min(room[class_name][n], count) for class_name, count in need.items()))
+    return max(shares, key=lambda n: sum(min(room[class_name][n], number) for class_name, number in need.items()))
 
 
-def _refuse_small_classes(counts: Counter, wanted: list[str], *, val: Fraction, test: Fraction) -> None:
+def _refuse_small_classes(planned: dict[str, dict[str, int]], shares: dict[str, Fraction]) -> None:
     problems = []
-    if len(counts) < 2:
-        what = f"only one class, {shown(next(iter(counts)))!r}, has photos" if counts else "no photo is left"
+    if len(planned) < 2:
+        what = f"only one class, {shown(next(iter(planned)))!r}, has photos" if planned else "no photo is left"
         problems.append(Problem(what, "a classifier needs a folder of photos for each of at least two classes"))
-    for class_name, count in sorted(counts.items()):
-        got = sizes(count, val=val, test=test)
-        empty = [name for name in wanted if not got[name]]
-        if empty:
-            enough = max(ceil(1 / share) for share in (1 - val - test, test) if share)
-            what = f"class {shown(class_name)!r} has {count} usable photo{'s' * (count != 1)}"
-            hint = f"{enough} are the least for these ratios: add some, remove the class, or change the ratios"
+    for class_name, of_class in sorted(planned.items()):
+        if empty := [name for name in shares if not of_class[name]]:
+            enough = max(ceil(1 / share) for name, share in shares.items() if name != "val")
+            what = f"class {shown(class_name)!r} has {count(sum(of_class.values()), 'usable photo')}"
+            hint = f"these ratios need at least {enough}: add some, remove the class, or change the ratios"
             problems.append(Problem(f"{what}: none for {' and '.join(empty)}", hint))
     if problems:
         raise InputError(problems=problems)
 
 
-def _check(photos: list[Record], counts: Counter, wanted: list[str], *, val: Fraction, test: Fraction) -> list[str]:
+def _check(photos: list[Record], planned: dict[str, dict[str, int]], shares: Iterable[str]) -> list[str]:
     got = Counter((record.photo_class, record.split) for record in photos)
     notes, problems = [], []
-    for class_name, count in sorted(counts.items()):
-        planned = sizes(count, val=val, test=test)
-        if all(got[class_name, name] == planned[name] for name in wanted):
+    for class_name, of_class in sorted(planned.items()):
+        numbers = [got[class_name, name] for name in shares]
+        expected = [of_class[name] for name in shares]
+        if numbers == expected:
             continue
-        shares = "/".join(str(got[class_name, name]) for name in wanted)
-        what = f"class {shown(class_name)!r}: photos that look alike stay together, so its split is {shares}"
-        if any(not got[class_name, name] for name in wanted):
+        what = f"class {shown(class_name)!r}: similar photos stay together, so its split is {_slashes(numbers)}"
+        if not all(numbers):
             problems.append(Problem(what, "add photos that differ, or change the ratios"))
-        notes.append(f"{what}, not {'/'.join(str(planned[name]) for name in wanted)}")
+        notes.append(f"{what}, not {_slashes(expected)}")
     if problems:
         raise InputError(problems=problems)
     return notes
+
+
+def _slashes(numbers: Iterable[int]) -> str:
+    return "/".join(map(str, numbers))
 
 
 def check_given(records: Iterable[Record]) -> None:

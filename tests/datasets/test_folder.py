@@ -65,9 +65,10 @@ def test_everything_wrong_is_said_at_once(folder: Path) -> None:
     )
     (folder / "val" / "red rose" / "val 0.jpg").unlink()
     text = "\n".join(problems(folder))
-    for expected in ("labels outside of the 3 classes", "malformed lines (line 3)", "2 paths that are absolute"):
+    wrong_paths = "2 paths absolute, outside of the folder or with backslashes"
+    for expected in ("1 label outside of the 3 classes", "1 malformed line (line 3)", wrong_paths):
         assert expected in text
-    assert "1 files that are not there (val/red rose/val 0.jpg)" in text
+    assert "1 missing file (val/red rose/val 0.jpg)" in text
 
 
 def test_labels_and_names_that_no_system_takes_are_malformed_lines(folder: Path) -> None:
@@ -133,7 +134,7 @@ def test_no_list_however_odd_ends_in_anything_but_an_input_error(tmp_path_factor
 
 def test_one_class_is_nothing_to_classify(folder: Path) -> None:
     (folder / "classes.txt").write_text("daisy\n")
-    assert "names one class only, daisy" in problems(folder)[0]
+    assert "names only one class, daisy" in problems(folder)[0]
 
 
 def test_reading_needs_no_torch() -> None:

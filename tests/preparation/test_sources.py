@@ -128,7 +128,7 @@ def test_an_address_with_its_sha256_is_downloaded_and_found_again_without_it(pho
     "url", ["file:///etc/passwd", "ftp://a/b.zip", "http:///b.zip", "http://a:99999/b.zip", "https://[x/b.zip"]
 )
 def test_an_address_that_is_not_http_is_refused(open_source, url):
-    assert "no address that can be downloaded" in error(open_source, url, sha256="0" * 64)
+    assert "not a URL that can be downloaded" in error(open_source, url, sha256="0" * 64)
 
 
 def test_an_address_without_sha256_is_refused(open_source):
@@ -241,7 +241,7 @@ def test_a_split_that_is_redone_leaves_no_trace_in_the_files(open_source, tmp_pa
 
 
 def test_keeping_a_split_that_is_not_there_is_said_and_redoing_it_is_not(photos, open_source):
-    assert "no split is recognised" in error(open_source, photos, split="keep")
+    assert "no split is found" in error(open_source, photos, split="keep")
     assert open_source(photos, split="redo").description["split"] is None
 
 

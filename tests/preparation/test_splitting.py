@@ -150,7 +150,7 @@ def test_every_class_with_too_few_photos_is_named_at_once():
     with pytest.raises(InputError) as caught:
         split(photos(rose=1, tulip=9, daisy=20, lily=3), val=FIFTH, test=Fraction("0.1"))
     assert [problem.what.split("'")[1] for problem in caught.value.problems] == ["lily", "rose", "tulip"]
-    assert "10 are the least" in caught.value.problems[0].hint
+    assert "need at least 10" in caught.value.problems[0].hint
 
 
 def test_two_photos_a_class_are_enough():
