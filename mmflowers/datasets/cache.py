@@ -121,7 +121,7 @@ def _cached(
     if not loads_ahead:
         barrier()
     try:
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
+        array: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError):
         return None
     if array.dtype != np.uint8 or array.shape != (shape or array.shape):

@@ -61,7 +61,7 @@ class FlowersDataset(CustomDataset):
     """
 
     def __init__(
-        self, data_root: str, ann_file: str, *, cache: bool = False, cache_size: int | None = None, **kwargs
+        self, data_root: str, ann_file: str, *, cache: bool = False, cache_size: int | None = None, **kwargs: Any
     ) -> None:
         split = ann_file.removesuffix(".txt")
         self._folder = read_dataset_folder(data_root, splits=(split,))
@@ -82,13 +82,13 @@ class FlowersDataset(CustomDataset):
         self.unbatched = unbatched(self._steps) if cache else []
         if cache and not self.unbatched and not is_still(self._steps):
             self.augmentation = Augmentation(self._steps)
-        self._drawn: dict[tuple, list[np.ndarray]] = {}
+        self._drawn: dict[tuple[Any, ...], list[np.ndarray]] = {}
         self._photos: Tensor | None = None
         self._decoded: list[np.ndarray] | None = None
         self._is_open = False  # whether the cache of decoded photos was opened
         super().__init__(data_root=data_root, ann_file=ann_file, metainfo=metainfo, **kwargs)
 
-    def load_data_list(self) -> list[dict]:
+    def load_data_list(self) -> list[dict[str, Any]]:
         """Return one ``dict(img_path=…, gt_label=…)`` per photo, in the order of the list."""
         return [
             {"img_path": str(self._folder.root / path), "gt_label": label}
@@ -119,7 +119,7 @@ class FlowersDataset(CustomDataset):
         elif self._cache:
             self._load()
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         """Return the state without the photos, which another process reads from the cache."""
         return {**self.__dict__, "_photos": None, "_decoded": None, "_is_open": False}
 
@@ -250,7 +250,7 @@ class FlowersDataset(CustomDataset):
                 pixels.append(image.width * image.height)
         return int(3 * len(self) * np.mean(pixels)) if pixels else 0
 
-    def _read_list(self) -> tuple[str, list]:
+    def _read_list(self) -> tuple[str, list[Any]]:
         """Read paths and labels; return the name of the list in the cache, and the state of its files."""
         infos = [self.get_data_info(index) for index in range(len(self))]
         self._paths = [info["img_path"] for info in infos]
@@ -262,7 +262,7 @@ class FlowersDataset(CustomDataset):
     def _image(self, loader: Any, index: int) -> np.ndarray:
         path = self._paths[index]
         try:
-            return loader({"img_path": path})["img"]
+            return np.asarray(loader({"img_path": path})["img"])
         except Exception as error:
             raise InputError(
                 f"{path} can't be loaded: {type(error).__name__}: {error}",
@@ -272,7 +272,7 @@ class FlowersDataset(CustomDataset):
     def _pixels(self, index: int) -> np.ndarray:
         """Return the output of the pipeline for a photo, of shape (H, W, 3)."""
         try:
-            return self.pipeline(self.get_data_info(index))["inputs"].permute(1, 2, 0).numpy()
+            return np.asarray(self.pipeline(self.get_data_info(index))["inputs"].permute(1, 2, 0))
         except Exception as error:
             raise InputError(
                 f"{self._paths[index]} can't be loaded: {type(error).__name__}: {error}",

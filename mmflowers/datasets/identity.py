@@ -149,7 +149,7 @@ def same_content(photos: PhotoSet, among: PhotoSet) -> np.ndarray:
 
 def copies(photos: PhotoSet, among: PhotoSet) -> np.ndarray:
     """Which of ``photos`` are a photo in ``among``, by content or by look: bool of shape (n,)."""
-    return same_content(photos, among) | near_copies(photos, among)
+    return np.asarray(same_content(photos, among) | near_copies(photos, among))
 
 
 def near_copies(photos: PhotoSet, among: PhotoSet) -> np.ndarray:
@@ -200,7 +200,7 @@ def _looks(paths: Sequence[Path], content: np.ndarray) -> np.ndarray:
     return looks
 
 
-def _look(digest: int, path: Path) -> tuple:
+def _look(digest: int, path: Path) -> tuple[Any, ...]:
     data = _read(path)
     found = examine(data, path.suffix)[0] if data else None
     if found is None or found.phash is None:

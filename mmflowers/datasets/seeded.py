@@ -72,7 +72,7 @@ def seed_generators(*key: int) -> None:
 
 
 @DATA_SAMPLERS.register_module()
-class SeededSampler(Sampler):
+class SeededSampler(Sampler[Any]):
     """Yield a ``Draw`` for every index of another sampler, from position ``start`` of the epoch on.
 
     Args:
@@ -85,7 +85,7 @@ class SeededSampler(Sampler):
             remains that of the whole epoch.
     """
 
-    def __init__(self, dataset: Dataset, sampler: Sampler | dict, seed: int | None = None) -> None:
+    def __init__(self, dataset: Dataset[Any], sampler: Sampler[Any] | dict[str, Any], seed: int | None = None) -> None:
         if isinstance(sampler, dict):
             sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
         self.sampler: Any = sampler  # torch's type for samplers has no length
@@ -110,7 +110,7 @@ class SeededSampler(Sampler):
 
 
 @DATASETS.register_module()
-class SeededDataset(Dataset):
+class SeededDataset(Dataset[Any]):
     """Wrap a dataset so that its random transforms get the same numbers for a photo in an epoch in any process.
 
     MMEngine seeds loader workers by their number when they start. Their random numbers then depend on the number of
@@ -121,7 +121,7 @@ class SeededDataset(Dataset):
         seed: Of the run.
     """
 
-    def __init__(self, dataset: Dataset | dict, seed: int) -> None:
+    def __init__(self, dataset: Dataset[Any] | dict[str, Any], seed: int) -> None:
         self.dataset: Any = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self.seed = seed
         # For each worker its process id and the index of its current photo, -1 if there is none.
@@ -144,7 +144,7 @@ class SeededDataset(Dataset):
     def pipeline(self, pipeline: Any) -> None:
         self.dataset.pipeline = pipeline
 
-    def __getitem__(self, draw: Draw) -> dict:
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
         index = draw.index
         worker = get_worker_info()
         slot = None if worker is None or worker.id >= MAX_WORKERS else self._reading[worker.id]
@@ -152,7 +152,8 @@ class SeededDataset(Dataset):
             slot[0], slot[1] = os.getpid(), index
         seed_generators(self.seed, PHOTOS, *draw)
         try:
-            return self.dataset[index]
+            sample: dict[str, Any] = self.dataset[index]
+            return sample
         except (InputError, MemoryError):
             raise
         except Exception as error:
@@ -164,10 +165,11 @@ class SeededDataset(Dataset):
             if slot is not None:
                 slot[1] = -1
 
-    def __getitems__(self, draws: list[Draw]) -> list[dict] | dict:
+    def __getitems__(self, draws: list[Draw]) -> list[dict[str, Any]] | dict[str, Any]:
         """Return the samples of a batch, as one dict if the wrapped dataset provides batches (``FlowersDataset``)."""
         if getattr(self.dataset, "gives_batches", False):
-            return self.dataset.batch([(draw.epoch, draw.repeat, draw.index) for draw in draws], self.seed)
+            batch: dict[str, Any] = self.dataset.batch([(d.epoch, d.repeat, d.index) for d in draws], self.seed)
+            return batch
         return [self[draw] for draw in draws]
 
     def image(self, index: int) -> str:
@@ -188,7 +190,9 @@ class SeededDataset(Dataset):
 
 
 @FUNCTIONS.register_module()
-def collate_samples(samples: list[dict] | dict, collate: str | Callable = "pseudo_collate", **options: Any) -> Any:
+def collate_samples(
+    samples: list[dict[str, Any]] | dict[str, Any], collate: str | Callable[..., Any] = "pseudo_collate", **options: Any
+) -> Any:
     """Collate samples with a function or the name of a registered one; whole batches are returned unchanged.
 
     A loader worker moves the batch to shared memory here. Torch would do it in a thread whose errors are lost: the

@@ -115,7 +115,7 @@ def samples_of(dataset: Any) -> list[tuple[str, int]]:
     return [(str(info.get("img_path", "")), _label(info.get("gt_label", -1))) for info in infos]
 
 
-def served(loader: DataLoader) -> Served:
+def served(loader: DataLoader[Any]) -> Served:
     """Return the photos that a data loader yields in one epoch, without loading them.
 
     ``drop_last``, ``num_batch_per_epoch``, samplers and dataset wrappers are included.
@@ -139,7 +139,7 @@ def served(loader: DataLoader) -> Served:
     return Served(samples, np.array([counts[index] for index in range(len(samples))], dtype=np.int64), is_fixed)
 
 
-def _epoch(loader: DataLoader, most: int) -> list[int]:
+def _epoch(loader: DataLoader[Any], most: int) -> list[int]:
     """Return the indices of an epoch, up to the first batch that exceeds ``most``."""
     taken: list[int] = []
     for batch in loader.batch_sampler if loader.batch_sampler is not None else ([index] for index in loader.sampler):
@@ -149,7 +149,7 @@ def _epoch(loader: DataLoader, most: int) -> list[int]:
     return taken
 
 
-def without_decoding(loader: dict) -> dict:
+def without_decoding(loader: dict[str, Any]) -> dict[str, Any]:
     """Return a dataloader config that yields the same items without transforms and worker processes."""
     plain = copy.deepcopy(dict(loader))
     for key in ("persistent_workers", "prefetch_factor", "pin_memory", "multiprocessing_context", "timeout"):

@@ -78,7 +78,8 @@ class View:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the view as lists, strings and numbers, for a checkpoint."""
-        return json.loads(json.dumps(asdict(self)))
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
 
     @classmethod
     def from_dict(cls, values: Any) -> View | None:
@@ -144,7 +145,7 @@ def unusual_photos(paths: Sequence[str | Path], number: int = 3) -> list[str]:
 
 
 def measure_view(
-    pipeline: Sequence[dict], size: tuple[int, int], scope: str = "mmpretrain", photos: Sequence[str] = ()
+    pipeline: Sequence[dict[str, Any]], size: tuple[int, int], scope: str = "mmpretrain", photos: Sequence[str] = ()
 ) -> View:
     """Measure the output of a pipeline for photos of one size.
 
@@ -164,7 +165,7 @@ def measure_view(
 
 
 def random_steps(
-    pipeline: Sequence[dict], size: tuple[int, int], scope: str = "mmpretrain", photos: Sequence[str] = ()
+    pipeline: Sequence[dict[str, Any]], size: tuple[int, int], scope: str = "mmpretrain", photos: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """Return the names of the steps with random output, also for a pipeline with several views per photo.
 
@@ -178,7 +179,7 @@ def random_steps(
         return _all_random_steps(steps, [images["noise"], *photos])
 
 
-def example(pipeline: Sequence[dict], size: tuple[int, int], scope: str = "mmpretrain") -> torch.Tensor:
+def example(pipeline: Sequence[dict[str, Any]], size: tuple[int, int], scope: str = "mmpretrain") -> torch.Tensor:
     """Return the output of a pipeline for a test image, of shape (channels, height, width).
 
     Args:
@@ -192,11 +193,14 @@ def example(pipeline: Sequence[dict], size: tuple[int, int], scope: str = "mmpre
         sample: Any = _sample(images["noise"])
         for step in steps:
             sample = step(sample)
-        return sample["inputs"]
+        inputs: torch.Tensor = sample["inputs"]
+        return inputs
 
 
 @contextlib.contextmanager
-def _prepared(pipeline: Sequence[dict], size: tuple[int, int], scope: str) -> Iterator[tuple[list, dict[str, str]]]:
+def _prepared(
+    pipeline: Sequence[dict[str, Any]], size: tuple[int, int], scope: str
+) -> Iterator[tuple[list[Any], dict[str, str]]]:
     """Build the transforms and write the test images; restore the random generators afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
@@ -242,11 +246,11 @@ def _generators() -> tuple[bytes, ...]:
     )
 
 
-def _all_random_steps(steps: Sequence, paths: Sequence[str]) -> tuple[str, ...]:
+def _all_random_steps(steps: Sequence[Any], paths: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for path in paths for name in _random_steps(steps, path)))
 
 
-def _random_steps(steps: Sequence, path: str) -> tuple[str, ...]:
+def _random_steps(steps: Sequence[Any], path: str) -> tuple[str, ...]:
     """Return the names of the random steps, if the output of the pipeline ever differs.
 
     A step that draws from a global generator changes its state, even if it seldom changes the photo. A step with
@@ -288,7 +292,9 @@ def _pixels(sample: Any) -> bytes:
     return b"".join(np.asarray(view).tobytes() for view in views)
 
 
-def _measure(steps: Sequence, images: dict[str, str], size: tuple[int, int], random_steps: tuple[str, ...]) -> View:
+def _measure(
+    steps: Sequence[Any], images: dict[str, str], size: tuple[int, int], random_steps: tuple[str, ...]
+) -> View:
     geometry, draws = [], []
     for draw in range(DRAWS if random_steps else 1):
         outputs = {}

@@ -13,7 +13,7 @@ def get(config: Any, path: str) -> Any:
     return config
 
 
-def innermost(loader: Any) -> dict | None:
+def innermost(loader: Any) -> dict[str, Any] | None:
     """Return the dataset in a dataloader's config, inside wrappers (RepeatDataset …); None if there is none.
 
     If a wrapper has several datasets (ConcatDataset), this is the first.
@@ -21,12 +21,12 @@ def innermost(loader: Any) -> dict | None:
     return next(all_innermost(loader), None)
 
 
-def all_innermost(loader: Any) -> Iterator[dict]:
+def all_innermost(loader: Any) -> Iterator[dict[str, Any]]:
     """Yield every dataset in a dataloader's config that reads photos itself."""
     yield from _innermost(loader.get("dataset") if isinstance(loader, dict) else None)
 
 
-def _innermost(dataset: Any) -> Iterator[dict]:
+def _innermost(dataset: Any) -> Iterator[dict[str, Any]]:
     if not isinstance(dataset, dict):
         return
     joined = dataset.get("datasets")

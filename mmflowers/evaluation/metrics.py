@@ -33,7 +33,7 @@ def rule_of(metric: str, rule: str | None = None) -> str:
     """
     known = [*CheckpointHook._default_greater_keys, "f1-score", "recall"]  # MMPretrain's other metrics
     try:
-        return CheckpointHook(save_best=metric, rule=rule, greater_keys=known).rules[0]
+        return str(CheckpointHook(save_best=metric, rule=rule, greater_keys=known).rules[0])
     except (AssertionError, KeyError, ValueError) as error:
         what = f"default_hooks.checkpoint.rule is {rule!r}, with save_best={metric!r}"
         hint = "rule='greater' where a larger score is better, rule='less' where a smaller one is, as for a loss"
@@ -53,12 +53,12 @@ class CollectPredictions(BaseMetric):
 
     default_prefix = "predictions"
 
-    def __init__(self, data_root: str, **kwargs) -> None:
+    def __init__(self, data_root: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.data_root = data_root
         self.predictions: Predictions | None = None
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Collect the path, label and scores of each sample of a batch.
 
         Raises:
@@ -77,7 +77,7 @@ class CollectPredictions(BaseMetric):
                 }
             )
 
-    def compute_metrics(self, results: list[dict]) -> dict[str, float]:
+    def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         """Set ``predictions``; return the number of photos as the metric ``count``."""
         self.predictions = gather(results, self.data_root, self.dataset_meta["classes"])
         return {"count": len(results)}
@@ -100,7 +100,7 @@ class CountPhotos(BaseMetric):
     counted: Sequence[tuple[str, int | None]] = ()
     top1: float | None = None
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Collect the path, label and predicted class of each sample of a batch."""
         for sample in data_samples:
             label, score, predicted = (sample.get(name) for name in ("gt_label", "pred_score", "pred_label"))
@@ -112,7 +112,7 @@ class CountPhotos(BaseMetric):
             else:
                 self.results.append((path, None, None))
 
-    def compute_metrics(self, results: list[tuple]) -> dict[str, float]:
+    def compute_metrics(self, results: list[tuple[Any, ...]]) -> dict[str, float]:
         """Set ``counted`` and ``top1``; return no metric."""
         self.counted = [(path, label) for path, label, _ in results]
         self.top1 = None

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Predictions:
     @property
     def predicted(self) -> np.ndarray:
         """Predicted labels: the class with the largest score, int64 of shape (n,)."""
-        return self.scores.argmax(axis=1)
+        return np.asarray(self.scores.argmax(axis=1))
 
     @property
     def correct(self) -> int:
@@ -119,7 +120,7 @@ def format_top1(correct: int, total: int) -> str:
     return f"top-1 {100 * correct / max(total, 1):.2f} % ({correct}/{total})"
 
 
-def gather(samples: Sequence[dict], data_root: str | Path, classes: Sequence[str]) -> Predictions:
+def gather(samples: Sequence[dict[str, Any]], data_root: str | Path, classes: Sequence[str]) -> Predictions:
     """Convert the samples of ``CollectPredictions``; the paths become relative to the dataset folder."""
     root = Path(data_root)
     return Predictions(

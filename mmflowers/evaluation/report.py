@@ -131,7 +131,7 @@ def read_report_data(
 
 def describe_dataset(card: DataCard, root: Path) -> dict[str, str]:
     """Describe a dataset folder, as label → text; what its ``dataset.json`` doesn't record is left out."""
-    facts = card.facts
+    metadata = card.metadata
     source, options, digests = (facts.get(key) or {} for key in ("source", "options", "digests"))
     counts, versions = facts.get("counts") or {}, facts.get("versions") or {}
     ratios = ", ".join(

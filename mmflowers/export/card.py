@@ -73,7 +73,7 @@ def model_card(
     predictions, unmeasured = _matching_predictions(work_dir / f"predictions_{split}.csv", expected)
     results = _results(predictions) if predictions else None
     data = describe_dataset(card, root)
-    if card.facts:
+    if card.metadata:
         data["dataset folder"] += ", described by its DATA_CARD.md"
     return _render(
         yaml=_yaml(name, dataset, split, results, licence, onnx=any("onnx" in check.name for check in checks)),

@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 from mmflowers.utils.downloads import looks_like_html
 from mmflowers.utils.errors import NAMED, InputError, Problem, shown, some
@@ -37,7 +37,7 @@ RATIO_FREE_BYTES = 64 << 20  # up to here a small archive may unpack to whatever
 MAX_HEADER_BYTES = 64 << 20
 MAX_NAME_BYTES, MAX_PATH_CHARS = 255, 1024
 
-_COMPRESSIONS: dict[bytes, Callable] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_COMPRESSIONS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _NOT_OURS = {
     b"Rar!": "a RAR archive",
     b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",

@@ -74,7 +74,8 @@ def decode_jpeg(data: bytes, image: Image.Image, *, scale: int | None = None) ->
 
 def _strictly(data: bytes, **options: str | int) -> np.ndarray | None:
     try:
-        return simplejpeg.decode_jpeg(data, strict=True, **options)
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, strict=True, **options)
+        return pixels
     except ValueError as error:
         warning = str(error)
     if warning.startswith("Invalid SOS parameters"):  # some phones write them wrong, and what comes after matters
@@ -91,7 +92,7 @@ def _strictly(data: bytes, **options: str | int) -> np.ndarray | None:
     return None  # a warning of no weight, or an error that Pillow's decoder has as well
 
 
-def _is_padding(left_over: re.Match, data: bytes) -> bool:
+def _is_padding(left_over: re.Match[str], data: bytes) -> bool:
     """Whether the bytes left over before the end marker are one byte repeated that begins where the image ends.
 
     Some cameras fill a sector so. Where a part of the image was overwritten with such bytes, the decoder took some of

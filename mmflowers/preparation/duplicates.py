@@ -184,10 +184,10 @@ def _alike(some: Array, others: Array) -> Array:
     some, others = (values - values.mean(1, keepdims=True) for values in (some.astype("f4"), others.astype("f4")))
     product = np.einsum("ij,ij->i", some, others)
     norms = np.einsum("ij,ij->i", some, some) * np.einsum("ij,ij->i", others, others)
-    return product >= ALIKE * np.sqrt(norms)
+    return np.asarray(product >= ALIKE * np.sqrt(norms))
 
 
 def _bit_count(values: Array) -> Array:
     if hasattr(np, "bitwise_count"):
-        return np.bitwise_count(values)
-    return np.unpackbits(values.view(np.uint8).reshape(-1, 8), axis=1).sum(1)  # numpy 1
+        return np.asarray(np.bitwise_count(values))
+    return np.asarray(np.unpackbits(values.view(np.uint8).reshape(-1, 8), axis=1).sum(1))  # numpy 1

@@ -20,7 +20,6 @@ CHUNKS_AHEAD = 4  # per worker; bounds the memory, whatever the number of files
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-Jobs = list[tuple[int, Job]]
 
 _stop: Any = None  # in a worker: the flag it shares with the parent
 
@@ -52,7 +51,7 @@ class Workers(Generic[Job, Result]):
         self._context = context or multiprocessing.get_context()
         self._jobs = enumerate(jobs)
         self._stop = self._context.RawValue("b", 0)
-        self._pending: dict[Future, Jobs] = {}
+        self._pending: dict[Future[list[tuple[int, Result]]], list[tuple[int, Job]]] = {}
         self._pool = self._start(workers)
         self._fill()
 
@@ -105,7 +104,7 @@ class Workers(Generic[Job, Result]):
         self._pool.submit(os.getpid).result()  # a pool that can't even start is a bug, not the file's fault
 
 
-def _prepare_worker(stop) -> None:
+def _prepare_worker(stop: Any) -> None:
     global _stop
     _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent alone answers it
@@ -122,5 +121,5 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _work(task: Callable[[Job], Result], jobs: Jobs) -> list[tuple[int, Result]]:
+def _work(task: Callable[[Job], Result], jobs: list[tuple[int, Job]]) -> list[tuple[int, Result]]:
     return [(index, task(job)) for index, job in jobs if not _stop.value]

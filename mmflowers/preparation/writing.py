@@ -263,7 +263,7 @@ def is_whole(out: Path, metadata: dict[str, Any], *, workers: int) -> bool:
         for folder, _, files in os.walk(out / name):
             names += [(Path(folder) / file).relative_to(out).as_posix() for file in files if file not in LITTER]
     written = Source(out, [SourceFile(name, "any") for name in names])
-    return digest(hash_files(written, workers=workers)) == metadata.get("digests", {}).get("dataset")
+    return bool(digest(hash_files(written, workers=workers)) == metadata.get("digests", {}).get("dataset"))
 
 
 def digest(files: Iterable[tuple[str, str]]) -> str:

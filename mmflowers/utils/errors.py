@@ -6,7 +6,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PACKAGE, STANDARD_LIBRARY = Path(__file__).parents[1], Path(sysconfig.get_path("stdlib"))
 NAMED = 3  # items of a longer list that an error names
@@ -46,7 +46,7 @@ class InputError(Exception):
             raise ValueError("an InputError needs at least one problem")
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
-    def __reduce__(self):  # exceptions with keyword-only arguments can't be pickled otherwise
+    def __reduce__(self) -> tuple[Any, ...]:  # exceptions with keyword-only arguments can't be pickled otherwise
         return (_rebuild, (self.problems,))
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -65,7 +65,7 @@ def on_terminal() -> bool:
 _bars: weakref.WeakSet[tqdm] = weakref.WeakSet()
 
 
-def open_bar(*args, **kwargs) -> tqdm:
+def open_bar(*args: Any, **kwargs: Any) -> tqdm:
     """Open a progress bar with tqdm's arguments; it is erased when it is closed."""
     from tqdm import tqdm
 
