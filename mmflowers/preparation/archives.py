@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
 from mmflowers.utils.downloads import looks_like_html
-from mmflowers.utils.errors import NAMED, InputError, Problem, shown, some
+from mmflowers.utils.errors import NAMED, InputError, Problem, shortened, some
 from mmflowers.utils.files import creating_folder
 
 # Every file and folder costs time on the disk, however small the archive is that asks for it. A photo is never as small
@@ -135,9 +135,9 @@ def _unpack(archive: Path, folder: Path) -> None:
             if reason is not None:
                 counts[reason] += 1
                 if counts[reason] <= NAMED:
-                    refused[reason].append(shown(member.name))
+                    refused[reason].append(shortened(member.name))
     except _Bomb as bomb:
-        where = f", as of its member {shown(last)}" if last else ""
+        where = f", as of its member {shortened(last)}" if last else ""
         raise InputError(
             f"{archive.name} {bomb}{where}: a decompression bomb?",
             "if the archive is right, unpack it by hand and give the folder with --source",
@@ -145,7 +145,7 @@ def _unpack(archive: Path, folder: Path) -> None:
     except (*_DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        after = f" after its member {shown(last)}" if last else ""
+        after = f" after its member {shortened(last)}" if last else ""
         what = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{archive.name} is damaged{after}: {what}", "download or create it again") from error
     if refused:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmflowers.preparation.records import SPLITS, SourceFile
-from mmflowers.utils.errors import NAMED, InputError, Problem, count, shown, some
+from mmflowers.utils.errors import NAMED, InputError, Problem, count, shortened, some
 
 LIST_NAMES = {
     "train.txt": "train",
@@ -118,19 +118,19 @@ def assign_splits(files: Iterable[SourceFile], lists: Lists, *, against_folders:
             file = by_path.get(text.strip())  # a name may end like a label, or have no extension
             line = Line(text.strip(), None) if file else parse_line(text)
             if line is None:
-                malformed.append(f"{where} {shown(text)}")
+                malformed.append(f"{where} {shortened(text)}")
                 continue
             file = file or locate(line.path, split)
             if file is None:
-                missing.append(f"{shown(line.path)} ({where})")
+                missing.append(f"{shortened(line.path)} ({where})")
                 continue
             if file.path in given:
                 before, there = given[file.path]
-                (repeated if before == split else spanning).append(f"{shown(file.path)} ({there}, {where})")
+                (repeated if before == split else spanning).append(f"{shortened(file.path)} ({there}, {where})")
                 continue
             given[file.path] = (split, where)
             if file.split not in (None, split):
-                moved.append(f"{shown(file.path)} ({where})")
+                moved.append(f"{shortened(file.path)} ({where})")
             if line.label is None:
                 unlabelled.append(where)
             elif file.class_name is not None:
@@ -207,21 +207,21 @@ def _label_problems(labels: Mapping[tuple[int, str], list[str]], classes: Path |
     problems = []
     if classes is not None:
         names = [text.strip() for _, text in _lines(classes)]
-        if doubles := [shown(name) for name, times in Counter(names).items() if times > 1]:
+        if doubles := [shortened(name) for name, times in Counter(names).items() if times > 1]:
             return [Problem(f"{classes} names a class twice: {some(doubles)}", "one name per line, each once")]
         for (label, folder), places in sorted(labels.items()):
-            photos = f"{count(len(places))} of {shown(folder)}/ ({some(places)})"
+            photos = f"{count(len(places))} of {shortened(folder)}/ ({some(places)})"
             if label >= len(names):
                 what = f"label {label} is given to {photos}, but {classes.name} has {len(names)} names"
                 problems.append(Problem(what, "labels count from 0, in the order of classes.txt"))
             elif names[label] != folder:
-                what = f"label {label} is {shown(names[label])} in {classes.name}, but is given to {photos}"
+                what = f"label {label} is {shortened(names[label])} in {classes.name}, but is given to {photos}"
                 problems.append(Problem(what, "make classes.txt and class folders agree"))
         return problems
     by_folder, by_label = defaultdict(list), defaultdict(list)
     for (label, folder), places in sorted(labels.items()):
-        by_folder[f"photos of {shown(folder)}/ have several labels"].append(f"{label} ({_places(places)})")
-        by_label[f"label {label} is given to several class folders"].append(f"{shown(folder)}/ ({_places(places)})")
+        by_folder[f"photos of {shortened(folder)}/ have several labels"].append(f"{label} ({_places(places)})")
+        by_label[f"label {label} is given to several class folders"].append(f"{shortened(folder)}/ ({_places(places)})")
     for contradictions, hint in ((by_folder, "a folder is one class"), (by_label, "a label is one class")):
         problems += [
             Problem(f"{what}: {some(found)}", hint) for what, found in contradictions.items() if len(found) > 1

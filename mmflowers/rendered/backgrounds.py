@@ -1,4 +1,4 @@
-"""What is behind the flowers: gradient, sky, soil, bokeh, meadow."""
+"""Draw the backgrounds: gradient, sky, soil, bokeh, meadow."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mmflowers.rendered.colours import DAISY, DANDELION, GARDEN, SUNFLOWER, Colo
 
 
 def draw_background(rng: Generator, width: int, height: int, green: Colour) -> Image.Image:
+    """Draw a background of a random kind, in RGB."""
     paints = (_gradient, _sky, _soil, _bokeh, _meadow)
     paint = paints[rng.choice(len(paints), p=[0.2, 0.17, 0.13, 0.25, 0.25])]
     return paint(rng, width, height, green)
@@ -32,6 +33,10 @@ def _enlarge(pixels: np.ndarray, width: int, height: int) -> Image.Image:
     if width > 4 * small.width:  # the smooth filter for the shapes, the fast one for the rest of the way
         small = small.resize((width // 4, height // 4), Image.Resampling.BICUBIC)
     return small.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _defocus(small: Image.Image, blur: float, width: int, height: int) -> Image.Image:
+    return small.filter(ImageFilter.GaussianBlur(blur)).resize((width, height), Image.Resampling.BILINEAR)
 
 
 def _ramp(rng: Generator, a, b, width: int, height: int, noise: float) -> np.ndarray:
@@ -96,9 +101,7 @@ def _bokeh(rng: Generator, width: int, height: int, green: Colour) -> Image.Imag
         r = min(w, h) * rng.uniform(0.02, 0.14)
         colour = accent if rng.random() < 0.3 else mix(green, (226, 232, 170), rng.uniform(0, 0.7))
         draw.ellipse([x - r, y - r, x + r, y + r], fill=(*rgb(colour), int(rng.integers(30, 150))))
-    return canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.6, 3))).resize(
-        (width, height), Image.Resampling.BILINEAR
-    )
+    return _defocus(canvas, rng.uniform(0.6, 3), width, height)
 
 
 def _meadow(rng: Generator, width: int, height: int, green: Colour) -> Image.Image:
@@ -122,8 +125,4 @@ def _meadow(rng: Generator, width: int, height: int, green: Colour) -> Image.Ima
         for _ in range(int(rng.integers(3, 30))):
             cx, cy, r = rng.uniform(0, w), rng.uniform(0, h), min(w, h) * rng.uniform(0.006, 0.025)
             draw.ellipse([cx - r, cy - r * 0.8, cx + r, cy + r * 0.8], fill=rgb(accent * rng.uniform(0.7, 1.1)))
-    if scale == 1:
-        return canvas
-    return canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 2))).resize(
-        (width, height), Image.Resampling.BILINEAR
-    )
+    return canvas if scale == 1 else _defocus(canvas, rng.uniform(0.4, 2), width, height)

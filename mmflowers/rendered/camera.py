@@ -1,4 +1,4 @@
-"""What a camera adds to a picture: blur, colour of the light, exposure, vignette, noise, JPEG."""
+"""Simulate a camera: blur, colour of the light, exposure, vignette, noise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 
 
 def photograph(rng: Generator, image: Image.Image) -> Image.Image:
-    """What light, lens and sensor do to a picture; returns RGB of the same size."""
+    """Apply the effects of light, lens and sensor to a picture; return RGB of the same size."""
     short = min(image.size)
     blur = rng.choice([0.0, rng.uniform(0.0, 0.003), rng.uniform(0.003, 0.007)], p=[0.4, 0.42, 0.18]) * short
     if blur > 0.2:

@@ -1,13 +1,17 @@
-"""Palettes of petals and leaves, and how colours are drawn from them and mixed."""
+"""Palettes of petals and leaves; random and mixed colours."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import ArrayLike
 
 Colour = np.ndarray  # float RGB, 0..255
+Palette = Sequence[tuple[int, tuple[int, int, int]]]  # (weight, RGB)
 
-# (weight, RGB). Roses and tulips share one palette; the yellows of the others overlap with it and with each other.
+# Roses and tulips share one palette; the yellows of the others overlap with it and with each other.
 GARDEN = (
     (4, (188, 22, 38)),
     (2, (120, 12, 36)),
@@ -38,18 +42,20 @@ SUNFLOWER = (
 GREENS = ((3, (74, 122, 44)), (3, (52, 96, 42)), (2, (104, 148, 62)), (1, (120, 140, 98)), (1, (60, 100, 76)))
 
 
-def pick(rng: Generator, palette, jitter: float = 14.0) -> Colour:
+def pick(rng: Generator, palette: Palette, jitter: float = 14.0) -> Colour:
+    """Draw a colour from a palette by its weights, and vary it by ``jitter`` grey levels."""
     weights = np.array([weight for weight, _ in palette], float)
     colour = np.array(palette[rng.choice(len(palette), p=weights / weights.sum())][1], float)
     return np.clip(colour + rng.normal(0, jitter, 3) * 0.6 + rng.normal(0, jitter * 0.6), 0, 255)
 
 
-def mix(a, b, t) -> np.ndarray:
-    """Colours between ``a`` and ``b``: (…, 3) for t of shape (…)."""
+def mix(a: ArrayLike, b: ArrayLike, t: ArrayLike) -> np.ndarray:
+    """Interpolate between the colours ``a`` (t = 0) and ``b`` (t = 1): (…, 3) for t of shape (…)."""
     t = np.asarray(t, float)[..., None]
     return np.asarray(a, float) * (1 - t) + np.asarray(b, float) * t
 
 
-def rgb(colour) -> tuple[int, int, int]:
-    r, g, b = (min(255, max(0, round(float(c)))) for c in colour)
+def rgb(colour: ArrayLike) -> tuple[int, int, int]:
+    """Return a colour as three integers from 0 to 255."""
+    r, g, b = (min(255, max(0, round(float(c)))) for c in np.asarray(colour))
     return r, g, b

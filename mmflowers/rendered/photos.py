@@ -1,4 +1,4 @@
-"""Flowers rendered by the project: a data set that needs no download and that anybody may pass on.
+"""Render flower photos: a dataset that needs no download and that anybody may redistribute.
 
 A flower is a handful of curved surfaces (petals, discs, florets) cut into small quads; they are turned in three
 dimensions, shaded by the angle to the light and painted from back to front with Pillow at twice the final size. Around
@@ -10,6 +10,7 @@ closed tulips, double daisies beside dandelions).
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -45,15 +46,11 @@ def render_flower(kind: str, rng: Generator | int, size: tuple[int, int]) -> Ima
     Raises:
         InputError: For an unknown kind or a size out of range.
     """
-    problems = _problems_of_kinds([kind])
-    if not all(MIN_SIDE <= side <= MAX_SIDE for side in size):
-        problems.append(
-            Problem(f"a picture of {size[0]} × {size[1]} pixels can't be rendered", f"{MIN_SIDE} to {MAX_SIDE} a side")
-        )
-    if problems:
-        raise InputError(problems=problems)
-    rng = default_rng(rng)
     width, height = size
+    has_size = all(MIN_SIDE <= side <= MAX_SIDE for side in size)
+    what = f"a picture of {width} × {height} pixels can't be rendered"
+    _refuse([kind], [(has_size, what, f"give {MIN_SIDE} to {MAX_SIDE} pixels for each side")])
+    rng = default_rng(rng)
     scene = Scene(rng, width * SUPERSAMPLING, height * SUPERSAMPLING)
     scene.paint(kind)
     return photograph(rng, scene.canvas.reduce(SUPERSAMPLING))
@@ -75,64 +72,56 @@ def render_flowers(
     the other kinds. Files are written straight to their place; render into a staging folder where that matters.
 
     Args:
-        folder: Made where it is missing; files of the same names are overwritten.
+        folder: Created if missing; files of the same names are overwritten.
         count_per_class: Any number from 1.
         seed: A non-negative int.
         short_side: The typical short side in pixels, single pictures vary by a fifth around it; aspect ratios 1 to 1.6.
         workers: Processes; 1 renders in this one. They are spawned, so a script needs its ``__main__`` guard.
-        kinds: Which to render.
-        progress: Shows how far it is: ``mmflowers.utils.terminal.progress``, or whatever takes its arguments.
+        kinds: The kinds to render.
+        progress: Shows the progress: ``mmflowers.utils.terminal.progress``, or a function with the same arguments.
 
     Raises:
         InputError: For every argument that is out of range, all at once.
     """
-    problems = _problems_of_kinds(kinds)
-    if count_per_class < 1:
-        problems.append(Problem(f"{count_per_class} pictures a class is no data set", "give a number from 1"))
-    if seed < 0:
-        problems.append(Problem(f"seed {seed} is negative", "give 0 or more"))
-    if not 2 * MIN_SIDE <= short_side <= MAX_SIDE // 2:
-        problems.append(
-            Problem(f"a short side of {short_side} pixels is out of range", f"{2 * MIN_SIDE} to {MAX_SIDE // 2}")
-        )
-    if workers < 1:
-        problems.append(Problem(f"{workers} workers can't render anything", "give a number from 1"))
-    if problems:
-        raise InputError(problems=problems)
-
-    folder = Path(folder)
+    smallest, largest = 2 * MIN_SIDE, MAX_SIDE // 2
+    _refuse(
+        kinds,
+        [
+            (count_per_class >= 1, f"{count_per_class} pictures per class are too few", "give a number from 1"),
+            (seed >= 0, f"seed {seed} is negative", "give 0 or more"),
+            (smallest <= short_side <= largest, f"a short side of {short_side} pixels", f"{smallest} to {largest}"),
+            (workers >= 1, f"{workers} workers are too few", "give a number from 1"),
+        ],
+    )
     for kind in kinds:
         (folder / kind).mkdir(parents=True, exist_ok=True)
     jobs = ((os.fspath(folder), kind, i, seed, short_side) for kind in kinds for i in range(1, count_per_class + 1))
     total = len(kinds) * count_per_class
 
-    def show(paths: Iterable[Path]) -> Iterable[Path]:
-        return progress(paths, total=total, what="rendering") if progress else paths
-
-    if workers == 1:
-        for _ in show(map(_render_file, jobs)):
+    with contextlib.ExitStack() as held:
+        paths: Iterable[Path] = map(_render_file, jobs)
+        if workers > 1:
+            # Spawned on every system: a fork of a process that has threads (torch's, say) may hang.
+            pool = ProcessPoolExecutor(workers, get_context("spawn"), _leave_interrupts_to_parent)
+            held.callback(pool.shutdown, cancel_futures=True)  # after an exception too: what is queued isn't rendered
+            paths = pool.map(_render_file, jobs, chunksize=16)
+        for _ in progress(paths, total=total, what="rendering") if progress else paths:
             pass
-        return
-    # spawned on every system: a fork of a process that has threads (torch's, say) may hang
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_leave_interrupts_to_parent) as pool:
-        try:
-            for _ in show(pool.map(_render_file, jobs, chunksize=16)):
-                pass
-        except BaseException:  # a signal included: without this the pool would finish everything that is queued
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _leave_interrupts_to_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; one clean stop is enough
 
 
-def _problems_of_kinds(kinds) -> list[Problem]:
-    return [
-        Problem(f"there is no rendered flower named {kind!r}", f"one of {', '.join(KINDS)}")
-        for kind in kinds
-        if kind not in KINDS
+def _refuse(kinds: Iterable[str], checks: Iterable[tuple[bool, str, str]]) -> None:
+    """Raise an InputError for unknown kinds, and for each check ``(is right, what is wrong, hint)`` that fails."""
+    unknown = sorted(set(kinds) - set(KINDS))
+    problems = [
+        Problem(f"there is no rendered flower named {kind!r}", f"one of {', '.join(KINDS)}") for kind in unknown
     ]
+    problems += [Problem(what, hint) for is_right, what, hint in checks if not is_right]
+    if problems:
+        raise InputError(problems=problems)
 
 
 def _render_file(job: tuple[str, str, int, int, int]) -> Path:

@@ -67,7 +67,7 @@ def count(number: int, what: str = "photo", several: str = "") -> str:
     return f"{number:,} {what if number == 1 else several or f'{what}s'}"
 
 
-def shown(name: str) -> str:
+def shortened(name: str) -> str:
     """Format a name from a file for a message: at most 120 characters, non-printable ones escaped."""
     name = name if len(name) <= 120 else f"{name[:117]}…"
     return name if name.isprintable() else ascii(name)
