@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from mmflowers.utils.errors import InputError, Problem
+from mmflowers.utils.errors import InputError, Problem, raise_all
 from mmflowers.utils.files import cache_root, locked, replacing
 from mmflowers.utils.resources import processors
 
@@ -199,8 +199,7 @@ def in_threads(make: Callable[[int], np.ndarray], count: int) -> Iterator[np.nda
                 if not problems:
                     yield row
             pending.extend(pool.submit(make, number) for number in islice(numbers, 1))
-    if problems:
-        raise InputError(problems=problems)
+    raise_all(problems)
 
 
 def has_room(device: torch.device, size: int) -> bool:

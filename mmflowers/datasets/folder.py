@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from mmflowers.utils.errors import InputError, Problem, count, some
+from mmflowers.utils.errors import InputError, Problem, count, failing, raise_all, some
 
 PREPARE = "python tools/prepare_flowers.py writes a dataset folder"
 
@@ -57,8 +57,7 @@ def read_dataset_folder(
     classes = _read_classes(root, problems)
     samples = {split: _read_list(root, split, classes, problems, files_may_be_gone) for split in splits}
     _check_overlap(root, samples, problems)
-    if problems:
-        raise InputError(problems=problems)
+    raise_all(problems)
     return DatasetFolder(root, classes, samples)
 
 
@@ -77,14 +76,14 @@ def _read_classes(root: Path, problems: list[Problem]) -> list[str]:
         classes.pop()
     blank = [number for number, name in enumerate(classes, 1) if not name]
     twice = [name for name, times in Counter(filter(None, classes)).items() if times > 1]
-    for is_wrong, what, hint in (
-        (not classes, "names no class", "one name per line, line number = label, from 0"),
-        (len(classes) == 1, f"names only one class, {some(classes)}", "a classifier needs at least two"),
-        (blank, f"has empty lines: {some(blank)}", "one name per line, line number = label"),
-        (twice, f"names a class twice: {some(twice)}", "each class once"),
-    ):
-        if is_wrong:
-            problems.append(Problem(f"{path} {what}", hint))
+    problems += failing(
+        [
+            (not classes, f"{path} names no class", "one name per line, line number = label, from 0"),
+            (len(classes) == 1, f"{path} names only one class, {some(classes)}", "a classifier needs at least two"),
+            (blank, f"{path} has empty lines: {some(blank)}", "one name per line, line number = label"),
+            (twice, f"{path} names a class twice: {some(twice)}", "each class once"),
+        ]
+    )
     return classes
 
 

@@ -1,4 +1,4 @@
-"""Identity of photos by content: which photos a run trained and validated on, whatever their names or formats are now.
+"""Identify photos by content, to know which ones a run trained and validated on under whatever name or format.
 
 Imports no torch by itself.
 """
@@ -30,11 +30,11 @@ LOOK = np.dtype([("content", np.int64), ("hash", np.uint64), ("thumbnail", np.ui
 
 @dataclass(frozen=True, eq=False)
 class PhotoSet:
-    """Identity of n photos, in an order that counts.
+    """Identity of n photos, in a fixed order.
 
     Attributes:
         labels: int64 of shape (n,).
-        content: The first 63 bits of the sha256 of each file's bytes, int64 of shape (n,); -1 where it can't be read.
+        content: The first 63 bits of the sha256 of each file's bytes, int64 of shape (n,); -1 if it can't be read.
         hashes: Perceptual hashes (``preparation.inspection.perceptual_hash``), uint64 of shape (n,).
         thumbnails: Grey values, uint8 of shape (n, 64); all 0 for a photo without a perceptual hash.
     """
@@ -48,7 +48,7 @@ class PhotoSet:
         return len(self.content)
 
     def state(self) -> dict[str, Any]:
-        """This set as tensors, which a checkpoint can hold and ``weights_only`` loading admits."""
+        """Return this set as tensors, which a checkpoint can hold and ``weights_only`` loading accepts."""
         import torch
 
         # torch saves no uint64 before 2.3 and sorts none today: the bits are kept as int64.
@@ -57,13 +57,13 @@ class PhotoSet:
 
 
 def from_state(state: Any) -> PhotoSet | None:
-    """The set that ``PhotoSet.state`` gave; None for anything else that a checkpoint may hold there."""
+    """Return the set that ``PhotoSet.state`` gave; None for anything else that a checkpoint may hold there."""
     try:
         arrays = {name: np.asarray(state[name]) for name in ("labels", "content", "hashes", "thumbnails")}
         count = len(arrays["content"])
-        shapes = {name: (count, SIDE * SIDE) if name == "thumbnails" else (count,) for name in arrays}
-        kinds = {name: np.dtype(np.uint8 if name == "thumbnails" else np.int64) for name in arrays}
-        if any(arrays[name].shape != shapes[name] or arrays[name].dtype != kinds[name] for name in arrays):
+        expected = {name: np.empty(count, np.int64) for name in arrays}
+        expected["thumbnails"] = np.empty((count, SIDE * SIDE), np.uint8)
+        if any((a.shape, a.dtype) != (expected[name].shape, expected[name].dtype) for name, a in arrays.items()):
             return None
         return PhotoSet(**dict(arrays, hashes=arrays["hashes"].view(np.uint64)))
     except (TypeError, LookupError, ValueError, AttributeError):
@@ -71,7 +71,7 @@ def from_state(state: Any) -> PhotoSet | None:
 
 
 def joined(sets: Iterable[PhotoSet | None]) -> PhotoSet | None:
-    """All photos of several sets, each content once; None of none."""
+    """Return all photos of several sets, each content once; None without any set."""
     given = [photos for photos in sets if photos is not None]
     if not given:
         return None
@@ -81,7 +81,7 @@ def joined(sets: Iterable[PhotoSet | None]) -> PhotoSet | None:
 
 
 def content_digests(paths: Sequence[str | Path]) -> np.ndarray:
-    """The first 63 bits of the sha256 of each file's bytes: int64 of shape (n,), -1 where a file can't be read."""
+    """Return the first 63 bits of the sha256 of each file: int64 of shape (n,), -1 if a file can't be read."""
     return np.array(map_in_threads(lambda path: _digest(_read(path)), paths), dtype=np.int64)
 
 
@@ -89,10 +89,10 @@ class Match(NamedTuple):
     """The photos of a split, matched with those that it was prepared with.
 
     Attributes:
-        prepared: Path in the dataset folder → digest, of all that were prepared (``card.prepared_photos``).
-        renamed: Those that have another name now, by the new one: the name before.
-        missing: Those that aren't there any more.
-        added: Photos that the preparation didn't put there.
+        prepared: Path in the dataset folder → digest, of all prepared photos (``card.prepared_photos``).
+        renamed: New name → old name.
+        missing: Photos that don't exist any more.
+        added: Photos that the preparation didn't write.
     """
 
     prepared: Mapping[str, int | None]
@@ -108,7 +108,7 @@ def match_prepared(root: Path, split: str, names: Sequence[str], otherwise: Iter
         root: The dataset folder.
         split: Name of the split.
         names: Of its photos, relative to the folder.
-        otherwise: What counts as prepared where ``files.csv`` doesn't say.
+        otherwise: What counts as prepared if ``files.csv`` can't be read.
     """
     prepared = prepared_photos(root, split) or dict.fromkeys(otherwise)
     gone = prepared.keys() - set(names)
@@ -121,16 +121,15 @@ def match_prepared(root: Path, split: str, names: Sequence[str], otherwise: Iter
 
 
 def photos_digest(paths: Sequence[str | Path], labels: Sequence[int]) -> str:
-    """The sha256, in hex, of the contents and labels of photos; names and order don't change it."""
+    """Return the sha256, in hex, of the contents and labels of photos; names and order don't change it."""
     pairs = sorted(zip(content_digests(paths).tolist(), labels, strict=True))
     return hashlib.sha256(repr(pairs).encode()).hexdigest()
 
 
 def read_photos(samples: Sequence[tuple[str | Path, int]]) -> PhotoSet:
-    """Read the photos of a list and identify each.
+    """Identify each photo of a list.
 
-    Perceptual hashes need a decoding; they are kept in the cache folder by content (``$MMFLOWERS_CACHE``), so that a
-    photo is decoded for this once.
+    Perceptual hashes are cached by content (``$MMFLOWERS_CACHE``), because they need a decoding.
 
     Args:
         samples: ``(path, label)`` of each photo.
@@ -143,19 +142,19 @@ def read_photos(samples: Sequence[tuple[str | Path, int]]) -> PhotoSet:
 
 
 def same_content(photos: PhotoSet, among: PhotoSet) -> np.ndarray:
-    """Which of ``photos`` have the bytes of a photo in ``among``: bool of shape (n,)."""
+    """Return which of ``photos`` have the bytes of a photo in ``among``: bool of shape (n,)."""
     return np.isin(photos.content, among.content) & (photos.content >= 0)
 
 
 def copies(photos: PhotoSet, among: PhotoSet) -> np.ndarray:
-    """Which of ``photos`` are a photo in ``among``, by content or by look: bool of shape (n,)."""
+    """Return which of ``photos`` have the bytes or the look of a photo in ``among``: bool of shape (n,)."""
     return np.asarray(same_content(photos, among) | near_copies(photos, among))
 
 
 def near_copies(photos: PhotoSet, among: PhotoSet) -> np.ndarray:
-    """Which of ``photos`` look like a photo in ``among``, by the rule of the preparation: bool of shape (n,).
+    """Return which of ``photos`` look like a photo in ``among`` (``duplicates.near_groups``): bool of shape (n,).
 
-    Re-encoded, resized and slightly retouched copies do (``preparation.duplicates.near_groups``).
+    Re-encoded, resized and slightly retouched copies do.
     """
     both = [np.concatenate(pair) for pair in ((photos.hashes, among.hashes), (photos.thumbnails, among.thumbnails))]
     known = np.flatnonzero(both[1].any(axis=1))
@@ -167,9 +166,9 @@ def near_copies(photos: PhotoSet, among: PhotoSet) -> np.ndarray:
 
 
 def map_in_threads(task: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """``task`` of each item, in order, in as many threads as there are processors.
+    """Return ``task`` of each item, in order, computed in as many threads as there are processors.
 
-    For work that releases Python's lock: reading, hashing, and Pillow's decoding do.
+    For work that releases the GIL, such as reading, hashing and Pillow's decoding.
     """
     with ThreadPool(processors()) as pool:
         return pool.map(task, items, chunksize=8)
@@ -188,15 +187,17 @@ def _digest(data: bytes | None) -> int:
 
 
 def _looks(paths: Sequence[Path], content: np.ndarray) -> np.ndarray:
-    """Perceptual hash and thumbnail of each photo, ``LOOK`` of shape (n,)."""
-    kept = _cache_file(paths)
-    known = _read_cache(kept)
+    """Return perceptual hash and thumbnail of each photo, ``LOOK`` of shape (n,)."""
+    cached = _cache_file(paths)
+    known = _read_cache(cached)
     missing = {digest: path for digest, path in zip(content.tolist(), paths, strict=True) if digest not in known}
     known |= zip(missing, map_in_threads(lambda item: _look(*item), list(missing.items())), strict=True)
     looks = np.array([known[digest] for digest in content.tolist()], dtype=LOOK)
     if missing:
         with contextlib.suppress(OSError):  # without room or permission the next run decodes again
-            _write_cache(kept, np.unique(looks))
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(cached, sync=False) as file:
+                np.save(file, np.unique(looks))
     return looks
 
 
@@ -223,9 +224,3 @@ def _read_cache(path: Path) -> dict[int, Any]:
         return {int(look["content"]): look for look in looks} if looks.dtype == LOOK else {}
     except (OSError, ValueError, EOFError):  # not there, or damaged: as good as none
         return {}
-
-
-def _write_cache(path: Path, looks: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, sync=False) as file:
-        np.save(file, looks)

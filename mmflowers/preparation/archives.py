@@ -31,9 +31,9 @@ MAX_MEMBERS, FREE_MEMBERS, BYTES_PER_MEMBER = 1_000_000, 10_000, 256
 MAX_TOTAL_BYTES = 64 << 30
 # Photos compress to 0.9–1.0 of their size and plain bitmaps to a fiftieth; deflate can reach a thousandth, bzip2 less.
 MAX_RATIO = 200
-RATIO_FREE_BYTES = 64 << 20  # up to here a small archive may unpack to whatever it likes
-# The most that one header (a long name, a zip's directory) may take of the memory: tarfile and zipfile read such a
-# thing in one piece, however long it says it is.
+RATIO_FREE_BYTES = 64 << 20  # up to here the ratio isn't limited
+# The memory that one header (a long name, a zip's directory) may take: tarfile and zipfile read it in one piece,
+# however long it claims to be.
 MAX_HEADER_BYTES = 64 << 20
 MAX_NAME_BYTES, MAX_PATH_CHARS = 255, 1024
 
@@ -185,7 +185,7 @@ def _zip_members(file: BinaryIO, most: int) -> Iterator[_Member]:
         if len(archive.infolist()) > most:  # before the first of them is written
             raise _Bomb(_too_many(most))
         for info in archive.infolist():
-            # ZipInfo.filename is cut at a NUL and has its separators changed: judge what the archive really says.
+            # ZipInfo.filename is cut at a NUL and has its separators changed: check the name in the archive.
             name = info.orig_filename.replace("\\", "/")
             kind = stat.S_IFMT(info.external_attr >> 16)  # the mode, where a Unix tool packed it
             refusal = None
@@ -206,9 +206,9 @@ def _tar_members(stream: BinaryIO, limit: int) -> Iterator[_Member]:
     with tarfile.open(  # type: ignore[call-overload]  # typeshed wants a write() even for reading
         fileobj=guarded, mode="r:", encoding="utf-8", errors="surrogateescape"
     ) as archive:
-        empty = archive.firstmember is None  # where next() of Python 3.10 stumbles
+        empty = archive.firstmember is None  # next() of Python 3.10 fails then
         while not empty and (info := archive.next()) is not None:
-            archive.members.clear()  # it would keep a record of each for good
+            archive.members.clear()  # tarfile keeps a record of each otherwise
             refusal = None
             if info.issym() or info.islnk():
                 refusal = "links"
@@ -230,7 +230,7 @@ def _tar_members(stream: BinaryIO, limit: int) -> Iterator[_Member]:
 
 
 class _Guarded:
-    """A readable file that hands out no huge piece and ends somewhere, whatever a header asks for."""
+    """A readable file that limits the size of one read and its total size, whatever a header asks for."""
 
     def __init__(self, file: BinaryIO, limit: int) -> None:
         self._file = file
@@ -258,7 +258,7 @@ class _Guarded:
         return True
 
     def close(self) -> None:
-        """Who opened the file closes it."""
+        """Do nothing: the caller that opened the file closes it."""
 
 
 def _too_many(most: int) -> str:
@@ -272,7 +272,7 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def _unsafe(name: str, parts: tuple[str, ...]) -> str | None:
-    """Say what is wrong with a member's name, None where it stays inside the folder that it is unpacked into."""
+    """Return what is wrong with a member's name, None if it stays inside the folder that it is unpacked into."""
     if name.startswith("/") or (len(name) > 1 and name[1] == ":" and name[0].isalpha()):
         return "absolute paths"
     if ".." in parts:
@@ -287,13 +287,13 @@ def _unsafe(name: str, parts: tuple[str, ...]) -> str | None:
 
 
 def _write(member: _Member, path: Path) -> str | None:
-    """Write a member; return why it can't be, where that is the archive's fault."""
+    """Write a member; return the reason if it can't be written because of the archive."""
     try:
         if member.is_folder:
             path.mkdir(parents=True, exist_ok=True)
             return None
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Never over what is there: on a file system that folds case or Unicode forms, two names can be one file.
+        # Never overwrite: on a file system that folds case or Unicode forms, two names can be one file.
         file = path.open("xb")
     except (FileExistsError, NotADirectoryError):
         return "members that are in it more than once (as file and folder, or in names that count as the same here)"
@@ -309,6 +309,6 @@ def _write(member: _Member, path: Path) -> str | None:
             left -= len(chunk)
         if left:
             raise EOFError(f"{left:,} bytes of it are missing")
-        if stream.read(1):  # this read also has zipfile compare the checksum
+        if stream.read(1):  # with this read zipfile compares the checksum
             raise zipfile.BadZipFile("it is larger than it says")
     return None

@@ -1,4 +1,4 @@
-"""Damage that a decoder passes over without an exception, and the memory a decoding takes, known before it starts."""
+"""Find damage that decoders ignore without an exception, and bound the memory of a decoding before it starts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 import simplejpeg  # libjpeg-turbo with its warnings; Pillow has the same decoder and discards them
 from PIL import Image
 
-# After these libjpeg goes on, with grey or with the pixels of another place. Other warnings (an unknown JFIF version, a
-# corrupt ICC profile) leave the pixels as they are.
+# After these libjpeg continues with grey or with the pixels of another place. Other warnings (an unknown JFIF version,
+# a corrupt ICC profile) leave the pixels as they are.
 _DAMAGE = (
     "Corrupt JPEG data: premature end",
     "Corrupt JPEG data: bad Huffman code",
@@ -24,38 +24,38 @@ _DAMAGE = (
 _LEFT_OVER = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0x(d9)?")
 _READ_AHEAD = 8  # bytes in libjpeg's bit buffer: of what follows the image so many aren't called extraneous
 
-MAX_SCANS = 100  # of a progressive JPEG; encoders write 3 to 20. Each one costs a walk over the whole image.
+MAX_SCANS = 100  # of a progressive JPEG; encoders write 3 to 20. Each one is a pass over the whole image.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # neither a stuffed byte nor a restart marker
 _TEM, _DHT, _SOI, _EOI, _SOS = 0x01, 0xC4, 0xD8, 0xD9, 0xDA
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
 _ZEROS = bytes(64)
 
 MAX_PIXELS_PER_BYTE = 10_000  # of a file; a flat colour reaches 4,000 in GIF, a photo 100
-MID_GREY = (127, 129)  # what libjpeg gives for blocks that it has no data for is 128
+MID_GREY = (127, 129)  # libjpeg fills blocks without data with 128
 
 
 class Damaged(Exception):
-    """A file decodes, but not to the pixels that it was made of. The message is the reason in ``files.csv``."""
+    """A file decodes, but not to its original pixels. The message is the reason in ``files.csv``."""
 
 
 class _Scan(NamedTuple):
-    unsent: int  # a bit for each coefficient that no scan has brought in full so far, this one included
+    unsent: int  # a bit for each coefficient that the scans up to this one haven't sent in full
     of_zeros: list[int]  # the symbol that a code of zeros stands for in each of its tables (DC's alone, or AC's)
     parameters: int  # offset of Ss, Se, Ah and Al
     start: int  # offset of the entropy-coded data
 
 
 def decode_jpeg(data: bytes, image: Image.Image, *, scale: int | None = None) -> Image.Image | None:
-    """Decode a JPEG with libjpeg's warnings taken as errors where they mean damage.
+    """Decode a JPEG; treat those of libjpeg's warnings as errors that mean damage.
 
     Args:
         data: The whole file. What follows the first image's end doesn't matter.
         image: The same, opened by Pillow.
-        scale: 1, 2, 4 or 8 for a grey image of 1 / ``scale`` of the size; None for the image as it is. Either way all
-            of the file is walked through.
+        scale: 1, 2, 4 or 8 for a grey image of 1 / ``scale`` of the size; None for the image as it is. The whole file
+            is decoded either way.
 
     Returns:
-        The image, equal to Pillow's. None where this decoder doesn't know the mode or the coding.
+        The image, equal to Pillow's. None if this decoder doesn't support the mode or the coding.
 
     Raises:
         Damaged: Pixels are missing or wrong.
@@ -67,7 +67,7 @@ def decode_jpeg(data: bytes, image: Image.Image, *, scale: int | None = None) ->
     # The decoder takes the smallest scale that isn't below these.
     width, height = (-(-side // (scale or 1)) for side in image.size)
     pixels = _strictly(data, colorspace=colours, min_width=width, min_height=height)
-    if pixels is None or colours == "CMYK":  # that may be stored inverted, and Pillow knows when
+    if pixels is None or colours == "CMYK":  # it may be stored inverted, which Pillow handles
         return None
     return Image.fromarray(pixels if colours == "RGB" else pixels[..., 0])
 
@@ -78,7 +78,7 @@ def _strictly(data: bytes, **options: str | int) -> np.ndarray | None:
         return pixels
     except ValueError as error:
         warning = str(error)
-    if warning.startswith("Invalid SOS parameters"):  # some phones write them wrong, and what comes after matters
+    if warning.startswith("Invalid SOS parameters"):  # some phones write them wrong; later warnings matter
         mended = bytearray(data)
         for scan in _scans(data):
             mended[scan.parameters : scan.parameters + 3] = b"\x00\x3f\x00"
@@ -89,14 +89,14 @@ def _strictly(data: bytes, **options: str | int) -> np.ndarray | None:
     left_over = _LEFT_OVER.match(warning)
     if warning.startswith(_DAMAGE) or (left_over and not _is_padding(left_over, data)):
         raise Damaged(f"damaged ({warning[0].lower()}{warning[1:]})")
-    return None  # a warning of no weight, or an error that Pillow's decoder has as well
+    return None  # a harmless warning, or an error that Pillow's decoder has as well
 
 
 def _is_padding(left_over: re.Match[str], data: bytes) -> bool:
-    """Whether the bytes left over before the end marker are one byte repeated that begins where the image ends.
+    """Return whether the bytes left over before the end marker are one byte repeated from the end of the image on.
 
-    Some cameras fill a sector so. Where a part of the image was overwritten with such bytes, the decoder took some of
-    them for image data, and the row of them is longer than what it left over.
+    Some cameras pad a sector like this. If a part of the image was overwritten with such bytes, the decoder used some
+    of them as image data, and there are more of them than it left over.
     """
     if left_over[2] is None:
         return False
@@ -112,12 +112,12 @@ def _check_scans(data: bytes) -> None:
     for number, scan in enumerate(_scans(data), start=1):
         if number > MAX_SCANS:
             raise Damaged(f"damaged (over {MAX_SCANS} scans)")
-        # A row of zeros is a flat part of the image where their code ends a block. Where it stands for a coefficient
+        # A row of zeros is a flat part of the image if their code ends a block. If it stands for a coefficient
         # (its size is in the lower four bits), it means blocks full of the same one, or a long even slope of DC, which
         # no encoder finds in a photo.
         if any(symbol & 15 for symbol in scan.of_zeros):
             zeros = data.find(_ZEROS, scan.start)
-            # Those at the end may be padding, which libjpeg's warning tells.
+            # Those at the end may be padding, which libjpeg warns of.
             if zeros >= 0 and data[zeros : _end(data, scan.start)].strip(b"\0"):
                 raise Damaged("damaged (zeros in place of image data)")
         if number == 1 and not scan.unsent:  # the usual file; libjpeg reads no second scan then
@@ -127,7 +127,7 @@ def _check_scans(data: bytes) -> None:
 
 
 def _scans(data: bytes) -> Iterator[_Scan]:
-    """Yield the scans of a JPEG's first image, as far as there is order in it (the decoder says where there isn't)."""
+    """Yield the scans of a JPEG's first image up to the first malformed one (the decoder reports that)."""
     tables: dict[int, int] = {}  # Huffman table (16 + number for AC) → the symbol of its first code, one of zeros
     components: list[int] = []
     unsent = 0
@@ -175,13 +175,13 @@ def _scans(data: bytes) -> Iterator[_Scan]:
 
 
 def _end(data: bytes, start: int) -> int:
-    """Give the offset of the marker that ends the entropy-coded data."""
+    """Return the offset of the marker that ends the entropy-coded data."""
     found = _MARKER.search(data, start)
     return found.start() if found else len(data)
 
 
 def check_png(data: bytes) -> None:
-    """Raise ``Damaged`` for a PNG's image data that don't have their checksum (Pillow doesn't look at it)."""
+    """Raise ``Damaged`` for a PNG with image data of a wrong checksum, which Pillow doesn't check."""
     at, whole = 8, memoryview(data)
     while at + 12 <= len(data):
         kind, end = data[at + 4 : at + 8], at + 8 + int.from_bytes(data[at : at + 4], "big")
@@ -193,10 +193,10 @@ def check_png(data: bytes) -> None:
 
 
 def check_tail(image: Image.Image, format_: str) -> None:
-    """Raise ``Damaged`` for an image that ends in what stands in for missing data.
+    """Raise ``Damaged`` for an image that ends in the filling of missing data.
 
-    That is the mid-grey of a decoder, in any format: programs write it when they save a truncated JPEG again. And in
-    formats without compression it is zeros from the middle of a row on, where the row above isn't dark.
+    In any format that is the mid-grey of a decoder: programs write it when they save a truncated JPEG again. In
+    formats without compression it is zeros from the middle of a row on, if the row above isn't dark.
 
     Args:
         image: As it is stored: not turned, at most scaled down.
@@ -222,7 +222,7 @@ def check_tail(image: Image.Image, format_: str) -> None:
 
 
 def _is_mid_grey(image: Image.Image, row: int) -> bool:
-    first: Any = image.getpixel((0, row))  # a look at one spares that at most rows
+    first: Any = image.getpixel((0, row))  # one pixel is enough for most rows
     if not MID_GREY[0] <= (first[0] if image.mode == "RGB" else first) <= MID_GREY[1]:
         return False
     extrema: Any = image.crop((0, row, image.width, row + 1)).getextrema()
@@ -233,7 +233,7 @@ def _is_mid_grey(image: Image.Image, row: int) -> bool:
 def decoding_bytes(data: bytes, image: Image.Image, resize: int | None = None) -> int:
     """Bound the memory in bytes that reading, decoding and converting an image takes, by its header alone.
 
-    Measured for every format (tests/attacks/test_small_files.py): what Pillow and the decoders hold at once.
+    This is what Pillow and the decoders hold at once, measured for every format (tests/attacks/test_small_files.py).
     """
     width, height = image.size
     pixels = width * height
@@ -241,7 +241,7 @@ def decoding_bytes(data: bytes, image: Image.Image, resize: int | None = None) -
     if image.format in ("JPEG", "MPO"):
         planes, stored = len(image.getbands()), 4 if image.mode != "L" else 1
         coefficients = 0.0
-        # Where several scans make the image, those of all of it are held, 2 bytes each. (Few pixels need no count.)
+        # If the image has several scans, all coefficients are held, 2 bytes each. (Not counted for few pixels.)
         if pixels > 1 << 24 and any(scan.unsent for scan in itertools.islice(_scans(data), 1)):
             sizes = [across * down for _, across, down, _ in image.layer]  # type: ignore[attr-defined]
             coefficients = 2 * sum(sizes) / max(sizes)

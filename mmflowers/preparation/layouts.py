@@ -39,11 +39,11 @@ class Layout:
     """The layout of a folder of photos.
 
     Attributes:
-        root: The folder that the paths are relative to: the given one, or one that it merely wraps.
+        root: The folder that the paths are relative to: the given one, or the only folder in it.
         files: Every file below ``root``, sorted by path, with class, refusal and (from ``split_folders``) split.
-        split_folders: Folder name → split, where the root has train and val (or test) folders with class folders
-            below; empty otherwise.
-        lists: The split lists that lie in the folder, None where there are none.
+        split_folders: Folder name → split, if the root has train and val (or test) folders with class folders below;
+            empty otherwise.
+        lists: The split lists in the folder, None if there are none.
     """
 
     root: Path
@@ -55,7 +55,7 @@ class Layout:
 def read_layout(folder: Path) -> Layout:
     """Find out what lies where in a folder; nothing is opened but directories.
 
-    The immediate subfolders are the classes, or those below train/ and val/ where there are such; deeper folders
+    The immediate subfolders are the classes, or those below train/ and val/ if there are such; deeper folders
     belong to the class they lie in. Links are never followed into folders.
 
     Raises:

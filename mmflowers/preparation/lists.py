@@ -1,4 +1,4 @@
-"""Lists that say which photo belongs to train, val or test: read in all common forms, held against the photos."""
+"""Read lists of the photos of train, val and test in all common forms, and compare them with the photos."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmflowers.preparation.records import SPLITS, SourceFile
-from mmflowers.utils.errors import NAMED, InputError, Problem, count, shortened, some
+from mmflowers.utils.errors import NAMED, InputError, Problem, count, failing, raise_all, shortened, some
 
 LIST_NAMES = {
     "train.txt": "train",
@@ -29,14 +29,14 @@ _FILE_NAME = re.compile(r".+\.[A-Za-z0-9]{1,5}")
 
 
 class Line(NamedTuple):
-    """What a line of a list says; ``label`` is None where it gives none."""
+    """A line of a list; ``label`` is None if the line has none."""
 
     path: str
     label: int | None
 
 
 class Lists(NamedTuple):
-    """The lists of one folder: ``files`` by their names' meaning ("train", "val", "test"), ``classes`` if there."""
+    """The lists of one folder: ``files`` by split ("train", "val", "test"), and ``classes`` if it exists."""
 
     files: dict[str, Path]
     classes: Path | None
@@ -55,9 +55,7 @@ def find_lists(folder: Path) -> Lists | None:
             path = place / name
             if path.is_file():
                 if split in found:
-                    twice.append(
-                        Problem(f"{found[split]} and {path} are both lists of {split}", "take one of them away")
-                    )
+                    twice.append(Problem(f"{found[split]} and {path} are both lists of {split}", "remove one of them"))
                 found[split] = path
         if "train" in found and len(found) > 1:
             if twice:
@@ -68,10 +66,10 @@ def find_lists(folder: Path) -> Lists | None:
 
 
 def parse_line(text: str) -> Line | None:
-    """Read ``path label`` or ``path``; None where the line is neither.
+    """Read ``path label`` or ``path``; return None if the line is neither.
 
-    Label and path are apart by blanks, tabs, a comma or a semicolon; the label is the last field, so a path may have
-    blanks. Quotes around the path are taken off.
+    Blanks, tabs, a comma or a semicolon separate path and label; the label is the last field, so a path may have
+    blanks. Quotes around the path are removed.
     """
     text = text.strip()
     before = text.rstrip("0123456789")
@@ -144,25 +142,22 @@ def assign_splits(files: Iterable[SourceFile], lists: Lists, *, against_folders:
         if missing:
             what = f"{path.name}: {len(missing):,} of {len(lines):,} lines name no file of the source: {some(missing)}"
             problems.append(Problem(what, "paths are relative to the folder that holds the class folders"))
-    for found, verb, what, hint in (
-        (repeated, ("is", "are"), "listed twice", "list each once"),
-        (spanning, ("is", "are"), "in two splits", "list each once"),
-        (
-            moved if against_folders else [],
-            ("lies", "lie"),
-            "in the folder of another split than listed",
-            "--split redo draws a new split",
-        ),
-    ):
-        if found:
-            files_are = count(len(found), f"file {verb[0]}", f"files {verb[1]}")
-            problems.append(Problem(f"{files_are} {what}: {some(found)}", hint))
-    if unlabelled and labels:
-        what = f"{count(len(unlabelled), 'line has', 'lines have')} no label while others have one: {some(unlabelled)}"
-        problems.append(Problem(what, "give every line a label, or none"))
+    twice = f"{count(len(repeated), 'file is', 'files are')} listed twice: {some(repeated)}"
+    in_both = f"{count(len(spanning), 'file is', 'files are')} in two splits: {some(spanning)}"
+    elsewhere = (
+        f"{count(len(moved), 'file lies', 'files lie')} in the folder of another split than listed: {some(moved)}"
+    )
+    without = f"{count(len(unlabelled), 'line has', 'lines have')} no label while others have one: {some(unlabelled)}"
+    problems += failing(
+        [
+            (repeated, twice, "list each once"),
+            (spanning, in_both, "list each once"),
+            (moved and against_folders, elsewhere, "--split redo draws a new split"),
+            (unlabelled and labels, without, "give every line a label, or none"),
+        ]
+    )
     problems += _label_problems(labels, lists.classes)
-    if problems:
-        raise InputError(problems=problems)
+    raise_all(problems)
 
     for name, file in by_path.items():
         file.split = given[name][0] if name in given else None
@@ -173,7 +168,7 @@ def assign_splits(files: Iterable[SourceFile], lists: Lists, *, against_folders:
 
 
 def _locator(by_path: Mapping[str, SourceFile]) -> Callable[[str, str], SourceFile | None]:
-    composed: dict[str, SourceFile] = {}  # macOS hands out decomposed letters; filled when first needed
+    composed: dict[str, SourceFile] = {}  # macOS returns decomposed letters; filled when first needed
 
     def look_up(path: str) -> SourceFile | None:
         if file := by_path.get(path):

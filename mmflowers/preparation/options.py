@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmflowers.preparation.decoding import MIN_SIDE
-from mmflowers.utils.errors import InputError, Problem
+from mmflowers.utils.errors import Problem, failing, raise_all
 
 VAL_RATIO, TEST_RATIO = "0.2", "0"
+DUPLICATES, LINKS = ("drop", "keep"), ("copy", "hardlink", "symlink")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +55,28 @@ class PrepareOptions:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        problems = [*self._problems_of_ratios(), *self._problems_of_values(), *self._contradictions()]
-        if problems:
-            raise InputError(problems=problems)
+        checks: list[tuple[object, str, str]] = []
+        for flag, value in (("--val-ratio", self.val_ratio), ("--test-ratio", self.test_ratio)):
+            if value is not None:
+                is_share = _is_share(value, may_be_zero=flag == "--test-ratio")
+                checks.append((not is_share, f"{flag} {value} is not between 0 and 1", "give a share such as 0.2"))
+                checks.append((self.has_given_split, f"{flag} has no effect on a given split", "remove it"))
+        for flag, choice, choices in (("--duplicates", self.duplicates, DUPLICATES), ("--link", self.link, LINKS)):
+            checks.append((choice not in choices, f"{flag} {choice} is unknown", f"one of {', '.join(choices)}"))
+        minima = (("--resize", self.resize, MIN_SIDE), ("--rendered", self.rendered, 1), ("--workers", self.workers, 1))
+        for flag, number, least in minima:
+            is_small = number is not None and number < least
+            checks.append((is_small, f"{flag} {number} is too small", f"give a number from {least}"))
+        if self.rendered is not None:
+            has_source = any(value is not None for value in (self.source, self.sha256, self.split, self.split_lists))
+            hint = "remove --source, --sha256, --split and --split-lists"
+            checks.append((has_source, "--rendered replaces the source", hint))
+            is_symlink = self.link == "symlink"
+            checks.append((is_symlink, "--link symlink needs photos that stay where they are", "remove it"))
+        problems = failing(checks)
+        if not problems and self.shares and self.shares["train"] <= 0:
+            problems = [Problem("--val-ratio and --test-ratio leave nothing to train on", "their sum must be below 1")]
+        raise_all(problems)
 
     @property
     def has_given_split(self) -> bool:
@@ -84,53 +104,10 @@ class PrepareOptions:
             "link": self.link,
         }
 
-    def _problems_of_ratios(self) -> list[Problem]:
-        problems = []
-        for flag, value in (("--val-ratio", self.val_ratio), ("--test-ratio", self.test_ratio)):
-            if value is None:
-                continue
-            try:
-                share = Fraction(str(value))
-            except (ValueError, ZeroDivisionError):
-                problems.append(Problem(f"{flag} {value} is not a number", "give a share such as 0.2"))
-            else:
-                if not 0 <= share < 1 or (flag == "--val-ratio" and not share):
-                    problems.append(Problem(f"{flag} {value} is not between 0 and 1", "give a share such as 0.2"))
-            if self.has_given_split:
-                problems.append(Problem(f"{flag} has no effect on a given split", "remove it"))
-        if not problems and self.shares and self.shares["train"] <= 0:
-            what = "--val-ratio and --test-ratio leave nothing to train on"
-            problems.append(Problem(what, "their sum must be below 1"))
-        return problems
 
-    def _problems_of_values(self) -> list[Problem]:
-        problems = [
-            Problem(f"{flag} {value} is unknown", f"one of {', '.join(choices)}")
-            for flag, value, choices in (
-                ("--duplicates", self.duplicates, ("drop", "keep")),
-                ("--link", self.link, ("copy", "hardlink", "symlink")),
-            )
-            if value not in choices
-        ]
-        numbers = (
-            ("--resize", self.resize, MIN_SIDE),
-            ("--rendered", self.rendered, 1),
-            ("--workers", self.workers, 1),
-        )
-        problems += [
-            Problem(f"{flag} {number} is too small", f"give a number from {least}")
-            for flag, number, least in numbers
-            if number is not None and number < least
-        ]
-        return problems
-
-    def _contradictions(self) -> list[Problem]:
-        if self.rendered is None:
-            return []
-        problems = []
-        if any(value is not None for value in (self.source, self.sha256, self.split, self.split_lists)):
-            what = "--rendered replaces the source"
-            problems.append(Problem(what, "remove --source, --sha256, --split and --split-lists"))
-        if self.link == "symlink":
-            problems.append(Problem("--link symlink needs photos that stay where they are", "remove it"))
-        return problems
+def _is_share(value: str | float, *, may_be_zero: bool) -> bool:
+    try:
+        share = Fraction(str(value))
+    except (ValueError, ZeroDivisionError):
+        return False
+    return 0 <= share < 1 and (may_be_zero or share > 0)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from mmflowers.preparation.layouts import Layout, read_layout
 from mmflowers.preparation.lists import assign_splits, find_lists
 from mmflowers.preparation.records import Source
-from mmflowers.utils.errors import InputError, Problem, count
+from mmflowers.utils.errors import InputError, Problem, count, raise_all
 
 
 class Published(NamedTuple):
@@ -203,8 +203,7 @@ def _check_split_folders(split_folders: dict[str, str]) -> None:
         elif not named:
             what = f"--split keep: there is no {split}/ beside the others"
             problems.append(Problem(what, "--split redo draws a new split"))
-    if problems:
-        raise InputError(problems=problems)
+    raise_all(problems)
 
 
 def _reasons(layout: Layout) -> str:

@@ -12,7 +12,7 @@ from math import ceil
 
 from mmflowers.preparation.inspection import EXTENSIONS
 from mmflowers.preparation.records import Record
-from mmflowers.utils.errors import InputError, Problem, count
+from mmflowers.utils.errors import Problem, count, raise_all
 
 IMAGE_EXTENSIONS = {*(name for names in EXTENSIONS.values() for name in names), ".gif", ".tif", ".tiff", ".mpo"}
 MAX_NAME_BYTES = 200  # of UTF-8; file systems take 255, and a suffix must still fit
@@ -28,7 +28,7 @@ def sizes(number: int, *, val: Fraction, test: Fraction = Fraction(0)) -> dict[s
 
 
 def split(records: Iterable[Record], *, val: Fraction, test: Fraction = Fraction(0), seed: int = 0) -> list[str]:
-    """Give every record that isn't dropped its ``split``, stratified by class; a duplicate group never spans two.
+    """Set ``split`` of every record that isn't dropped, stratified by class; a duplicate group never spans two.
 
     The draw depends on the seed, the class names and the contents of the files alone: not on file names, their order
     or the number of workers. Groups are placed first, single photos fill up the exact sizes. A group is drawn once,
@@ -66,10 +66,10 @@ def split(records: Iterable[Record], *, val: Fraction, test: Fraction = Fraction
 
 
 def name_targets(records: Iterable[Record]) -> list[str]:
-    """Give every record that isn't dropped its ``target`` and return the class names as the lists carry them, sorted.
+    """Set ``target`` of every record that isn't dropped, and return the class names in label order.
 
-    Names are cleaned of what a line of a list or a file system can't hold; files that would then collide (compared as
-    a case-insensitive file system does) get a number, in the order of their paths.
+    Characters that a list or a file system can't hold are replaced. Files that would then collide, compared as a
+    case-insensitive file system does, get a number in the order of their paths.
 
     Raises:
         InputError: if two classes would become one.
@@ -82,8 +82,7 @@ def name_targets(records: Iterable[Record]) -> list[str]:
         if (other := owners.setdefault(_folded(cleaned), name)) != name:
             what = f"the classes {shown(other)!r} and {shown(name)!r} would share a folder"
             problems.append(Problem(what, "rename or merge one of the two folders"))
-    if problems:
-        raise InputError(problems=problems)
+    raise_all(problems)
     taken: set[tuple[str, str]] = set()
     for record in sorted(records, key=lambda record: encoded(record.path)):
         folder = names[record.photo_class]
@@ -98,7 +97,7 @@ def name_targets(records: Iterable[Record]) -> list[str]:
 
 
 def clean(name: str) -> str:
-    """Make a name that a line of a list and every usual file system can hold."""
+    """Return a name that a line of a list and every common file system can hold."""
     name = re.sub(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\<>:"|?*/]', "_", name).strip().rstrip(".")
     while len(name.encode()) > MAX_NAME_BYTES:
         name = name[:-1].rstrip(" .")
@@ -106,12 +105,12 @@ def clean(name: str) -> str:
 
 
 def encoded(path: str) -> bytes:
-    """The bytes a path has on a POSIX disk, also where they aren't UTF-8."""
+    """Return the bytes of a path on a POSIX disk, even if they aren't UTF-8."""
     return path.encode("utf-8", "surrogateescape")
 
 
 def shown(path: str) -> str:
-    """A path as it can be printed and written as UTF-8 on one line."""
+    """Return a path that can be printed and written as UTF-8 on one line: other characters are escaped."""
     if path.isprintable():
         return path
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
@@ -120,7 +119,7 @@ def shown(path: str) -> str:
 def _draw(seed: int, group: Iterable[Record]) -> int:
     """Draw uniformly from the integers below 2**256, once for all photos of a group.
 
-    Not the least of a draw a photo: that is small where a group is large, and small draws are the training's.
+    Not the minimum of one draw per photo: that is small for a large group, and small draws go to train.
     """
     contents = sorted({(record.photo_class, record.sha256) for record in group})
     key = "\0".join((str(seed), *(part for content in contents for part in content)))
@@ -153,8 +152,7 @@ def _refuse_small_classes(planned: dict[str, dict[str, int]], shares: dict[str, 
             what = f"class {shown(class_name)!r} has {count(sum(of_class.values()), 'usable photo')}"
             hint = f"these ratios need at least {enough}: add some, remove the class, or change the ratios"
             problems.append(Problem(f"{what}: none for {' and '.join(empty)}", hint))
-    if problems:
-        raise InputError(problems=problems)
+    raise_all(problems)
 
 
 def _check(photos: list[Record], planned: dict[str, dict[str, int]], shares: Iterable[str]) -> list[str]:
@@ -169,8 +167,7 @@ def _check(photos: list[Record], planned: dict[str, dict[str, int]], shares: Ite
         if not all(numbers):
             problems.append(Problem(what, "add photos that differ, or change the ratios"))
         notes.append(f"{what}, not {_slashes(expected)}")
-    if problems:
-        raise InputError(problems=problems)
+    raise_all(problems)
     return notes
 
 
@@ -194,14 +191,13 @@ def check_given(records: Iterable[Record]) -> None:
         if empty:
             what = f"class {shown(class_name)!r} has no usable photo in the given {' and '.join(empty)}"
             problems.append(Problem(what, "add some, remove the class, or draw a new split with --split redo"))
-    if problems:
-        raise InputError(problems=problems)
+    raise_all(problems)
 
 
 def _stem(record: Record) -> str:
     name = record.path.rpartition("/")[2]
     stem, _, extension = name.rpartition(".")
-    # A wrong extension is replaced; what only looks like one ("no. 7") is part of the name.
+    # A wrong extension is replaced; another ending ("no. 7") is part of the name.
     return clean(stem if f".{extension.lower()}" in IMAGE_EXTENSIONS and stem else name)
 
 

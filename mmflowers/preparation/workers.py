@@ -1,4 +1,4 @@
-"""Run one function over many files in several processes: bounded, quiet when stopped, and not lost when one crashes."""
+"""Run a function over many files in several processes, in bounded memory; a crash costs one file."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Workers(Generic[Job, Result]):
 
     Args:
         task: A picklable function of one job.
-        jobs: What to work on; consumed lazily.
+        jobs: The arguments of ``task``; consumed lazily.
         workers: Number of processes.
-        crashed: Gives the result for a job whose worker died of it (a fault inside a C decoder). The other jobs in
-            flight at that moment are done again, one by one, so that only the guilty one is lost.
-        context: A multiprocessing context; the platform's default where None.
+        crashed: Returns the result for a job that crashed its worker (a fault inside a C decoder). The other jobs in
+            flight are repeated one by one, so that only that one is lost.
+        context: A multiprocessing context; None for the platform's default.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Workers(Generic[Job, Result]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.value = 1  # a chunk under way ends after the file in hand
+        self._stop.value = 1  # the running chunks end after their current file
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __iter__(self) -> Iterator[tuple[int, Result]]:
@@ -107,7 +107,7 @@ class Workers(Generic[Job, Result]):
 def _prepare_worker(stop: Any) -> None:
     global _stop
     _stop = stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent alone answers it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: only the parent handles it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")  # Pillow warns of corrupt EXIF and the like; the verdict says what matters
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
@@ -115,7 +115,7 @@ def _prepare_worker(stop: Any) -> None:
 
 
 def _exit_with_parent() -> None:
-    """A killed parent leaves no orphans that wait for work forever (their pipe is held open by each other)."""
+    """Exit when the parent is killed: orphans would wait for work forever, as they keep each other's pipe open."""
     if parent := multiprocessing.parent_process():
         parent.join()
     os._exit(1)

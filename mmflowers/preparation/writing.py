@@ -41,13 +41,13 @@ _EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 
 
 class Target:
-    """The place of a dataset folder, with the hidden siblings a run needs.
+    """The place of a dataset folder, with the hidden folders of a run beside it.
 
     Attributes:
         out: The dataset folder, links resolved.
-        incomplete: Hidden sibling that holds everything of a run that isn't done yet.
-        dataset: The new dataset folder in it.
-        content: In it, files named by their sha256.
+        incomplete: Hidden folder beside it with everything of an unfinished run.
+        dataset: The new dataset folder in ``incomplete``.
+        content: Folder in ``incomplete`` of files named by their sha256.
     """
 
     def __init__(self, out: Path) -> None:
@@ -66,7 +66,7 @@ class Target:
         return metadata if isinstance(metadata, dict) and metadata.get("format") == FORMAT else {}
 
     def check(self, *, force: bool) -> None:
-        """Refuse to replace what isn't a dataset folder of ours.
+        """Raise an error if ``out`` isn't a dataset folder that the preparation wrote.
 
         Raises:
             InputError: if ``out`` is a file, or a folder that holds anything else; with ``force`` only if it is the
@@ -137,7 +137,7 @@ class Target:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Refuse to start what the disk can't hold.
+    """Raise an error if the disk has too little room.
 
     Args:
         folder: Any path on that disk; it needn't exist yet.
@@ -155,7 +155,7 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 def place_photos(records: Iterable[Record], source: Path, target: Target, *, link: str) -> list[str]:
-    """Put every photo at its place in the new dataset.
+    """Move, link or copy every photo to its place in the new dataset.
 
     Args:
         records: Those with a ``target`` are placed.
@@ -164,7 +164,7 @@ def place_photos(records: Iterable[Record], source: Path, target: Target, *, lin
         link: "copy", "hardlink" or "symlink": how photos whose bytes are kept get there.
 
     Returns:
-        A line for the user where hard links weren't possible.
+        A line for the user if hard links weren't possible.
     """
     placed = [(record, record.target) for record in records if record.target]
     notes: list[str] = []
@@ -223,7 +223,7 @@ def write_contact_sheet(records: Iterable[Record], classes: list[str], target: T
     size = (SHEET_PHOTOS * (SHEET_SIDE + gap) + gap, len(rows) * (SHEET_SIDE + caption + gap) + gap)
     sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
-    with ThreadPoolExecutor() as pool:  # decoders let go of Python's lock
+    with ThreadPoolExecutor() as pool:  # decoders release the GIL
         photos = pool.map(_square, [target.dataset / photo for row in rows.values() for photo in row])
     for y, (name, row) in enumerate(rows.items()):
         top = gap + y * (SHEET_SIDE + caption + gap)
@@ -267,7 +267,7 @@ def is_whole(out: Path, metadata: dict[str, Any], *, workers: int) -> bool:
 
 
 def digest(files: Iterable[tuple[str, str]]) -> str:
-    """Digest a set of files: sha256 of the text that ``sha256sum`` prints for them, sorted by path.
+    """Return the digest of a set of files: the sha256 of what ``sha256sum`` prints for them, sorted by path.
 
     Args:
         files: ``(path, sha256)``; any order.
@@ -277,10 +277,10 @@ def digest(files: Iterable[tuple[str, str]]) -> str:
 
 
 def _exchange(new: Path, out: Path, old: Path) -> None:
-    """Put ``new`` in the place of ``out``: a reader finds the old folder or the new one at every instant.
+    """Exchange ``new`` and ``out``: a reader always finds the old folder or the new one.
 
-    Where system or file system can't exchange two names, two renames must do; a kill between them leaves no ``out``
-    until the next run puts the old one back.
+    If the operating system or the file system can't exchange two names, they are renamed one after the other; a kill
+    in between leaves no ``out`` until the next run restores the old one.
     """
     try:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -298,7 +298,7 @@ def _exchange(new: Path, out: Path, old: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Bring everything written so far to the disk: one call for the file system, not one for each of 100,000 files."""
+    """Sync everything written so far with one call for the file system, instead of one for each of 100,000 files."""
     if sys.platform == "linux":
         fd = os.open(folder, os.O_RDONLY)
         try:

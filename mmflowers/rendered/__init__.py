@@ -1,1 +1,1 @@
-"""Flowers that the project draws: a dataset that needs no download."""
+"""Rendered flower photos: a dataset that needs no download."""

@@ -19,7 +19,7 @@ def draw_background(rng: Generator, width: int, height: int, green: Colour) -> I
 
 
 def _clouds(rng: Generator, width: int, height: int, octaves: int = 3) -> np.ndarray:
-    """Smooth noise around 0, float (height, width): coarse random grids, enlarged and added."""
+    """Return smooth noise around 0, float (height, width): the sum of coarse random grids, enlarged."""
     total = np.zeros((height, width), np.float32)
     for octave in range(octaves):
         cells = 3 * 2**octave
@@ -40,7 +40,7 @@ def _defocus(small: Image.Image, blur: float, width: int, height: int) -> Image.
 
 
 def _ramp(rng: Generator, a, b, width: int, height: int, noise: float) -> np.ndarray:
-    """From ``a`` to ``b`` in a random direction with clouds on it, float (height, width, 3), coarse."""
+    """Return a gradient from ``a`` to ``b`` in a random direction with noise, float (height, width, 3), coarse."""
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     heading = rng.uniform(0, 2 * math.pi)
     t = 0.5 + 0.45 * (x * math.cos(heading) + y * math.sin(heading)) + noise * _clouds(rng, width, height)
@@ -59,7 +59,7 @@ _BACKDROPS = (
 
 
 def _gradient(rng: Generator, width: int, height: int, green: Colour) -> Image.Image:
-    """A wall, a studio's cloth, a garden far out of focus."""
+    """Draw a wall, a studio's cloth or a garden far out of focus."""
     a = np.array(_BACKDROPS[rng.integers(len(_BACKDROPS))], float)
     b = green * rng.uniform(0.4, 1.1) if rng.random() < 0.5 else a * rng.uniform(0.5, 1.3)
     return _enlarge(_ramp(rng, a, b, 40, 32, 0.2), width, height)
@@ -91,7 +91,7 @@ def _soil(rng: Generator, width: int, height: int, green: Colour) -> Image.Image
 
 
 def _bokeh(rng: Generator, width: int, height: int, green: Colour) -> Image.Image:
-    """Discs of light out of focus over a dim green."""
+    """Draw discs of light out of focus over a dim green."""
     w, h = width // 5, height // 5
     canvas = _enlarge(_ramp(rng, green * 0.45, green * rng.uniform(0.6, 1.2), 24, 20, 0.3), w, h)
     draw = ImageDraw.Draw(canvas, "RGBA")
@@ -105,7 +105,7 @@ def _bokeh(rng: Generator, width: int, height: int, green: Colour) -> Image.Imag
 
 
 def _meadow(rng: Generator, width: int, height: int, green: Colour) -> Image.Image:
-    """Grass, from sharp to out of focus, with small flowers in it."""
+    """Draw grass, from sharp to out of focus, with small flowers in it."""
     scale = int(rng.choice([1, 2, 4], p=[0.3, 0.35, 0.35]))
     w, h = width // scale, height // scale
     canvas = _enlarge(_ramp(rng, green * 0.4, green * 0.9, 24, 20, 0.25), w, h)

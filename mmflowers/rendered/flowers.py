@@ -1,4 +1,4 @@
-"""The five flowers as surfaces, and how each of them grows."""
+"""Create the surfaces of the five flowers; the shape of their plants."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _dandelion(rng: Generator, colour: Colour, green: Colour, detail: float) -> 
 
 
 def _puffball(rng: Generator, green: Colour, detail: float) -> tuple[Surface, float]:
-    """The seed head: achenes on a core, each with a stalk and an umbrella of hairs at the surface of a sphere."""
+    """Create a seed head: achenes on a core, each with a stalk and an umbrella of hairs on the surface of a sphere."""
     count, hairs = round(rng.integers(90, 160) * detail), round(rng.integers(8, 12) * detail**0.5)
     colour = pick(rng, ((3, (236, 236, 232)), (1, (220, 212, 196))), jitter=8)
     i = np.arange(count) + 0.5
@@ -290,7 +290,7 @@ def _tulip(rng: Generator, colour: Colour, green: Colour, detail: float) -> tupl
 
 
 class Habit(NamedTuple):
-    """How a kind is met with: its form, the camera's usual angle, its leaves."""
+    """How a kind usually looks: its form, the camera's angle, its leaves."""
 
     form: Callable[[Generator, Colour, Colour, float], tuple[Surface, float]]
     palette: tuple

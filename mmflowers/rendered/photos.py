@@ -25,7 +25,7 @@ from PIL import Image
 from mmflowers.rendered.camera import photograph
 from mmflowers.rendered.flowers import KINDS
 from mmflowers.rendered.scene import Scene
-from mmflowers.utils.errors import InputError, Problem
+from mmflowers.utils.errors import failing, raise_all
 
 SUPERSAMPLING = 2  # Pillow's polygons have hard edges; drawing at twice the size and averaging smooths them
 MIN_SIDE, MAX_SIDE = 32, 4096  # pixels; below it there is no flower to see, above it a typing error is likelier
@@ -47,9 +47,9 @@ def render_flower(kind: str, rng: Generator | int, size: tuple[int, int]) -> Ima
         InputError: For an unknown kind or a size out of range.
     """
     width, height = size
-    has_size = all(MIN_SIDE <= side <= MAX_SIDE for side in size)
+    is_wrong = not all(MIN_SIDE <= side <= MAX_SIDE for side in size)
     what = f"a picture of {width} × {height} pixels can't be rendered"
-    _refuse([kind], [(has_size, what, f"give {MIN_SIDE} to {MAX_SIDE} pixels for each side")])
+    raise_all(failing([*_checks_of([kind]), (is_wrong, what, f"give {MIN_SIDE} to {MAX_SIDE} pixels for each side")]))
     rng = default_rng(rng)
     scene = Scene(rng, width * SUPERSAMPLING, height * SUPERSAMPLING)
     scene.paint(kind)
@@ -84,15 +84,15 @@ def render_flowers(
         InputError: For every argument that is out of range, all at once.
     """
     smallest, largest = 2 * MIN_SIDE, MAX_SIDE // 2
-    _refuse(
-        kinds,
-        [
-            (count_per_class >= 1, f"{count_per_class} pictures per class are too few", "give a number from 1"),
-            (seed >= 0, f"seed {seed} is negative", "give 0 or more"),
-            (smallest <= short_side <= largest, f"a short side of {short_side} pixels", f"{smallest} to {largest}"),
-            (workers >= 1, f"{workers} workers are too few", "give a number from 1"),
-        ],
-    )
+    is_wrong = not smallest <= short_side <= largest
+    checks = [
+        *_checks_of(kinds),
+        (count_per_class < 1, f"{count_per_class} pictures per class are too few", "give a number from 1"),
+        (seed < 0, f"seed {seed} is negative", "give 0 or more"),
+        (is_wrong, f"a short side of {short_side} pixels can't be rendered", f"give {smallest} to {largest} pixels"),
+        (workers < 1, f"{workers} workers are too few", "give a number from 1"),
+    ]
+    raise_all(failing(checks))
     for kind in kinds:
         (folder / kind).mkdir(parents=True, exist_ok=True)
     jobs = ((os.fspath(folder), kind, i, seed, short_side) for kind in kinds for i in range(1, count_per_class + 1))
@@ -113,15 +113,9 @@ def _leave_interrupts_to_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; one clean stop is enough
 
 
-def _refuse(kinds: Iterable[str], checks: Iterable[tuple[bool, str, str]]) -> None:
-    """Raise an InputError for unknown kinds, and for each check ``(is right, what is wrong, hint)`` that fails."""
-    unknown = sorted(set(kinds) - set(KINDS))
-    problems = [
-        Problem(f"there is no rendered flower named {kind!r}", f"one of {', '.join(KINDS)}") for kind in unknown
-    ]
-    problems += [Problem(what, hint) for is_right, what, hint in checks if not is_right]
-    if problems:
-        raise InputError(problems=problems)
+def _checks_of(kinds: Iterable[str]) -> list[tuple[object, str, str]]:
+    known = ", ".join(KINDS)
+    return [(kind not in KINDS, f"there is no rendered flower named {kind!r}", f"one of {known}") for kind in kinds]
 
 
 def _render_file(job: tuple[str, str, int, int, int]) -> Path:

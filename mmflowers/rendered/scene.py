@@ -1,4 +1,4 @@
-"""A picture with its flowers, stems, leaves and grass, turned, shaded and painted from back to front."""
+"""Paint a picture from back to front: flowers, stems, leaves and grass, rotated and shaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from mmflowers.rendered.flowers import HABITS, KINDS, Habit
 
 
 class Scene:
-    """One picture in the making, at the supersampled size."""
+    """A picture at the supersampled size.
+
+    Attributes:
+        canvas: The RGB image.
+    """
 
     def __init__(self, rng: Generator, width: int, height: int) -> None:
         self.rng, self.width, self.height = rng, width, height
@@ -29,6 +33,7 @@ class Scene:
         self.draw = ImageDraw.Draw(self.canvas)
 
     def paint(self, kind: str) -> None:
+        """Paint one or more flowers of a kind, and what is around them."""
         rng = self.rng
         arrangement = rng.choice(["one", "few", "bunch"], p=[0.55, 0.3, 0.15])
         if rng.random() < 0.6:
@@ -57,7 +62,7 @@ class Scene:
         return self.rng.uniform(margin, 1 - margin, 2) * (self.width, self.height)
 
     def _defocus(self, times: float) -> None:
-        """Blur everything painted so far, cheaply: average, smooth, enlarge."""
+        """Blur everything painted so far: average, smooth, enlarge."""
         factor = max(2, round(times * self.short / 480))
         small = self.canvas.reduce(factor).filter(ImageFilter.GaussianBlur(1.2))
         self.canvas = small.resize((self.width, self.height), Image.Resampling.BILINEAR)
@@ -97,7 +102,7 @@ class Scene:
             polygon(corner, fill=fill)
 
     def _stem(self, start: np.ndarray, away: np.ndarray, radius: float, habit: Habit) -> None:
-        """From the flower's base down and out of the picture, bending from the flower's axis to the plant's."""
+        """Paint a stem from the flower's base out of the picture, bending from the flower's axis to the plant's."""
         rng = self.rng
         down = np.array([math.sin(-self.lean), math.cos(self.lean)])
         end = start + down * (self.height + radius - start[1]) + (rng.normal(0, radius * 0.3), radius)
@@ -123,7 +128,7 @@ class Scene:
             self._leaf(where, heading, self.short * self.rng.uniform(0.2, 0.65), shape)
 
     def _leaf(self, base: np.ndarray, heading: float, length: float, shape: str) -> None:
-        """Two halves in two tones along a bent midrib: enough to read as a leaf."""
+        """Paint a leaf as two halves in two tones along a bent midrib."""
         rng = self.rng
         width, teeth, depth = _LEAVES[shape]
         u = np.linspace(0, 1, 26)
@@ -145,7 +150,7 @@ class Scene:
                 self.draw.line(vein, fill=rgb(colour * 1.12), width=1)
 
     def _before_the_lens(self) -> None:
-        """Blades out of focus between the camera and the flower."""
+        """Paint blades out of focus between the camera and the flower."""
         rng = self.rng
         scale = 8
         mask = Image.new("L", (self.width // scale, self.height // scale))
@@ -170,7 +175,7 @@ _LEAVES = {  # half width as a share of the length, number of teeth, their depth
 
 
 def _turn_x(angle: float) -> np.ndarray:
-    """Tips the axis from the camera (+z) to the top of the picture (-y)."""
+    """Return the rotation that tips the axis from the camera (+z) to the top of the picture (-y)."""
     c, s = math.cos(angle), math.sin(angle)
     return np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
 

@@ -1,4 +1,4 @@
-"""Curved surfaces as quads in the flower's own space: petals, discs, florets, calyces."""
+"""Create curved surfaces as quads in the flower's own space: petals, discs, florets, calyces."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def make_surface(vertices: np.ndarray, colours: np.ndarray) -> Surface:
 
 
 def join_surfaces(surfaces: list[Surface]) -> Surface:
+    """Concatenate the quads of several surfaces."""
     return Surface(np.concatenate([s.quads for s in surfaces]), np.concatenate([s.colours for s in surfaces]))
 
 
@@ -49,7 +50,7 @@ def make_straps(
     bend=0.0,
     cup=0.0,
 ) -> np.ndarray:
-    """Petals that leave a ring outwards: vertices (n, rows + 1, cols + 1, 3) for n angles around the axis.
+    """Create petals that leave a ring outwards: vertices (n, rows + 1, cols + 1, 3) for n angles around the axis.
 
     ``rise`` is the elevation at the base and ``curl`` what is added to it up to the tip, both in radians; ``bend``
     turns the petal sideways, ``cup`` raises its edges. ``outline`` (rows + 1) is half its width along the petal, as a
@@ -76,7 +77,7 @@ def make_straps(
 def make_shells(
     angle: np.ndarray, radius: np.ndarray, z: np.ndarray, half_angle: np.ndarray, flare: np.ndarray, cols: int
 ):
-    """Petals that wrap around the axis: vertices (n, rows + 1, cols + 1, 3).
+    """Create petals that wrap around the axis: vertices (n, rows + 1, cols + 1, 3).
 
     ``radius``, ``z`` and ``half_angle`` are (n, rows + 1) along the petal; ``flare`` (n) widens the radius to the
     sides.
@@ -97,7 +98,7 @@ def petal_colours(
     jitter: float = 0.06,
     veins: float = 0.05,
 ) -> np.ndarray:
-    """Colours (n, rows, cols, 3) from ``base`` to ``tip``, uneven from petal to petal and in streaks along each."""
+    """Return colours (n, rows, cols, 3) from ``base`` to ``tip`` that vary from petal to petal and in streaks."""
     n, rows, cols = shape
     u = (np.arange(rows) + 0.5) / rows
     colours = mix(base, tip, np.clip(u / max(2 * at, 1e-3), 0, 1))[None, :, None, :]
@@ -108,7 +109,7 @@ def petal_colours(
 def make_florets(
     rng: Generator, count: int, radius: float, dome: float, size: float, centre, rim, *, lift=0.0, detail=1.0
 ) -> Surface:
-    """A disc of florets as in the head of a daisy: Vogel's spiral (1979) on a dome, every floret a small diamond."""
+    """Create the florets of a daisy's head: small diamonds on a dome, in Vogel's spiral (1979)."""
     count, size = round(count * detail**2), size / detail
     i = np.arange(count) + 0.5
     share = np.sqrt(i / count)
@@ -125,7 +126,7 @@ def make_florets(
 
 
 def make_dome(radius: float, height: float, colour, *, lift=0.0, depth: float = 0.0) -> Surface:
-    """A closed cap, so that nothing shines through between florets; ``depth`` > 0 darkens its rim."""
+    """Create a closed cap, so that nothing is seen between florets; ``depth`` > 0 darkens its rim."""
     rows, cols = 3, 14
     share = np.linspace(0.02, 1, rows + 1)[:, None]
     angle = np.linspace(0, 2 * math.pi, cols + 1)[None, :]
@@ -138,7 +139,7 @@ def make_dome(radius: float, height: float, colour, *, lift=0.0, depth: float = 
 def make_calyx(
     rng: Generator, green, *, count: int, radius: float, length: float, width: float, rise: float, lift: float
 ):
-    """The green leaves under a flower head, seen from the side or between the petals."""
+    """Create the green leaves under a flower head, seen from the side or between the petals."""
     angle = np.arange(count) * 2 * math.pi / count + rng.normal(0, 0.1, count)
     outline = np.array([0.7, 1.0, 0.8, 0.45, 0.03])
     vertices = make_straps(

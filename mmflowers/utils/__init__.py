@@ -1,1 +1,1 @@
-"""What every package uses: errors, result files, terminal output, downloads, the resources of the machine."""
+"""Shared by all packages: errors, files, downloads, terminal output, the resources of the machine."""

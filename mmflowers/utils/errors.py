@@ -50,6 +50,17 @@ class InputError(Exception):
         return (_rebuild, (self.problems,))
 
 
+def failing(checks: Iterable[tuple[object, str, str]]) -> list[Problem]:
+    """Return the problems among ``(whether it is wrong, what is wrong, hint)``."""
+    return [Problem(what, hint) for is_wrong, what, hint in checks if is_wrong]
+
+
+def raise_all(problems: Iterable[Problem]) -> None:
+    """Raise an ``InputError`` with all problems, if there are any."""
+    if problems := list(problems):
+        raise InputError(problems=problems)
+
+
 def some(items: Iterable[object], total: int = 0) -> str:
     """Format the first items of a list: ``a, b, c and 4 more``.
 

@@ -1,4 +1,4 @@
-"""CPU cores and main memory that this process may use."""
+"""Find the CPU cores and the main memory that this process may use."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def processors() -> int:
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """The bytes that this process may still take, by Linux and by every control group (container) around it.
+    """Return the bytes that this process may still allocate, by Linux and every control group (container) around it.
 
     Args:
         root: Of the file system with ``proc`` and ``sys``.
 
     Returns:
-        The least of what the system and the groups have left, 0 or more; None where the system doesn't say (not Linux).
+        The least of what the system and the groups have left, 0 or more; None if it isn't known (not Linux).
     """
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
@@ -32,7 +32,7 @@ def available_memory(root: Path = Path("/")) -> int | None:
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:
-    """What is left of the limit of each control group with one, of version 1 or 2."""
+    """Yield what is left of the limit of each control group with one, of version 1 or 2."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:

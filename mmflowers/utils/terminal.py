@@ -1,4 +1,4 @@
-"""Progress on the terminal. Has no slow imports."""
+"""Show progress on the terminal. Has no slow imports."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def test_targets_do_not_depend_on_the_split():
 
 
 def test_a_record_without_a_class_is_no_photo_of_the_set():
-    with pytest.raises(ValueError, match=r"notes\.txt is in no class"):
+    with pytest.raises(ValueError, match=r"notes\.txt has no class"):
         _ = Record("notes.txt", None).photo_class
 
 
