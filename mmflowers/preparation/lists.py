@@ -144,9 +144,8 @@ def assign_splits(files: Iterable[SourceFile], lists: Lists, *, against_folders:
             problems.append(Problem(what, "paths are relative to the folder that holds the class folders"))
     twice = f"{count(len(repeated), 'file is', 'files are')} listed twice: {some(repeated)}"
     in_both = f"{count(len(spanning), 'file is', 'files are')} in two splits: {some(spanning)}"
-    elsewhere = (
-        f"{count(len(moved), 'file lies', 'files lie')} in the folder of another split than listed: {some(moved)}"
-    )
+    files_lie = count(len(moved), "file lies", "files lie")
+    elsewhere = f"{files_lie} in the folder of another split than listed: {some(moved)}"
     without = f"{count(len(unlabelled), 'line has', 'lines have')} no label while others have one: {some(unlabelled)}"
     problems += failing(
         [
