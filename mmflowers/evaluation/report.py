@@ -132,8 +132,8 @@ def read_report_data(
 def describe_dataset(card: DataCard, root: Path) -> dict[str, str]:
     """Describe a dataset folder, as label → text; what its ``dataset.json`` doesn't record is left out."""
     metadata = card.metadata
-    source, options, digests = (facts.get(key) or {} for key in ("source", "options", "digests"))
-    counts, versions = facts.get("counts") or {}, facts.get("versions") or {}
+    source, options, digests = (metadata.get(key) or {} for key in ("source", "options", "digests"))
+    counts, versions = metadata.get("counts") or {}, metadata.get("versions") or {}
     ratios = ", ".join(
         f"{key.removesuffix('_ratio')} {options[key]:g}" for key in ("val_ratio", "test_ratio") if options.get(key)
     )
@@ -142,9 +142,9 @@ def describe_dataset(card: DataCard, root: Path) -> dict[str, str]:
         "dataset folder": root.resolve().name,
         "source": f"{source.get('name', '')} ({source.get('kind', '')})" if source else "",
         "photos": ", ".join(f"{sum(classes.values()):,} {split}" for split, classes in counts.items()),
-        "classes": str(len(facts["classes"])) if facts.get("classes") else "",
-        "split": split if facts else "",
-        "seed of the split": str(options.get("seed", "")) if facts and not source.get("split") else "",
+        "classes": str(len(metadata["classes"])) if metadata.get("classes") else "",
+        "split": split if metadata else "",
+        "seed of the split": str(options.get("seed", "")) if metadata and not source.get("split") else "",
         "digest": digests.get("dataset", "")[:16],
         "prepared by": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }

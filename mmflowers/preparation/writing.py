@@ -204,11 +204,13 @@ def write_tables(records: list[Record], classes: list[str], target: Target) -> N
     (target.dataset / "classes.txt").write_bytes("".join(f"{name}\n" for name in classes).encode())
     with (target.dataset / "files.csv").open("w", encoding="utf-8", newline="") as file:
         write_rows(file, [["path", "class", "split", *FINDINGS, "duplicate_of", "group", "target"]])
-        for record in records:
-            source = (shown(record.path), shown(record.class_name or ""), record.split or "")
-            findings = (getattr(record, name) for name in FINDINGS)
-            place = (shown(record.duplicate_of), record.group or "", record.target or "")
-            write_rows(file, [[*source, *findings, *place]])
+        write_rows(file, map(_row, records))
+
+
+def _row(record: Record) -> list[str | int]:
+    source = (shown(record.path), shown(record.class_name or ""), record.split or "")
+    findings = (getattr(record, name) for name in FINDINGS)
+    return [*source, *findings, shown(record.duplicate_of), record.group or "", record.target or ""]
 
 
 def write_contact_sheet(records: Iterable[Record], classes: list[str], target: Target) -> None:

@@ -25,10 +25,9 @@ from typing import IO, Any, BinaryIO
 
 from mmflowers.utils.errors import InputError
 
-DISK_ERRORS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-)  # problems of the disk, never of the path
-REFUSALS = DISK_ERRORS | {errno.EACCES, errno.EPERM}  # or of permissions
+# Problems of the disk, never of the path; REFUSALS: or of permissions.
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
+REFUSALS = DISK_ERRORS | {errno.EACCES, errno.EPERM}
 
 LOCK, HOLDER = ".training.lock", ".training.txt"  # in a work dir
 
@@ -105,23 +104,19 @@ class AtomicFile:
         stream = before and _open_stream(path, before)
         if stream is None:
             if before:
-                os.close(
-                    os.open(self._target, os.O_WRONLY)
-                )  # raises for a folder or a write-protected file, as `open` does
+                # Raises for a folder or a write-protected file, as `open` does.
+                os.close(os.open(self._target, os.O_WRONLY))
             # 58 characters fit in any encoding. `.*.pth.partial` matches the files that a killed process left.
             self._partial = self._target.with_name(f".{os.urandom(4).hex()}.{self._target.name[-58:]}.partial")
             stream = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
             if before:
-                with contextlib.suppress(
-                    OSError, AttributeError
-                ):  # a file of another user, Windows, file systems without owners
+                # Fails for a file of another user, on Windows and on file systems without owners.
+                with contextlib.suppress(OSError, AttributeError):
                     os.chown(self._partial, before.st_uid, before.st_gid)
                 with contextlib.suppress(OSError):
                     self._partial.chmod(stat.S_IMODE(before.st_mode))
-        how: dict[str, Any] = (
-            {"mode": "w", "encoding": "utf-8", "newline": "", "errors": errors} if text else {"mode": "wb"}
-        )
-        self.file: IO[Any] = open(stream, **how)  # noqa: PTH123, SIM115
+        how: dict[str, Any] = {"encoding": "utf-8", "newline": "", "errors": errors} if text else {}
+        self.file: IO[Any] = os.fdopen(stream, "w" if text else "wb", **how)
 
     def commit(self) -> None:
         """Rename the file to its final name, replacing an existing file."""
