@@ -137,11 +137,8 @@ def near_groups(hashes: Array, thumbnails: Array) -> Array:
         thumbnails: (n, k) uint8.
 
     Returns:
-        (n,) int, the same label within a group.
+        (n,) int, the same label within a group: the index of one of its members.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     labels = np.arange(len(hashes))
 
     def join(left: Array, right: Array) -> None:
@@ -149,10 +146,10 @@ def near_groups(hashes: Array, thumbnails: Array) -> Array:
         while (apart := np.flatnonzero(labels[left] != labels[right])).size:
             left, right = left[apart], right[apart]
             alike = _alike(thumbnails[left[:CONFIRM_AT_ONCE]], thumbnails[right[:CONFIRM_AT_ONCE]]).nonzero()[0]
-            if alike.size:
-                edges = (np.ones(alike.size), (labels[left[alike]], labels[right[alike]]))
-                graph = coo_array(edges, shape=(len(labels), len(labels)))
-                labels[:] = connected_components(graph, directed=False)[1][labels]
+            # Not SciPy's connected_components: importing it takes longer than the preparation of hundreds of photos.
+            for one, other in zip(left[alike].tolist(), right[alike].tolist(), strict=True):
+                if labels[one] != labels[other]:
+                    labels[labels == labels[other]] = labels[one]
             left, right = left[CONFIRM_AT_ONCE:], right[CONFIRM_AT_ONCE:]
 
     # First the equal hashes, each with the first photo of its hash: if thousands are alike, one represents all.
