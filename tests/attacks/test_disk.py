@@ -198,13 +198,13 @@ def test_a_photo_that_cannot_be_sorted_leaves_no_half_of_it(bad_disk: Path) -> N
 
 
 def test_an_overlay_that_cannot_be_written_leaves_no_half_of_it(bad_disk: Path) -> None:
-    from mmflowers.inference.overlays import Overlays
+    from mmflowers.inference.grad_cam import OverlayFolder
 
     class Classifier:
         model = None
 
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8))
-    overlays = Overlays(bad_disk, Classifier())
+    overlays = OverlayFolder(bad_disk, Classifier())
     with pytest.raises(OSError, match=r"No space|too large|Read-only|denied"):
         overlays._save(noise, "a")
     assert not list(bad_disk.rglob("a.jpg"))
