@@ -383,8 +383,9 @@ def locked(path: str | Path, *, timeout: float = 0, busy: Callable[[], Exception
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # Windows deletes no open file; FileLock does it there
-            Path(path).unlink()  # while the lock is held: FileLock tries again if the file it has locked is deleted
+        # While the lock is held: those who wait have opened this file, and try again when they lock a deleted one.
+        with contextlib.suppress(OSError):  # Windows can't delete an open file, and FileLock deletes it there
+            Path(path).unlink()
         lock.release()
 
 
