@@ -95,7 +95,7 @@ def test_photos_that_are_gone_or_damaged_are_passed_over(loaded: FlowerClassifie
     photos = read_training_photos(loaded, run, data)
     late.unlink()
     assert len(photos) == 38
-    found = photos.nearest(np.ones(512, np.float32), 40)
+    found = photos.nearest(np.ones(128, np.float32), 40)
     assert len(found) == 37 and not {gone, damaged, late} & {near.path for near in found}
 
 

@@ -60,7 +60,7 @@ def test_a_folder_of_other_classes_needs_no_edit_of_a_config(dataset: Path, tiny
     assert result.returncode == 0, result.stderr
     assert "best val top-1 " in result.stdout and result.stdout.splitlines()[-1].startswith("results: work_dirs")
     checkpoint = torch.load(tmp_path / "work_dirs" / "tiny" / "best.pth", weights_only=True)
-    assert checkpoint["state_dict"]["head.fc.weight"].shape == (3, 512)
+    assert checkpoint["state_dict"]["head.fc.weight"].shape == (3, 128)
     assert checkpoint["meta"]["dataset_meta"]["classes"] == ("a rose", "ein Gänseblümchen", "x")
 
 
