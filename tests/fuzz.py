@@ -492,7 +492,7 @@ def configs(number: int, rng: random.Random, place: Path) -> Iterator[Case]:
         configuration.set_data_root(config, "flower_dataset")
         options.fit_to_laptop(config)
         configuration.merge_options(config, ["train_cfg.max_epochs=2"])
-        configuration.settle_loaders(config)
+        configuration.disable_idle_workers(config)
         configuration.test_on(config, "val")
         configuration.data_root(config)
         configuration.set_classes(config, 5)

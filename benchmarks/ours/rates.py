@@ -188,7 +188,7 @@ class Last(Hook):
     """Tells a watch what has happened when all other hooks are done with it.
 
     After the last iteration it measures the rest on the spot: a loop may have a network of its own only while it runs
-    (one behind a frozen trunk).
+    (one on precomputed features).
     """
 
     priority = "LOWEST"

@@ -83,7 +83,7 @@ def _step(case: Case, model: Any, image: torch.Tensor, images: int, training: bo
     from mmpretrain.structures import DataSample
 
     from mmflowers.engine.memory import is_out_of_memory
-    from mmflowers.frozen.trunks import WHOLE, LayerTrunk
+    from mmflowers.frozen.parts import WHOLE, FrozenStem
 
     def train_the_rest(*_: Any) -> None:
         model.train()
@@ -100,7 +100,7 @@ def _step(case: Case, model: Any, image: torch.Tensor, images: int, training: bo
                 model.eval()
                 model.head.train()
                 if layer != WHOLE:
-                    last = LayerTrunk(model, layer).last
+                    last = FrozenStem(model, layer).last
                     hooks.callback(last.register_forward_hook(train_the_rest).remove)
             mode = ("loss" if training else "predict") if real else "tensor"
             model(**model.data_preprocessor(batch, training), mode=mode)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from mmflowers.utils.errors import InputError
+
 
 def get(config: Any, path: str) -> Any:
     """Return the value at a dotted path of nested dicts; None if there is none."""
@@ -19,6 +21,18 @@ def innermost(loader: Any) -> dict[str, Any] | None:
     If a wrapper has several datasets (ConcatDataset), this is the first.
     """
     return next(all_innermost(loader), None)
+
+
+def dataset_of(config: Any, loader: str) -> Any:
+    """Return the innermost dataset of a config's dataloader (see ``innermost``).
+
+    Raises:
+        InputError: The config has no such dataloader, or the dataloader has no dataset.
+    """
+    dataset = innermost(config.get(loader))
+    if dataset is None:
+        raise InputError(f"the config has no {loader}.dataset", "compare it with the configs in configs/")
+    return dataset
 
 
 def all_innermost(loader: Any) -> Iterator[dict[str, Any]]:

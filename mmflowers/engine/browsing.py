@@ -1,4 +1,4 @@
-"""What the training pipeline of a config makes of photos, to look at."""
+"""A sheet of photos as the training pipeline of a config augments them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from mmflowers.datasets.folder import read_dataset_folder
 from mmflowers.datasets.seeded import STEPS, Draw, SeededDataset, collate_samples, seed_generators
-from mmflowers.datasets.wrappers import innermost
+from mmflowers.datasets.wrappers import dataset_of
 from mmflowers.engine import configuration
 from mmflowers.registry import DATASETS, MODELS
 from mmflowers.utils.errors import InputError
@@ -33,13 +33,13 @@ def browse(
     seed: int | None = None,
     cfg_options: Sequence[str] = (),
 ) -> Image.Image:
-    """Draw a sheet of photos: each as it is, as a test sees it, and as the first epochs of a training do.
+    """Draw a sheet of photos: each unchanged, as a test uses it, and as the first epochs of a training use it.
 
-    All but the first column are the pixels that the network gets, its mean and standard deviation taken off again.
-    They are those of a training with this seed; what a preprocessor mixes within a batch is mixed among these photos.
+    All but the first column are the network's inputs, with the normalisation undone. They are those of a training with
+    this seed; what a preprocessor mixes within a batch is mixed among these photos.
 
     Args:
-        config_path: As of ``mmflowers.engine.training.configure``.
+        config_path: See ``mmflowers.engine.training.TrainOptions``.
         data: Dataset folder in place of the config's.
         split: The list that the photos are drawn from.
         number: Of photos, drawn evenly from the classes.
@@ -48,7 +48,7 @@ def browse(
         cfg_options: ``KEY=VALUE`` overrides in MMEngine's dotted form.
 
     Raises:
-        InputError: Config or dataset folder aren't in order, or a photo doesn't go through the pipeline.
+        InputError: The config or dataset folder has errors, or the pipeline fails on a photo.
     """
     config = configuration.load_config(config_path)
     if data is not None:
@@ -80,7 +80,7 @@ def browse(
 
 
 def _choose(labels: Sequence[int], number: int, seed: int) -> list[int]:
-    """Draw indices, the classes in turn, and return them by class."""
+    """Draw indices from the classes in turn, and return them sorted by class."""
     of_class = defaultdict(list)
     for index in random.Random(seed).sample(range(len(labels)), len(labels)):
         of_class[labels[index]].append(index)
@@ -89,12 +89,11 @@ def _choose(labels: Sequence[int], number: int, seed: int) -> list[int]:
 
 
 def _dataset(config: configuration.Config, loader: str, split: str) -> Any:
-    dataset: Any = innermost(config[loader])
-    return DATASETS.build({**dataset, "ann_file": f"{split}.txt"})
+    return DATASETS.build({**dataset_of(config, loader), "ann_file": f"{split}.txt"})
 
 
 def _preprocessor(config: configuration.Config) -> BaseDataPreprocessor:
-    """The model's preprocessor, with the mixing of batches that MMPretrain's classifier gives it."""
+    """Build the model's preprocessor, with the batch augmentations that MMPretrain's classifier adds to it."""
     preprocessor = {
         "type": "ClsDataPreprocessor",
         **(config.model.get("data_preprocessor") or config.get("data_preprocessor") or {}),
@@ -106,7 +105,7 @@ def _preprocessor(config: configuration.Config) -> BaseDataPreprocessor:
 def _pixels(
     dataset: SeededDataset, preprocessor: BaseDataPreprocessor, chosen: Sequence[int], epoch: int, *, training: bool
 ) -> list[np.ndarray]:
-    """What the network gets of photos: uint8 RGB of shape (height, width, 3) each."""
+    """Return the network's inputs for photos as uint8 RGB images of shape (height, width, 3)."""
     batch = collate_samples(dataset.__getitems__([Draw(epoch, 0, 0, index) for index in chosen]))
     inputs = preprocessor(batch, training)["inputs"]
     if not (isinstance(inputs, torch.Tensor) and inputs.ndim == 4 and inputs.shape[1] == 3):

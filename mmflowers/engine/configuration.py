@@ -13,14 +13,15 @@ from typing import Any, TypeVar
 from mmengine.config import Config, DictAction
 
 import mmflowers.registry  # noqa: F401  by which a config may have bases of mmflowers::
-from mmflowers.datasets.wrappers import all_innermost, get
+from mmflowers.datasets.wrappers import all_innermost, dataset_of, get
 from mmflowers.engine.shipped import find_config
 from mmflowers.evaluation.metrics import rule_of
+from mmflowers.models.classifier import WITH_BACKBONE
 from mmflowers.utils.errors import InputError, Problem, count, is_own, not_installed
 
 T = TypeVar("T")
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-KINDS: dict[type | tuple[type, ...], tuple[str, ...]] = {  # what may lie where, beside nothing at all
+KINDS: dict[type | tuple[type, ...], tuple[str, ...]] = {  # the types of keys that a config may leave out
     dict: (
         *("model", "model.backbone", "model.head", "model.head.loss", "model.data_preprocessor", "data_preprocessor"),
         *("train_cfg", "val_cfg", "test_cfg", "default_hooks", "randomness", "env_cfg", "visualizer"),
@@ -40,14 +41,16 @@ OF_ITERATIONS = r"^((train|val|test)/)?[^/]*(loss|time|grad_norm)[^/]*$"  # not 
 
 
 class RunConfig(Config):
-    """MMEngine's Config, formatted again only after a change: every checkpoint holds its text, and formatting it
-    takes longer than writing a small network."""
+    """MMEngine's Config, which is formatted only after a change.
+
+    Every checkpoint has its text, and formatting it takes longer than writing a small network.
+    """
 
     _formatted: tuple[str, str] = ("", "")
 
     @property
     def pretty_text(self) -> str:
-        """The config as Python."""
+        """The config as Python source."""
         content = repr(self._cfg_dict)
         if RunConfig._formatted[0] != content:
             RunConfig._formatted = (content, super().pretty_text)
@@ -66,32 +69,42 @@ def load_config(path: str | Path) -> Config:
     path = find_config(path)
     try:
         read = Config.fromfile(path)
-    except Exception as error:  # a config is code: whatever its author got wrong is bad input
+    except Exception as error:  # a config is code, so any error in it is bad input
         if is_own(error):  # of a module of ours that the config imports
             raise
         if problem := not_installed(error):
             raise InputError(problems=[problem]) from error
         what = " ".join(str(error).split())
-        hint = FOLDER_FIRST if "_get_package_and_cfg_path" in what else "mend the config"
+        hint = FOLDER_FIRST if "_get_package_and_cfg_path" in what else "correct the config"
         raise InputError(f"{path} can't be read: {type(error).__name__}: {what}", hint) from error
     config = RunConfig.__new__(RunConfig)
     config.__setstate__(read.__getstate__())
     if config.get("default_scope") in (None, "mmpretrain"):
         config.default_scope = "mmflowers"
-    _set_scope(list(config.values()))
+    _adapted(config._cfg_dict)
     return config
 
 
-def _set_scope(part: Any) -> None:
-    """Look up what was inherited from ``mmpretrain::…`` in our registries, which have MMPretrain's types and ours."""
-    if isinstance(part, dict) and part.get("_scope_") == "mmpretrain":
-        part["_scope_"] = "mmflowers"
-    for value in part.values() if isinstance(part, dict) else part if isinstance(part, (list, tuple)) else ():
-        _set_scope(value)
+def _adapted(part: Any) -> Any:
+    """Adapt a part of a config in place: ``mmpretrain::…`` types are also found in our registries, paths are strings.
+
+    Our registries have MMPretrain's types and ours. A ``pathlib.Path`` can't be written into the config that MMEngine
+    keeps in the work dir.
+    """
+    if isinstance(part, os.PathLike):
+        return os.fspath(part)
+    if isinstance(part, dict):
+        for key, value in part.items():
+            part[key] = "mmflowers" if key == "_scope_" and value == "mmpretrain" else _adapted(value)
+    elif isinstance(part, list):
+        part[:] = map(_adapted, part)
+    elif type(part) is tuple:
+        return tuple(map(_adapted, part))
+    return part
 
 
 def malformed(config: Config) -> Iterator[tuple[str, str]]:
-    """Where something lies that MMEngine can't take apart (``KINDS``): the key, and what is needed there."""
+    """Yield the keys with a value of a type that MMEngine can't use (``KINDS``), and the type that is needed."""
     places = [(path, get(config, path), kind) for kind, paths in KINDS.items() for path in paths]
     hooks = config.get("default_hooks")
     places += [
@@ -109,62 +122,52 @@ def malformed(config: Config) -> Iterator[tuple[str, str]]:
             yield path, f"a list of dicts is needed, not {value!r}"
 
 
-def _put_down_to_the_config(config: Config, error: Exception) -> list[Problem]:
-    """The places of a config that may have made a step of ours fail.
+def requires_form(step: Callable[..., T]) -> Callable[..., T]:
+    """Decorate a function of a config: if it fails and the config is malformed, the ``InputError`` says where.
 
-    Raises:
-        Exception: ``error``, where the config is in order: then it is a bug of ours.
+    Without it, the functions would have to check every key that they read. If nothing is malformed, the error is a bug.
     """
-    wrong = [(path, f"{what} in the config") for path, what in malformed(config)]
-    wrong += [(path, "the config has none") for path in NEEDED if get(config, path) is None]
-    if not wrong:
-        raise error
-    return [Problem(f"{path}: {what}", "compare it with the configs in configs/") for path, what in wrong]
-
-
-def _of_a_known_form(step: Callable[..., T]) -> Callable[..., T]:
-    """Make a step that trips over a malformed config say so, and no other; a check of each key would be most of this
-    module."""
 
     @functools.wraps(step)
-    def tried(config: Config, *arguments: Any, **options: Any) -> T:
+    def wrapped(config: Config, *arguments: Any, **options: Any) -> T:
         try:
             return step(config, *arguments, **options)
         except FORM_ERRORS as error:
-            raise InputError(problems=_put_down_to_the_config(config, error)) from error
+            wrong = [(path, f"{what} in the config") for path, what in malformed(config)]
+            wrong += [(path, "the config has none") for path in NEEDED if get(config, path) is None]
+            if not wrong:
+                raise
+            hint = "compare it with the configs in configs/"
+            raise InputError(problems=[Problem(f"{path}: {what}", hint) for path, what in wrong]) from error
 
-    return tried
+    return wrapped
 
 
 def attempt(found: list[tuple[str, Problem]], where: str, step: Callable[..., T], *arguments: Any) -> T | None:
-    """Run a step of the configuration, so that all problems are reported together.
+    """Run a step of the configuration and collect its problems, so that all are reported together.
 
     Args:
         found: Takes the problems, each with its place.
         where: The place.
-        step: Called with ``arguments``. An error other than an ``InputError`` is put down to a config among them if
-            that is malformed; otherwise it is a bug and goes on.
+        step: Called with ``arguments``; see ``requires_form`` if the first one is a config.
 
     Returns:
-        What the step returns; None if it fails.
+        The result of the step; None if it fails.
     """
+    if arguments and isinstance(arguments[0], Config):
+        step = requires_form(step)
     try:
         return step(*arguments)
     except InputError as error:
         found.extend((where, problem) for problem in error.problems)
-    except FORM_ERRORS as error:
-        configs = [argument for argument in arguments if isinstance(argument, Config)]
-        if not configs:
-            raise
-        found.extend((where, problem) for problem in _put_down_to_the_config(configs[0], error))
-    return None
+        return None
 
 
 def merge_options(config: Config, options: Sequence[str]) -> None:
-    """Apply ``--cfg-options``, each ``KEY=VALUE`` with a dotted key, read as MMEngine's ``DictAction`` reads them.
+    """Apply ``--cfg-options``, each ``KEY=VALUE`` with a dotted key, in the syntax of MMEngine's ``DictAction``.
 
     Raises:
-        InputError: Not of that form, or keys lead through something that isn't a dict or list.
+        InputError: The syntax is wrong, or a key leads through something that isn't a dict or list.
     """
     problems = [problem for option in options if (problem := _unreachable(config, option.partition("=")[0]))]
     if problems:
@@ -174,12 +177,15 @@ def merge_options(config: Config, options: Sequence[str]) -> None:
     try:
         if options:
             config.merge_from_dict(parser.parse_args(["--options", *options]).options)
+    except RecursionError as error:  # of DictAction, on parentheses with a comma in them
+        what = f"--cfg-options can't be applied: {' '.join(options)} is no plain value or list of plain values"
+        raise InputError(what, "set a dict in a config, or its keys one by one: KEY.SUBKEY=VALUE") from error
     except (argparse.ArgumentError, ValueError, KeyError, TypeError, IndexError, AssertionError) as error:
         raise InputError(f"--cfg-options can't be applied: {error}", "KEY=VALUE, with dotted keys") from error
 
 
 def _unreachable(config: Config, key: str) -> Problem | None:
-    """Why an option's key leads nowhere, if it does; MMEngine would fail, or make a dict where a list is meant."""
+    """Return why an option's key doesn't exist, or None. MMEngine would fail, or create a dict in place of a list."""
     lists = {
         path
         for kind, paths in KINDS.items()
@@ -205,18 +211,18 @@ def _unreachable(config: Config, key: str) -> Problem | None:
 
 
 def datasets(config: Config) -> Iterator[dict]:
-    """The innermost datasets of each dataloader the config has."""
+    """Yield the innermost datasets of all dataloaders."""
     for name in LOADERS:
         yield from all_innermost(config.get(name))
 
 
-@_of_a_known_form
+@requires_form
 def data_root(config: Config) -> str:
-    """The one dataset folder that the config means.
+    """Return the dataset folder of the config.
 
     Raises:
-        InputError: Its datasets, or the top-level ``data_root``, name different ones: a child config that sets the
-            top-level value alone changes no dataset.
+        InputError: Its datasets and the top-level ``data_root`` name different folders. A child config that sets only
+            the top-level value changes no dataset.
     """
     roots: set[Any] = {dataset.get("data_root") for dataset in datasets(config)} | {config.get("data_root")} - {None}
     if len(roots) != 1 or None in roots:
@@ -225,47 +231,44 @@ def data_root(config: Config) -> str:
     return roots.pop()
 
 
-@_of_a_known_form
+@requires_form
 def set_data_root(config: Config, data_root: str | Path) -> None:
-    """Point every dataset at another dataset folder."""
+    """Set the dataset folder of every dataset."""
     config.data_root = str(data_root)
     for dataset in datasets(config):
         dataset["data_root"] = str(data_root)
 
 
-@_of_a_known_form
+@requires_form
 def test_on(config: Config, split: str) -> None:
-    """Point the test side at the list of ``split``."""
-    datasets = list(all_innermost(config.test_dataloader))
-    if not datasets:
-        raise ValueError("test_dataloader has no dataset")
-    for dataset in datasets:
+    """Set the list that the test dataloader reads to that of ``split``."""
+    dataset_of(config, "test_dataloader")  # there must be one
+    for dataset in all_innermost(config.test_dataloader):
         dataset["ann_file"] = f"{split}.txt"
 
 
-@_of_a_known_form
+@requires_form
 def set_classes(config: Config, count: int) -> None:
-    """Set the number of classes wherever the config's parts take one.
+    """Set the number of classes in all parts of the config that have one.
 
-    These are the head (VGG and Inception: the backbone, whose head has no layers), the head's loss, the data
-    preprocessor and its batch augmentations. MMPretrain's recipes leave the preprocessor's to their base config, and
-    without it Mixup and CutMix can't make one-hot labels.
+    These are the head (in VGG and Inception, whose head has no layers, the backbone), the head's loss, the data
+    preprocessor and its batch augmentations. Without the preprocessor's number, Mixup and CutMix can't make one-hot
+    labels.
 
     Args:
         config: Changed in place.
         count: Classes of the dataset folder.
 
     Raises:
-        InputError: Neither the head nor the backbone takes a number of classes.
+        InputError: The model has no backbone and head, or neither of them takes a number of classes.
     """
     model = config.model
+    if "backbone" not in model and "head" not in model:
+        raise InputError(f"the model {_name(model)} has no backbone and head", WITH_BACKBONE)
     places = [part for part in (model.head, model.backbone) if _takes_classes(part)]
     if not places:
-        head, backbone = (
-            getattr(part.get("type"), "__name__", part.get("type")) for part in (model.head, model.backbone)
-        )
         raise InputError(
-            f"neither the head {head} nor the backbone {backbone} takes num_classes",
+            f"neither the head {_name(model.head)} nor the backbone {_name(model.backbone)} takes num_classes",
             "head=dict(type='LinearClsHead', in_channels=…) gives a backbone a classifier",
         )
     places = places[:1]
@@ -276,13 +279,18 @@ def set_classes(config: Config, count: int) -> None:
         config.data_preprocessor = {}
         preprocessors = [config.data_preprocessor]
     places += [one for one in preprocessors if _takes_classes(one, "ClsDataPreprocessor")]
-    places += [augment for _, augment in _batch_augments(config) if "num_classes" in augment]
+    places += [augment for _, augment in batch_augments(config) if "num_classes" in augment]
     for place in places:
         place["num_classes"] = count
 
 
-def _batch_augments(config: Config) -> Iterator[tuple[str, Any]]:
-    """The augmentations that mix a batch's images, as Mixup and CutMix do, each with the key they are under."""
+def _name(part: Any) -> Any:
+    """Return the name of the class that a part of a config is built from."""
+    return getattr(part.get("type"), "__name__", part.get("type"))
+
+
+def batch_augments(config: Config) -> Iterator[tuple[str, Any]]:
+    """Yield the augmentations that mix a batch's images, such as Mixup and CutMix, each with its key."""
     for key in ("model.train_cfg", "model.data_preprocessor.batch_augments", "data_preprocessor.batch_augments"):
         place = config
         for name in key.split("."):
@@ -292,13 +300,13 @@ def _batch_augments(config: Config) -> Iterator[tuple[str, Any]]:
 
 
 def _takes_classes(part: Any, default: str | None = None) -> bool:
-    """Whether the class that a part of a model is built from has an argument ``num_classes``."""
+    """Whether the class that a part of a model is built from takes ``num_classes``."""
     from mmflowers.registry import MODELS
 
     kind = part.get("type", default) if isinstance(part, dict) else None
     builder = MODELS.get(kind) if isinstance(kind, str) else kind
     if builder is None:
-        return kind is not None  # not registered, which the checks say
+        return kind is not None  # not registered: the checks report it
     return any(
         "num_classes" in inspect.signature(base.__init__).parameters
         for base in builder.__mro__
@@ -307,20 +315,20 @@ def _takes_classes(part: Any, default: str | None = None) -> bool:
 
 
 def switches(config: Config, what: str) -> bool:
-    """Whether an MMPretrain ``SwitchRecipeHook`` of the config exchanges ``what`` in the course of the training."""
+    """Whether an MMPretrain ``SwitchRecipeHook`` of the config changes ``what`` during the training."""
     hooks = [hook for hook in config.get("custom_hooks") or [] if str(hook.get("type")).endswith("SwitchRecipeHook")]
     return any(what in recipe for hook in hooks for recipe in hook.get("schedule") or [])
 
 
-@_of_a_known_form
-def settle_best(config: Config) -> None:
-    """Write into the config whether a larger score of ``save_best`` is the better one; the report reads it there.
+@requires_form
+def set_best_rule(config: Config) -> None:
+    """Set whether a larger or a smaller ``save_best`` is better, for the checkpoint hook and the report.
 
-    Validation metrics are logged as they are: MMEngine's default would log the mean of a few epochs for each that has
+    Validation metrics are logged unchanged: by default MMEngine logs the mean of a few epochs for each metric with
     "loss" or "time" in its name.
 
     Raises:
-        InputError: The metric's name doesn't tell, and the config doesn't either.
+        InputError: Neither the metric's name nor the config decides it.
     """
     hook: Any = (config.get("default_hooks") or {}).get("checkpoint") or {}
     knows_rules = str(hook.get("type")).rpartition(".")[2] in ("BestAndLastHook", "CheckpointHook")
@@ -329,27 +337,25 @@ def settle_best(config: Config) -> None:
     config.log_processor = {"mean_pattern": OF_ITERATIONS, **(config.get("log_processor") or {})}
 
 
-@_of_a_known_form
-def settle_loaders(config: Config) -> None:
-    """Let loaders without workers persist nobody: torch refuses the pair."""
+@requires_form
+def disable_idle_workers(config: Config) -> None:
+    """Set ``persistent_workers=False`` for loaders without workers: torch refuses True there."""
     for name in LOADERS:
         if config.get(name) and not config[name].get("num_workers"):
             config[name].persistent_workers = False
 
 
-@_of_a_known_form
-def settle_checkpoints(config: Config) -> None:
-    """Let the run keep the checkpoints that ``--resume``, predict, test and export look for; None keeps none.
+@requires_form
+def require_our_checkpoints(config: Config) -> None:
+    """Use the ``BestAndLastHook``, whose checkpoints the other commands look for; an explicit None keeps none.
 
     Raises:
-        InputError: The config has MMEngine's ``CheckpointHook``, which keeps others.
+        InputError: The config has MMEngine's ``CheckpointHook``, which keeps other files.
     """
     hooks = config.get("default_hooks")
     if hooks is None:
         hooks = config.default_hooks = {}
     named = hooks.setdefault("checkpoint", dict(type="BestAndLastHook"))
     if named is not None and str(named["type"]).rpartition(".")[2] == "CheckpointHook":
-        what = (
-            "default_hooks.checkpoint is MMEngine's CheckpointHook, whose epoch_N.pth aren't resumed and predicted with"
-        )
+        what = "default_hooks.checkpoint is MMEngine's CheckpointHook; no command finds its epoch_N.pth"
         raise InputError(what, "default_hooks = dict(checkpoint=dict(_delete_=True, type='BestAndLastHook'))")

@@ -6,22 +6,19 @@ import inspect
 
 from mmengine.config import Config
 
-from mmflowers.engine.configuration import LOADERS, _batch_augments, _of_a_known_form, datasets, switches
+from mmflowers.engine.configuration import LOADERS, batch_augments, datasets, requires_form, switches
 from mmflowers.utils.errors import InputError
 
-LOOK = 50  # iterations between two looks at the loss, each of which waits for the GPU
+LOOK = 50  # iterations between two looks at the loss; each look waits for the GPU
 # Of the recipe's resolution. On the 2,276 training photos of the report, 5-fold cross-validation gave 94.3 % ± 0.4 for
 # 256 px, 94.4 for 192 px, 93.7 for 144 px and 92.6 for 128 px (EfficientNet-Lite0).
 PROBE_SCALE = 9 / 16
 FAST_HOOKS = ("ChannelsLastHook", "FastDepthwiseHook", "OutOfPlaceHook", "KeepMemoryHook", "CUDAGraphHook")
 
 
-@_of_a_known_form
+@requires_form
 def fit_to_laptop(config: Config, epochs: int = 3, scale: float = 5 / 7) -> None:
-    """Shrink a recipe: at most ``epochs`` epochs (2 or more), schedules in proportion, images 5/7 as wide.
-
-    Every number of the recipe that counts epochs is scaled alike, so that a warm-up stays a warm-up and a step a step.
-    """
+    """Shrink a recipe: at most ``epochs`` epochs (2 or more), schedules in proportion, images 5/7 as wide."""
     full = _max_epochs(config, "--laptop")
     ratio = min(1.0, epochs / full)
     config.train_cfg.max_epochs = max(1, round(full * ratio))
@@ -40,7 +37,7 @@ def fit_to_laptop(config: Config, epochs: int = 3, scale: float = 5 / 7) -> None
 
 
 def _max_epochs(config: Config, option: str) -> int:
-    """The epochs of a training, which ``option`` asks for."""
+    """Return the epochs of a training, which ``option`` needs."""
     epochs = config.train_cfg.get("max_epochs")
     if type(epochs) is not int or epochs < 1:
         what = f"{option} needs train_cfg.max_epochs, an integer from 1; the config has {epochs!r}"
@@ -49,32 +46,39 @@ def _max_epochs(config: Config, option: str) -> int:
 
 
 def _scale_images(config: Config, scale: float) -> None:
+    """Scale all sizes of images in the pipelines."""
     # By identity: datasets may share a pipeline.
     transforms = {id(step): step for dataset in datasets(config) for step in dataset.get("pipeline") or ()}
     for transform in transforms.values():
-        for key in ("scale", "crop_size", "size"):  # size: torchvision's word
+        for key in ("scale", "crop_size", "size"):  # torchvision's name is size
             edge = transform.get(key)
             if isinstance(edge, int):
                 transform[key] = round(edge * scale)
-            elif isinstance(edge, (list, tuple)) and all(isinstance(e, int) and e > 8 for e in edge):  # no factors
+            elif isinstance(edge, (list, tuple)) and all(isinstance(e, int) and e > 8 for e in edge):  # not factors
                 transform[key] = type(edge)(round(e * scale) for e in edge)
 
 
-@_of_a_known_form
+@requires_form
+def set_seed(config: Config, seed: int) -> None:
+    """Set the random seed."""
+    config.randomness = {**(config.get("randomness") or {}), "seed": seed}
+
+
+@requires_form
 def compute_in_bfloat16(config: Config) -> None:
-    """Take the ``BFloat16OptimWrapper``, without the options of the ``AmpOptimWrapper`` that the config may have."""
+    """Use the ``BFloat16OptimWrapper``, without options that only the ``AmpOptimWrapper`` has."""
     config.optim_wrapper.type = "BFloat16OptimWrapper"
     for option in ("dtype", "loss_scale", "use_fsdp"):
         config.optim_wrapper.pop(option, None)
 
 
-@_of_a_known_form
+@requires_form
 def make_fast(config: Config) -> None:
-    """Give any recipe the pieces that ``configs/*_fast.py`` name one by one; what is learned stays as it is.
+    """Make a recipe faster with the pieces that ``configs/*_fast.py`` name one by one; the recipe stays the same.
 
-    Photos are decoded once and augmented by whole batches on the device, in the main process: no loader's workers take
-    the processors from the training. A pipeline with transforms that have no form for whole batches stays with its
-    workers. The rest saves waiting, and takes bfloat16 where the hardware has it.
+    Photos are decoded once and augmented in whole batches on the device, in the main process. A pipeline with
+    transforms that have no batched form keeps its loader workers. The other changes avoid waiting for the device, and
+    use bfloat16 where the hardware supports it.
     """
     for dataset in datasets(config):
         if _is_ours(dataset):
@@ -82,10 +86,11 @@ def make_fast(config: Config) -> None:
     for name in LOADERS:
         if config.get(name) and _gives_batches(config, name):
             config[name].num_workers = 0
-    if not (config.get("data_preprocessor") or config.model.get("data_preprocessor")):
-        config.data_preprocessor = dict(type="FlowersDataPreprocessor")
+    if not config.model.get("data_preprocessor"):
+        config.model.pop("data_preprocessor", None)  # an empty one would hide the config's
+        config.data_preprocessor = config.get("data_preprocessor") or {}
     for preprocessor in (config.get("data_preprocessor"), config.model.get("data_preprocessor")):
-        if preprocessor and preprocessor.get("type", "ClsDataPreprocessor") == "ClsDataPreprocessor":
+        if preprocessor is not None and preprocessor.get("type", "ClsDataPreprocessor") == "ClsDataPreprocessor":
             preprocessor["type"] = "FlowersDataPreprocessor"
     loss = config.model.head.get("loss") or {}
     if loss.get("type") == "LabelSmoothLoss":
@@ -99,7 +104,7 @@ def make_fast(config: Config) -> None:
         config.train_cfg.loss_interval = LOOK
     if config.get("val_cfg") is not None:
         config.val_cfg.type = "FastValLoop"
-    for name in ("default_hooks", "env_cfg"):  # MMEngine has defaults for what a config leaves out of them
+    for name in ("default_hooks", "env_cfg"):  # MMEngine has defaults for what they leave out
         if config.get(name) is None:
             config[name] = {}
     config.default_hooks.runtime_info = dict(type="LazyRuntimeInfoHook", interval=LOOK)
@@ -115,8 +120,8 @@ def _is_ours(dataset: dict) -> bool:
 
 
 def _gives_batches(config: Config, loader: str) -> bool:
-    """Whether a loader's dataset gives whole batches all through the training."""
-    from mmflowers.transforms.batched import unbatched  # brings torch
+    """Whether a loader's dataset gives whole batches throughout the training."""
+    from mmflowers.transforms.batched import unbatched  # imports torch
 
     dataset = config[loader].get("dataset") or {}
     if not _is_ours(dataset) or unbatched(dataset.get("pipeline") or []):
@@ -125,19 +130,19 @@ def _gives_batches(config: Config, loader: str) -> bool:
 
 
 def _can_be_fused(optimizer: dict) -> bool:
-    """Whether it is one of PyTorch's that has a fused form; those of other packages have none."""
+    """Whether the optimizer is one of PyTorch's with a fused implementation."""
     import torch
 
     found = getattr(torch.optim, str(optimizer.get("type")), None)
     return found is not None and "fused" in inspect.signature(found).parameters
 
 
-@_of_a_known_form
+@requires_form
 def freeze(config: Config, freeze_to: str, views: int) -> None:
-    """Train what comes after a layer on feature maps that are computed once (``FrozenTrainLoop``).
+    """Train the layers after ``freeze_to`` on precomputed features (``FrozenTrainLoop``).
 
     Raises:
-        InputError: The config exchanges its pipeline under way, when the photos have been looked at.
+        InputError: The config changes its pipeline during the training, when the features are computed already.
     """
     _refuse_switch(config, "--freeze-to")
     _max_epochs(config, "--freeze-to")
@@ -145,30 +150,31 @@ def freeze(config: Config, freeze_to: str, views: int) -> None:
     config.train_cfg |= dict(type="FrozenTrainLoop", freeze_to=freeze_to, views=views)
 
 
-@_of_a_known_form
+@requires_form
 def refuse_mixed_images(config: Config) -> None:
-    """Refuse Mixup and CutMix where a trunk is frozen: its features are of single photos, and mixing those is another
-    method. A probe sees no augmentation at all, and says so.
+    """Refuse Mixup and CutMix on precomputed features: mixing the features of photos is another method.
+
+    A linear probe uses no augmentation at all, and logs that.
 
     Raises:
-        InputError: The config has such augmentations, and trains on frozen features.
+        InputError: The config has such augmentations, and trains on precomputed features.
     """
-    found = list(_batch_augments(config)) if config.train_cfg.get("type") == "FrozenTrainLoop" else []
+    found = list(batch_augments(config)) if config.train_cfg.get("type") == "FrozenTrainLoop" else []
     if found:
         kinds = ", ".join(str(augment.get("type")) for _, augment in found)
         options = " ".join(f"{key}=None" for key in dict.fromkeys(key for key, _ in found))
         raise InputError(
             f"{kinds} can't be applied to frozen features, which are computed once for each photo",
-            f"--cfg-options {options} trains without, and a config without freezing trains with {kinds}",
+            f"--cfg-options {options} trains without them; without --freeze-to {kinds} can be used",
         )
 
 
-@_of_a_known_form
+@requires_form
 def probe(config: Config) -> None:
-    """Fit the head alone (``LinearProbeLoop``), on images 9/16 as wide: a third of the arithmetic.
+    """Fit the head alone (``LinearProbeLoop``), on images 9/16 as wide, which takes a third of the arithmetic.
 
     Raises:
-        InputError: As ``freeze``.
+        InputError: See ``freeze``.
     """
     _refuse_switch(config, "--probe")
     _scale_images(config, PROBE_SCALE)
@@ -177,6 +183,7 @@ def probe(config: Config) -> None:
 
 
 def _refuse_switch(config: Config, flag: str) -> None:
+    """Refuse a ``SwitchRecipeHook`` that changes the training pipeline."""
     if switches(config, "train_pipeline"):
         what = f"{flag} computes all features before the training, and SwitchRecipeHook changes the pipeline in it"
         raise InputError(what, f"leave out {flag}, or train_pipeline in the hook's schedule")

@@ -1,4 +1,4 @@
-"""How far a training or a test is: on a terminal a live bar in place of MMEngine's lines, which its log keeps."""
+"""What a run shows on stderr: on a terminal a progress bar, elsewhere MMEngine's lines of progress."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import mmcv
+import mmengine
+import mmpretrain
 import torch
 from mmengine.hooks import Hook
 from mmengine.hooks.runtime_info_hook import _is_scalar
+from mmengine.logging import MMLogger
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
@@ -20,28 +24,42 @@ from mmflowers.utils.terminal import on_terminal, open_bar
 
 REDRAW_SECONDS = 0.5
 FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar}| "
-OWN = str(Path(__file__).parents[1])
+LIBRARIES = tuple(str(Path(package.__file__).parent) for package in (mmengine, mmpretrain, mmcv))
+PROGRESS = str(Path("hooks", "logger_hook.py"))  # the module of MMEngine that logs a line every few iterations
 
 
 def wants_bar(launcher: str) -> bool:
-    """Whether a run shows a bar: on a terminal, and alone there; torchrun's processes share it."""
+    """Whether a run shows a progress bar: on a terminal, and in one process; several would share the terminal."""
     return on_terminal() and launcher == "none"
 
 
-def make_room(handler: logging.StreamHandler) -> None:
-    """Leave the terminal to the bar: warnings, Python's too, and what this package tells appear above it, plainly."""
-    from tqdm.contrib import DummyTqdmFile
+def show_on_terminal(logger: MMLogger, *, bar: bool) -> None:
+    """Log to stderr (stdout is for results) what a user needs; the log file has every line.
 
-    handler.setStream(DummyTqdmFile(sys.stderr))
-    handler.setFormatter(_Plain())
-    handler.addFilter(_is_for_the_terminal)
-    logging.captureWarnings(True)
-    logging.getLogger("py.warnings").handlers = [handler]
+    Of the libraries these are warnings and, without a bar, the lines of progress. MMEngine's system environment, config
+    and list of hooks are left out, and the lines for each parameter and feature map.
+
+    Args:
+        logger: The runner's.
+        bar: Whether there is a progress bar. The lines are then plain and appear above it, Python's warnings too.
+    """
+    for handler in logger.handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setStream(sys.stderr)
+            handler.addFilter(lambda record: _is_shown(record, bar))
+            if bar:
+                from tqdm.contrib import DummyTqdmFile
+
+                handler.setStream(DummyTqdmFile(sys.stderr))
+                handler.setFormatter(_Plain())
+                logging.captureWarnings(True)
+                logging.getLogger("py.warnings").handlers = [handler]
 
 
-def _is_for_the_terminal(record: logging.LogRecord) -> bool:
-    own = record.pathname.startswith(OWN) and not getattr(record, "in_bar", False)
-    return own or record.levelno >= logging.WARNING
+def _is_shown(record: logging.LogRecord, bar: bool) -> bool:
+    if record.levelno >= logging.WARNING or not record.pathname.startswith(LIBRARIES):
+        return not (bar and getattr(record, "in_bar", False))
+    return not bar and record.pathname.endswith(PROGRESS) and not str(record.msg).startswith("Exp name")
 
 
 class _Plain(logging.Formatter):
@@ -51,26 +69,24 @@ class _Plain(logging.Formatter):
 
 
 class ProgressHook(Hook):
-    """A bar for each epoch, validation and test; above it stays a line for each epoch that is done.
+    """Show a bar for each epoch, validation and test, and print a line for each epoch when it has ended.
 
-    The loss is read when the bar is redrawn, twice a second at most: reading it waits for the device.
+    The loss is read when the bar is redrawn, at most twice a second: reading it waits for the device.
     """
 
-    priority = "LOWEST"  # after the best checkpoint is settled
+    priority = "LOWEST"  # after BestAndLastHook has found whether the epoch is the best
 
     def __init__(self) -> None:
         self._bar: Any = None  # tqdm's
         self._epoch_line = ""
 
     def before_train(self, runner: Runner) -> None:
-        """Note where and when the run begins, from which the time that is left is told."""
+        """Note time and iteration, for the estimate of the time that is left."""
         self._began, self._began_at = time.monotonic(), runner.iter
-        photos = len(runner.train_dataloader.dataset)
-        print(f"training on {photos:,} photos, log in {runner.logger.log_file}", file=sys.stderr, flush=True)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Open the epoch's bar."""
-        self._say_epoch()
+        self._print_epoch()
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             done = getattr(runner.train_loop, "epoch_iter", 0)
             self._open(_epoch(runner, runner.epoch + 1), len(runner.train_dataloader), done)
@@ -80,12 +96,12 @@ class ProgressHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        """Redraw the bar if it is time to."""
+        """Redraw the bar if it is due."""
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
             batch_idx = runner.iter
-            if self._bar is None:  # a validation lay between
+            if self._bar is None:  # closed for a validation
                 self._open("training", runner.max_iters, runner.iter)
-        if self._is_time():
+        if self._is_due():
             done = runner.iter + 1 - self._began_at
             left = (time.monotonic() - self._began) / done * (runner.max_iters - runner.iter - 1)
             best = runner.message_hub.get_info("best_score", default=None)
@@ -100,7 +116,7 @@ class ProgressHook(Hook):
             )
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Close the bar, and keep the epoch's numbers for its line."""
+        """Close the bar, and prepare the epoch's line."""
         if self._bar is None or not isinstance(runner.train_loop, EpochBasedTrainLoop):
             return
         loss = runner.message_hub.log_scalars.get("train/loss")
@@ -115,38 +131,38 @@ class ProgressHook(Hook):
         self._close()
 
     def after_train(self, runner: Runner) -> None:
-        """Say the last epoch's line, where no validation has."""
+        """Print the last epoch's line if no validation did."""
         self._close()
-        self._say_epoch()
+        self._print_epoch()
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Open the validation's bar."""
         self._open(f"{_epoch(runner, runner.epoch)} val", len(runner.val_dataloader))
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Redraw the bar if it is time to."""
+        """Redraw the bar if it is due."""
         self._draw_evaluation(runner.val_dataloader, batch_idx)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Say the epoch's line with what the validation brought."""
+        """Print the epoch's line with the metrics of the validation."""
         self._close()
-        told = [self._epoch_line or _epoch(runner, runner.epoch)]
-        told += [
+        parts = [self._epoch_line or _epoch(runner, runner.epoch)]
+        parts += [
             f"val {name.removeprefix('accuracy/')} {format_score(float(value))}"
             for name, value in (metrics or {}).items()
             if _is_scalar(value)  # not a list of each class's
         ]
         if runner.message_hub.get_info("best_epoch", default=None) == runner.epoch:
-            told.append("best so far")
-        self._epoch_line = "  ".join(told)
-        self._say_epoch()
+            parts.append("best so far")
+        self._epoch_line = "  ".join(parts)
+        self._print_epoch()
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Open the test's bar."""
         self._open("test", len(runner.test_dataloader))
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Redraw the bar if it is time to."""
+        """Redraw the bar if it is due."""
         self._draw_evaluation(runner.test_dataloader, batch_idx)
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
@@ -163,26 +179,26 @@ class ProgressHook(Hook):
             self._bar.close()
             self._bar = None
 
-    def _is_time(self) -> bool:
+    def _is_due(self) -> bool:
         return time.monotonic() - self._drawn >= REDRAW_SECONDS
 
-    def _draw(self, batch_idx: int, *told: str) -> None:
+    def _draw(self, batch_idx: int, *parts: str) -> None:
         self._bar.n = batch_idx + 1
-        self._bar.bar_format = FORMAT + "  ".join(filter(None, told))
+        self._bar.bar_format = FORMAT + "  ".join(filter(None, parts))
         self._bar.refresh()
         self._drawn = time.monotonic()
 
     def _draw_evaluation(self, loader: DataLoader, batch_idx: int) -> None:
-        if self._is_time():
+        if self._is_due():
             self._draw(batch_idx, self._speed(loader, batch_idx))
 
     def _speed(self, loader: DataLoader, batch_idx: int) -> str:
-        """Photos in a second since the bar was opened, the start of the loader's workers included."""
+        """Return the photos per second since the bar was opened, including the start of the loader's workers."""
         dataset: Any = loader.dataset  # torch's type has no length
         photos = (batch_idx + 1 - self._opened_at) * len(dataset) / len(loader)
         return f"{photos / (time.monotonic() - self._opened):,.0f} images/s"
 
-    def _say_epoch(self) -> None:
+    def _print_epoch(self) -> None:
         if self._epoch_line:
             print(self._epoch_line, file=sys.stderr, flush=True)
         self._epoch_line = ""

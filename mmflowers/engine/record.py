@@ -1,4 +1,4 @@
-"""What a run keeps about itself: its recipe and photos, in its checkpoints, and what the checks warned of."""
+"""The record of a run in its checkpoints: its recipe and its photos, which a resumed run must share."""
 
 from __future__ import annotations
 
@@ -27,25 +27,23 @@ from mmflowers.weights.sources import fetch_weights, sources_in_model
 
 NAMED, SHOWN = 3, 60  # differences that an error names, characters of a value
 RECIPE, COMMAND, VIEW, SEEDING = "recipe", "command", "view", "seeding"  # in a checkpoint's meta
-# Of what a recipe is made of: what makes it quicker and not another one, and what checkpoints are held to elsewhere.
+# Keys that don't change what is learned, only its speed, and keys that are compared elsewhere.
 NOT_RECIPE = re.compile(
     r"model\.data_preprocessor\b|model\.head\.loss\.type$|.*\bnum_classes$|data_preprocessor\.type$|"
     r"optim_wrapper\.(type|where_fast|dtype|loss_scale|accumulative_counts|optimizer\.fused)$"
 )
-
-
-# What a resumed run can't change, not even on purpose. With another measure, the numbers before and after can't be
-# compared. Optimizer and schedulers come back out of the checkpoint with their settings: the new ones would be recorded
-# and not be used.
+# Keys that a resumed run can't change, not even with --cfg-options. With another validation, the numbers before and
+# after can't be compared. The settings of optimizer and schedulers are restored from the checkpoint: new ones would be
+# recorded, but not used.
 KEPT: tuple[str, ...] = ("val_dataloader.", "val_evaluator", "save_best", "param_scheduler", "auto_scale_lr")
 KEPT += tuple(f"optim_wrapper.{key}" for key in ("optimizer.", "paramwise_cfg", "constructor"))
 LENGTHS = ("max_epochs", "max_iters")  # of train_cfg; without "max_" and "s" a checkpoint's keys for the place
 
 
 def recipe(config: Config) -> dict[str, str]:
-    """What decides what is learned from a photo and how it is measured, by the config's dotted keys, as JSON.
+    """Return what decides what is learned from a photo and how it is measured: JSON values by dotted keys.
 
-    Loaders aren't in it: a resumed run may go on elsewhere.
+    Loaders are not included: a resumed run may use another machine.
     """
     parts = {
         "model": config.model,
@@ -61,7 +59,7 @@ def recipe(config: Config) -> dict[str, str]:
         "param_scheduler": schedulers(config),
         "auto_scale_lr": config.get("auto_scale_lr") or {},
     }
-    if ((config.get("default_hooks") or {}).get("checkpoint") or {}).get("rule") == "less":  # unsaid where it isn't
+    if ((config.get("default_hooks") or {}).get("checkpoint") or {}).get("rule") == "less":  # "greater" isn't recorded
         parts["save_best.rule"] = "less"
     if config.train_cfg.get("type") == "LinearProbeLoop":
         parts["train_cfg"] = {"type": "LinearProbeLoop"}
@@ -77,22 +75,22 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def check_recipe(checkpoint: Path, meta: dict, config: Config, cfg_options: Sequence[str]) -> None:
-    """Hold the recipe that is to be resumed against that of the checkpoint.
+    """Compare the recipe of a config with that of the checkpoint to resume.
 
     Args:
         checkpoint: Its path, for the message.
-        meta: The checkpoint's.
-        config: The one that would run.
-        cfg_options: ``KEY=VALUE``; what they change is changed on purpose, but for what can't change (``KEPT``).
+        meta: Its ``meta``.
+        config: The config to run.
+        cfg_options: ``KEY=VALUE``; these keys may differ, unless they can't change (``KEPT``).
 
     Raises:
-        InputError: They differ, as when the first command had a ``--freeze-to`` that this one lacks; the checkpoint has
-            no recipe; ``max_epochs`` is another one, and the schedule doesn't allow that.
+        InputError: The recipes differ, for example by a ``--freeze-to`` that is missing now; the checkpoint has no
+            recipe; ``max_epochs`` differs, and the schedule doesn't allow that.
     """
     kept = meta.get(RECIPE)
     new_run = f"--weights {checkpoint} with another --work-dir starts a new run from its weights"
     if not isinstance(kept, dict):
-        what = f"{checkpoint} has no record of its recipe, so whether this config is the one it is of can't be known"
+        what = f"{checkpoint} has no record of its recipe, so it can't be compared with this config"
         raise InputError(what, new_run)
     now = recipe(config)
     if not any(key.startswith("param_scheduler") for key in kept):  # of an earlier version, which didn't record these
@@ -138,39 +136,39 @@ def check_recipe(checkpoint: Path, meta: dict, config: Config, cfg_options: Sequ
 
 
 def changed_photos(meta: dict, now: dict[str, PhotoSet]) -> list[str]:
-    """The changes of a run's photos since its checkpoint was written, a sentence for each split; [] if there are none.
+    """Return the changes of a run's photos since its checkpoint was written, a sentence for each split with changes.
 
     Names don't count. Contents and labels do, and the order of the training photos, which decides what an epoch draws.
 
     Args:
         meta: The checkpoint's.
-        now: The photos of today's train and val split.
+        now: The current photos of the train and val split.
     """
     kept = meta.get(PHOTOS)
     before = {split: from_state(kept.get(split)) if isinstance(kept, dict) else None for split in now}
-    changes = []
-    for split, photos in now.items():
-        known = before[split]
-        if known is None:
-            continue
-        if split != "train":
-            known, photos = _sorted(known), _sorted(photos)
-        if np.array_equal(known.content, photos.content) and _same_labels(known, photos):
-            continue
-        gone, added = np.setdiff1d(known.content, photos.content), np.setdiff1d(photos.content, known.content)
-        others = [found.content for other, found in before.items() if other != split and found is not None]
-        moved = np.isin(added, np.concatenate(others)) if others else np.zeros(len(added), dtype=bool)
-        counts = {
-            "gone": len(gone),
-            "new": int((~moved).sum()),
-            "moved here from another split": int(moved.sum()),
-            "counted more than once": len(photos) - len(np.unique(photos.content)),
-        }
-        parts = [f"{number} {what}" for what, number in counts.items() if number]
-        if not parts:
-            parts = ["in another order" if _same_labels(*map(_sorted, (known, photos))) else "with other labels"]
-        changes.append(f"{split} had {len(known)} photos and has {len(photos)}: {', '.join(parts)}")
-    return changes
+    return [
+        f"{split} had {len(known)} photos and has {len(photos)}: {', '.join(parts)}"
+        for split, photos in now.items()
+        if (known := before[split]) is not None and (parts := _changes(split, known, photos, before))
+    ]
+
+
+def _changes(split: str, known: PhotoSet, photos: PhotoSet, before: dict[str, PhotoSet | None]) -> list[str]:
+    if split != "train":
+        known, photos = _sorted(known), _sorted(photos)
+    if np.array_equal(known.content, photos.content) and _same_labels(known, photos):
+        return []
+    gone, added = np.setdiff1d(known.content, photos.content), np.setdiff1d(photos.content, known.content)
+    others = [found.content for other, found in before.items() if other != split and found is not None]
+    moved = np.isin(added, np.concatenate(others)) if others else np.zeros(len(added), dtype=bool)
+    counts = {
+        "gone": len(gone),
+        "new": int((~moved).sum()),
+        "moved here from another split": int(moved.sum()),
+        "counted more than once": len(photos) - len(np.unique(photos.content)),
+    }
+    parts = [f"{number} {what}" for what, number in counts.items() if number]
+    return parts or ["in another order" if _same_labels(_sorted(known), _sorted(photos)) else "with other labels"]
 
 
 def _same_labels(one: PhotoSet, other: PhotoSet) -> bool:
@@ -184,36 +182,36 @@ def _sorted(photos: PhotoSet) -> PhotoSet:
 
 @HOOKS.register_module()
 class RecordHook(Hook):
-    """Store the photos and the recipe of a run in its checkpoints, and the checks' warnings in its log.
+    """Store the photos and the recipe of a run in its checkpoints, and the checks' warnings in its log file.
 
-    With the photos in the checkpoint, a later run on another split of them is recognised, under any names
-    (``datasets.identity``), and a resumption on other photos is refused; with the recipe, a resumption by another one
-    (``check_recipe``). ``FlowersRunner`` adds this hook where a config doesn't have it.
+    From the photos, a later run recognises a checkpoint that was trained on its validation photos, whatever their names
+    (``datasets.identity``). A resumed run must have the same photos and the same recipe (``check_recipe``).
+    ``FlowersRunner`` adds this hook if a config doesn't have it.
 
     Args:
-        command: What was typed to start the run; the config that the run leaves has it from here.
+        command: The command line that started the run; the config in the work dir shows it.
     """
 
     def __init__(self, command: str = "") -> None:
         self.command = command
 
     def before_train(self, runner: Runner) -> None:
-        """Identify the photos, and log the warnings (to the log's file alone, as stderr had them).
+        """Identify the photos, and log the checks' warnings, which stderr has shown already.
 
         Raises:
-            InputError: The run is resumed, and its photos aren't those of its checkpoint.
+            InputError: The run is resumed, and its photos differ from those of its checkpoint.
         """
         loaders = {"train": runner.train_dataloader, "val": runner.val_loop.dataloader if runner.val_loop else None}
         photos = {split: read_photos(samples_of(loader.dataset)) for split, loader in loaders.items() if loader}
         resumed = runner.resumed_meta
         if changes := changed_photos(resumed, photos):
-            what = f"the checkpoint that is resumed is of a run on other photos: {'; '.join(changes)}"
+            what = f"the resumed checkpoint is of a run on other photos: {'; '.join(changes)}"
             raise InputError(what, "resume with the dataset folder it was started with")
-        seeding = resumed.get(SEEDING, 1) if resumed else SEEDING_VERSION  # checkpoints that don't say are of the first
+        seeding = resumed.get(SEEDING, 1) if resumed else SEEDING_VERSION  # the first version didn't record it
         if seeding != SEEDING_VERSION:
             runner.logger.warning(
-                f"the run was started with seeding version {seeding}, this is {SEEDING_VERSION}: it draws other random "
-                "numbers from here on, so its weights will not be those of an uninterrupted run"
+                f"the run was started with seeding version {seeding}, this is {SEEDING_VERSION}: the random numbers "
+                "differ from here on, so its weights will not be those of an uninterrupted run"
             )
         earlier = [resumed, *(_meta(source) for source in sources_in_model(runner.cfg.model)), runner.loaded_meta]
         trained_on = joined([photos["train"], *(from_state(meta.get(TRAINED_ON)) for meta in earlier)])
@@ -226,6 +224,7 @@ class RecordHook(Hook):
             VIEW: self._view(runner),
             SEEDING: seeding,
         }
+        runner.logger.info(f"training on {len(photos['train']):,} photos, log in {runner.logger.log_file}")
         kept = Path(runner.work_dir, "checks.json")
         for handler in runner.logger.handlers:
             if isinstance(handler, logging.FileHandler) and kept.is_file():
@@ -234,7 +233,7 @@ class RecordHook(Hook):
                     handler.handle(runner.logger.makeRecord(runner.logger.name, logging.WARNING, "", 0, text, (), None))
 
     def _view(self, runner: Runner) -> dict | None:
-        """The view of the validation pipeline, with which a later test is compared."""
+        """Measure the view of the validation pipeline, with which a later test is compared."""
         steps = (innermost(runner.cfg.get("val_dataloader")) or {}).get("pipeline")
         paths = [path for path, _ in samples_of(runner.train_dataloader.dataset)]
         if not steps:
@@ -246,13 +245,13 @@ class RecordHook(Hook):
             return None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add to ``meta``."""
+        """Add the record to ``meta``."""
         checkpoint["meta"] |= self._meta
 
 
 def _meta(source: str) -> dict:
-    """The ``meta`` of weights that a model's config names; {} of those that have none."""
+    """Return the ``meta`` of weights that a model's config names; {} if they have none."""
     try:
         return meta_of(load_checkpoint_file(fetch_weights(source)))
-    except InputError:  # where that matters, building the model has said so
+    except InputError:  # an error of building the model, where it matters
         return {}

@@ -1,30 +1,30 @@
-"""What a config's ``param_scheduler`` says about the length of a training."""
+"""The ends of a config's learning-rate schedules, and whether they depend on the length of the training."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-# Without an `end`, MMEngine takes the training's length for it. The rates of these don't follow from their end.
+# Without an `end`, MMEngine uses the training's length. The rates of these schedulers don't depend on their end.
 _WITHOUT_END = ("StepLR", "MultiStep", "Exponential", "CosineRestart")
 
 
 def schedulers(config: Any) -> list[dict]:
-    """The schedulers of a config, which may name one, several or none."""
+    """Return the schedulers of a config, which may have one, several or none."""
     named = config.get("param_scheduler") or []
     return [item for item in ([named] if isinstance(named, dict) else named) if isinstance(item, dict)]
 
 
 def schedule_end(config: Any, batches: int | None = None, *, by_epoch: bool = True) -> float:
-    """The epoch at which the last scheduler ends, where the rate stays at what they made of it.
+    """Return the epoch at which the last scheduler ends, after which the learning rate stays constant.
 
     Args:
         config: With ``param_scheduler``.
         batches: Iterations of an epoch, for schedulers that count iterations; without it they have no end.
-        by_epoch: Otherwise the iteration.
+        by_epoch: Whether to return an epoch or an iteration.
 
     Returns:
-        Infinity where no scheduler ends, or where the rate is that of the optimizer again, as after a warm-up.
+        Infinity if no scheduler ends, or if the learning rate ends as that of the optimizer, as after a warm-up.
     """
     ends, changes = [0.0], False
     for item in schedulers(config):
@@ -44,7 +44,7 @@ def schedule_end(config: Any, batches: int | None = None, *, by_epoch: bool = Tr
 
 
 def follows_length(config: Any) -> list[str]:
-    """Types of the schedulers that name no end and whose rates may follow from ``max_epochs`` in every epoch."""
+    """Return the types of the schedulers without an end whose rates in every epoch may depend on ``max_epochs``."""
     return [
         kind
         for item in schedulers(config)
@@ -61,6 +61,6 @@ def _kind(item: dict) -> str:
 
 
 def _restores(item: dict) -> bool:
-    """Whether the rate is the optimizer's again after the scheduler's end."""
+    """Whether the learning rate is the optimizer's after the scheduler's end."""
     kind = _kind(item)
     return kind.startswith("Constant") or (kind.startswith("Linear") and item.get("end_factor", 1.0) == 1)

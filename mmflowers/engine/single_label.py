@@ -1,4 +1,4 @@
-"""One class a photo: what predictions, reports and exports are about."""
+"""Predictions, reports and exports need one class per photo."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mmflowers.utils.errors import InputError
 
 
 def require_single_label(model: nn.Module) -> None:
-    """Refuse a classifier that scores each class by itself, as heads for several labels a photo do.
+    """Refuse a multi-label classifier, which scores each class independently.
 
-    The head is asked for predictions from scores that are made up here; nothing is computed with its weights.
+    The head predicts from artificial scores here; its weights are not used.
 
     Args:
         model: An MMPretrain classifier, or its wrapper for test-time augmentation; on any device.
 
     Raises:
-        InputError: The probabilities that it predicts for a photo don't sum to 1, or it predicts not one label.
+        InputError: The predicted probabilities of a photo don't sum to 1, or it doesn't predict exactly one label.
     """
     model = getattr(model, "module", model)
     head = getattr(model, "head", None)
@@ -28,7 +28,7 @@ def require_single_label(model: nn.Module) -> None:
     try:
         (sample,) = head._get_predictions(torch.linspace(-4, 4, 1000).unsqueeze(0), None)
         single = sum_to_one(sample.pred_score) and sample.pred_label.numel() == 1
-    except Exception:  # a head of one's own in another form, or topk=(1, ) left from the head that was replaced
+    except Exception:  # a user's head of another form, or topk=(1, ) inherited from a replaced head
         single = not isinstance(head, MultiLabelClsHead)
     if not single:
         what = f"{type(head).__name__} predicts any number of classes for a photo, and here each photo has one"

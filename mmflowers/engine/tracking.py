@@ -1,11 +1,12 @@
-"""Trackers beside MMEngine's own logs: TensorBoard, MLflow and Weights & Biases, through its vis_backends."""
+"""Experiment trackers beside MMEngine's logs: TensorBoard, MLflow and Weights & Biases."""
 
 from __future__ import annotations
 
 import atexit
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,15 @@ from mmflowers.utils.errors import InputError, Problem
 
 PROJECT = "mmflowers"  # MLflow's experiment and W&B's project, if their environment variables name none
 LOCAL = "LocalVisBackend"  # writes scalars.json, from which curves and report are drawn
-# What MLflow shows as columns of its table of runs; the whole config lies with the run as a text.
+# The columns of MLflow's table of runs; the run also has the whole config as text.
 PARAMETERS = ("data_root", "load_from", "optim_wrapper", "param_scheduler", "train_cfg", "randomness")
 
 
 def add_trackers(config: Config, trackers: Sequence[str]) -> None:
-    """Let these trackers alone follow the training of a settled config. What they keep here lies in its work dir.
+    """Set the trackers of a training. Their local files are in its work dir.
 
     Args:
-        config: With its ``work_dir``.
+        config: With its ``work_dir``; trackers of an earlier training are removed.
         trackers: Of "tensorboard", "mlflow" and "wandb".
 
     Raises:
@@ -51,7 +52,7 @@ def add_trackers(config: Config, trackers: Sequence[str]) -> None:
 
 
 def drop_trackers(config: Config) -> None:
-    """Leave the trackers out that the config of an earlier training has."""
+    """Remove the trackers from the config of an earlier training."""
     visualizer = config.get("visualizer") or {}
     if visualizer.get("vis_backends"):
         visualizer["vis_backends"] = [
@@ -61,79 +62,68 @@ def drop_trackers(config: Config) -> None:
 
 @VISBACKENDS.register_module()
 class TrackerVisBackend(BaseVisBackend):
-    """Another backend, which ends a training that it can't follow from the start, and never one under way.
+    """Wraps a tracker's backend: a failure at the start ends the training, a later one only the tracking.
 
     Args:
-        save_dir: Not used: MMEngine's of the start, where the tracker's own is the run's.
+        save_dir: Not used: the tracker's own backend has the run's.
         tracker: Its name.
-        backend: Its config.
+        backend: The config of its backend.
     """
 
     def __init__(self, save_dir: str, tracker: str, backend: dict) -> None:
         super().__init__(save_dir)
         self._tracker = tracker
         self._backend = VISBACKENDS.build(backend)
-        self._following = False
+        self._tracking = False
 
     @property
     def experiment(self) -> Any:
-        """That of the other backend."""
+        """The experiment of the tracker's backend."""
         return self._backend.experiment
 
     def _init_env(self) -> None:
-        """Nothing: the other backend does at its first call."""
+        """Do nothing: the tracker's backend starts with its first call."""
 
     def add_config(self, config: Config, **kwargs) -> None:
-        """Begin, with the config.
+        """Start tracking, with the config.
 
         Raises:
-            InputError: It can't: no server there, no login, no place to write.
+            InputError: The server can't be reached, the login is missing, or the folder can't be written to.
         """
         try:
             self._backend.add_config(config, **kwargs)
-        except Exception as error:  # whatever its client raises
+        except Exception as error:  # of its client, of any type
             what = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
-                f"{self._tracker} can't begin to track: {what}", f"mend that, or train without --track {self._tracker}"
+                f"{self._tracker} can't start tracking: {what}", f"fix that, or train without --track {self._tracker}"
             ) from error
-        self._following = True
-        atexit.register(self.close)  # a run that is stopped doesn't come to it: what is buffered would be lost
-
-    def add_graph(self, *args, **kwargs) -> None:
-        """Pass the network on."""
-        self._tell(self._backend.add_graph, *args, **kwargs)
-
-    def add_image(self, *args, **kwargs) -> None:
-        """Pass an image on."""
-        self._tell(self._backend.add_image, *args, **kwargs)
-
-    def add_scalar(self, *args, **kwargs) -> None:
-        """Pass a number on."""
-        self._tell(self._backend.add_scalar, *args, **kwargs)
-
-    def add_scalars(self, *args, **kwargs) -> None:
-        """Pass numbers on."""
-        self._tell(self._backend.add_scalars, *args, **kwargs)
+        self._tracking = True
+        atexit.register(self.close)  # a stopped run doesn't close it, and would lose what is buffered
 
     def close(self) -> None:
-        """Let it write what is left."""
-        self._tell(self._backend.close)
-        self._following = False
+        """Write what is buffered."""
+        self._call("close")
+        self._tracking = False
 
-    def _tell(self, method: Callable, *args, **kwargs) -> None:
-        if not self._following:
-            return
-        try:
-            method(*args, **kwargs)
-        except Exception as error:  # a server that is gone, a full disk …
-            self._following = False
-            what = " ".join(str(error).split()) or type(error).__name__
-            MMLogger.get_current_instance().warning(f"{self._tracker} is lost, the training goes on: {what}")
+    def _call(self, method: str, *args, **kwargs) -> None:
+        """Call a method of the tracker's backend; after a failure, never again."""
+        if self._tracking:
+            try:
+                getattr(self._backend, method)(*args, **kwargs)
+            except Exception as error:  # the server is gone, the disk is full …
+                self._tracking = False
+                what = " ".join(str(error).split()) or type(error).__name__
+                MMLogger.get_current_instance().warning(f"{self._tracker} failed, the training continues: {what}")
+
+    add_graph = partialmethod(_call, "add_graph")
+    add_image = partialmethod(_call, "add_image")
+    add_scalar = partialmethod(_call, "add_scalar")
+    add_scalars = partialmethod(_call, "add_scalars")
 
 
 @VISBACKENDS.register_module()
 class WandbWithoutCodeVisBackend(WandbVisBackend):
-    """MMEngine's backend, which also uploads every Python file below the current folder. This one does not."""
+    """MMEngine's backend, without its upload of every Python file below the current folder."""
 
     def add_config(self, config: Config, **kwargs) -> None:
         """Record the config."""
@@ -151,7 +141,7 @@ def _tensorboard(config: Config) -> dict:
 
 
 def _mlflow(config: Config) -> dict:
-    # A server that is gone should cost a training seconds, not the minutes that MLflow's client would try.
+    # A missing server should delay a training by seconds, not by the minutes of MLflow's default.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     work_dir = Path(config.work_dir).absolute()
@@ -164,7 +154,7 @@ def _mlflow(config: Config) -> dict:
         run_name=work_dir.name,
         tracking_uri=server or f"sqlite:///{(store / 'mlflow.db').as_posix()}",
         artifact_location=None if server else (store / "artifacts").as_uri(),
-        artifact_suffix=(),  # MMEngine would copy the logs of the work dir, its own copies of the last time among them
+        artifact_suffix=(),  # MMEngine would copy the work dir's logs, including its copies of the last run
         tracked_config_keys=[key for key in PARAMETERS if key in config],
     )
 

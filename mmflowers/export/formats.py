@@ -21,7 +21,7 @@ from mmpretrain.models import ClsDataPreprocessor
 from torch import Tensor, nn
 
 from mmflowers.datasets.identity import TRAINED_ON
-from mmflowers.datasets.wrappers import innermost
+from mmflowers.datasets.wrappers import dataset_of
 from mmflowers.inference.classifier import FlowerClassifier
 from mmflowers.utils.errors import InputError
 from mmflowers.version import __version__
@@ -232,7 +232,7 @@ def slim_config(config: Config, checkpoint: str) -> str:
             kept.data_preprocessor.type = "ClsDataPreprocessor"
     if "custom_imports" in kept:
         kept.custom_imports.allow_failed_imports = True
-    dataset: Any = innermost(kept.test_dataloader)
+    dataset = dataset_of(kept, "test_dataloader")
     dataset.pop("cache", None)
     if dataset.get("data_root") and Path(dataset.data_root).is_absolute():
         dataset.data_root = Path(dataset.data_root).name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from mmflowers.datasets.cache import has_room
 from mmflowers.datasets.seeded import Draw, SeededDataset
 from mmflowers.engine.loops import ExactTrainLoop
-from mmflowers.engine.memory import OutOfMemory, is_out_of_memory
-from mmflowers.frozen.trunks import WHOLE, BackboneTrunk, LayerTrunk, Trunk
+from mmflowers.engine.memory import OutOfMemory, fits_into_memory
+from mmflowers.frozen.parts import WHOLE, FrozenBackbone, FrozenPart, FrozenStem
 from mmflowers.registry import LOOPS
 from mmflowers.speed.fusion import fold_batchnorm
 from mmflowers.transforms.batched import on_device
@@ -27,16 +28,16 @@ from mmflowers.utils.errors import InputError
 from mmflowers.utils.resources import available_memory
 from mmflowers.utils.terminal import progress
 
-MEMORY_SHARE = 0.5  # of the memory that is free, for feature maps
+MEMORY_SHARE = 0.5  # of the free memory, for features
 
 
 class FeatureDataset(Dataset):
-    """Feature maps of a dataset's photos, in one or several augmented views, taken in turn epoch by epoch.
+    """The features of a dataset's photos, in one or several augmented views: epoch e has view e modulo their number.
 
     Args:
-        dataset: The ``SeededDataset`` of the photos, for all else that is asked of a dataset.
-        features: float16 (float32 or bfloat16 where numbers exceed its range) of shape (views, n, …), channels last. A
-            batch and its labels are where they are, on a GPU or in the host's memory.
+        dataset: The ``SeededDataset`` of the photos, which answers all other calls.
+        features: float16 (float32 or bfloat16 if values exceed its range) of shape (views, n, …), channels last.
+            Batches and their labels are on its device.
     """
 
     def __init__(self, dataset: SeededDataset, features: Tensor) -> None:
@@ -68,52 +69,68 @@ class FeatureDataset(Dataset):
 
 @LOOPS.register_module()
 class FrozenTrainLoop(ExactTrainLoop):
-    """Computes the feature maps of a frozen trunk once, and trains the rest on them.
+    """Compute the features of the frozen part once, then train the rest of the network on them.
 
     Args:
-        *args: Those of ``ExactTrainLoop``.
-        freeze_to: The last frozen layer (see ``LayerTrunk``), or ``backbone`` for all but the head.
-        views: Augmented views of each photo; epoch e takes view e modulo this.
-        **kwargs: Those of ``ExactTrainLoop``.
+        *args: See ``ExactTrainLoop``.
+        freeze_to: The last frozen layer (see ``FrozenStem``), or ``backbone`` for all but the head.
+        views: Augmented views of each photo; epoch e uses view e modulo this.
+        **kwargs: See ``ExactTrainLoop``.
     """
 
     dataloader: Any  # MMEngine's loop has it
-    photos_of = "train_dataloader"  # the config's name of the loader that training photos come from
+    photos_of = "train_dataloader"  # the config's name of the loader of the training photos
 
     def __init__(self, *args, freeze_to: str, views: int = 4, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.freeze_to, self.views = freeze_to, views
 
     def run(self) -> nn.Module:
-        """Compute, then train as ever; checkpoints hold the whole network."""
+        """Compute the features and train; checkpoints have the whole network.
+
+        Raises:
+            InputError: The network can't be cut there, the features don't fit into memory, or there are several
+                processes.
+            OutOfMemory: A batch doesn't fit.
+        """
         if self.nothing_left():  # no features are needed
             return super().run()
         if get_world_size() > 1:
-            raise InputError("--freeze-to works in one process", "leave --launcher away")
-        trunk = self._trunk(self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model)
-        self._compute(trunk)
-        with trunk.aside():
-            return self._train(trunk)
+            raise InputError("--freeze-to works in one process", "remove --launcher")
+        model = self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model
+        frozen = self._frozen_part(model)
+        self._precompute(frozen)
+        with frozen.bypassed():
+            return super().run()
 
-    def _trunk(self, model: BaseModel) -> Trunk:
-        return BackboneTrunk(model) if self.freeze_to == WHOLE else LayerTrunk(model, self.freeze_to)
+    def _frozen_part(self, model: BaseModel) -> FrozenPart:
+        return FrozenBackbone(model) if self.freeze_to == WHOLE else FrozenStem(model, self.freeze_to)
 
-    def _compute(self, trunk: Trunk) -> None:
+    def _precompute(self, frozen: FrozenPart) -> None:
+        """Replace the photos of the train and val loader by their features."""
         val_loop = self.runner.val_loop
-        self.dataloader = self._with_features(trunk, self.dataloader, self.views, self.photos_of)
+        self.dataloader = self._with_features(frozen, self.dataloader, self.views, self.photos_of)
         if val_loop is not None:
-            val_loop.dataloader = self._with_features(trunk, val_loop.dataloader, 1, "val_dataloader")
-
-    def _train(self, trunk: Trunk) -> nn.Module:
-        return super().run()
+            val_loop.dataloader = self._with_features(frozen, val_loop.dataloader, 1, "val_dataloader")
 
     @torch.no_grad()
-    def _with_features(self, trunk: Trunk, loader: DataLoader, views: int, name: str) -> DataLoader:
-        """The batches of a loader, which the config calls ``name``, with feature maps in place of photos."""
+    def _with_features(self, frozen: FrozenPart, loader: DataLoader, views: int, name: str) -> DataLoader:
+        """Return a loader of the same batches with features in place of photos; the config calls it ``name``."""
         dataset: Any = loader.dataset
-        batches: Any = loader.batch_sampler
-        model, count, size = trunk.model.eval(), len(dataset), batches.batch_size
-        folded: Trunk | None = None
+        sampler: Any = loader.batch_sampler
+        model, count, size = frozen.model.eval(), len(dataset), sampler.batch_size
+        fused: FrozenPart | None = None  # the frozen part of a copy with BatchNorm fusion
+        computed: list[Tensor] = []
+
+        def compute(batch: dict) -> None:
+            nonlocal fused
+            with self._precision():
+                inputs = model.data_preprocessor(batch, False)["inputs"]
+                if fused is None:
+                    frozen.verify(inputs[:4])
+                    fused = self._frozen_part(fold_batchnorm(model, inputs[:4]))
+                computed.append(fused(inputs))
+
         draws = [Draw(view, 0, 0, index) for view in range(views) for index in range(count)]
         photos = DataLoader(
             dataset,
@@ -124,51 +141,43 @@ class FrozenTrainLoop(ExactTrainLoop):
             multiprocessing_context=loader.multiprocessing_context,
         )
         features: Tensor | None = None
-        for number, batch in enumerate(progress(photos, total=len(photos), what="features of the frozen trunk")):
-            found = None
-            try:
-                with self._precision():
-                    inputs = model.data_preprocessor(batch, False)["inputs"]
-                    if folded is None:
-                        trunk.check(inputs[:4])
-                        folded = self._trunk(fold_batchnorm(model, inputs[:4]))
-                    found = folded(inputs)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-            if found is None:  # outside of the handler, which holds on to the memory of the failed pass
+        for number, batch in enumerate(progress(photos, total=len(photos), what="features of the frozen layers")):
+            if not fits_into_memory(partial(compute, batch)):
                 raise OutOfMemory(name, size, size // 2)
+            found = computed.pop()
             if found.ndim == 4:
                 found = found.permute(0, 2, 3, 1)
             if features is None:
-                shape = (views * count, *found.shape[1:])
-                features = _allocate(shape, torch.float16, found.device)
+                features = _allocate((views * count, *found.shape[1:]), torch.float16, found.device)
             largest = float(found.abs().max())
             if features.dtype == torch.float16 and largest > torch.finfo(torch.float16).max:
                 features = _allocate(features.shape, found.dtype, found.device).copy_(features)
                 kind = str(found.dtype).removeprefix("torch.")
-                self.runner.logger.info(f"feature maps reach {largest:.3g}, beyond float16: stored as {kind}")
-            start = number * size
-            features[start : start + len(found)] = found
+                self.runner.logger.info(f"features reach {largest:.3g}, beyond float16: stored as {kind}")
+            features[number * size : number * size + len(found)] = found
         assert features is not None  # a loader has photos
-        features = features.view(views, count, *features.shape[1:])
-        return DataLoader(FeatureDataset(dataset, features), batch_sampler=batches, collate_fn=_as_it_is)
+        return feature_loader(dataset, features.view(views, count, *features.shape[1:]), sampler)
 
     def _precision(self) -> Any:
-        """That of the training."""
+        """Return the autocast context of the training."""
         wrapper = self.runner.optim_wrapper
         return wrapper.precision() if hasattr(wrapper, "precision") else nullcontext()
 
 
-def _as_it_is(batch: Any) -> Any:
+def feature_loader(dataset: SeededDataset, features: Tensor, batch_sampler: Any) -> DataLoader:
+    """Return a loader of batches of features, see ``FeatureDataset``."""
+    return DataLoader(FeatureDataset(dataset, features), batch_sampler=batch_sampler, collate_fn=_unchanged)
+
+
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
 def _allocate(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An empty tensor for feature maps: on a GPU that has room for them, else in the host's memory.
+    """Allocate a tensor for features: on a GPU with room for it, otherwise in the host's memory.
 
     Raises:
-        InputError: They don't fit into the host's memory beside everything else, where the system says what is free.
+        InputError: It needs more than ``MEMORY_SHARE`` of the host's free memory, where the system reports that.
     """
     needed = math.prod(shape) * dtype.itemsize
     if has_room(device, needed):
@@ -176,7 +185,7 @@ def _allocate(shape: Sequence[int], dtype: torch.dtype, device: torch.device) ->
     free = available_memory()
     if free is not None and needed > MEMORY_SHARE * free:
         raise InputError(
-            f"the feature maps need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
-            "fewer --views, or --freeze-to a later layer, whose maps are smaller",
+            f"the features need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
+            "use fewer --views, or --freeze-to a later layer, whose features are smaller",
         )
     return torch.empty(shape, dtype=dtype)

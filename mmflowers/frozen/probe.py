@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from mmengine.model import BaseModel
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 
-from mmflowers.datasets.wrappers import innermost
-from mmflowers.frozen.loops import FeatureDataset, FrozenTrainLoop, _as_it_is
-from mmflowers.frozen.trunks import WHOLE, ClassifierTrunk, Trunk
+from mmflowers.datasets.wrappers import dataset_of
+from mmflowers.frozen.loops import FrozenTrainLoop, feature_loader
+from mmflowers.frozen.parts import WHOLE, FrozenNetwork, FrozenPart
 from mmflowers.registry import LOOPS
 
 
 @LOOPS.register_module()
 class LinearProbeLoop(FrozenTrainLoop):
-    """Fits the classifier alone, by logistic regression on the frozen network's features: a quick look at a dataset.
+    """Fit the classifier alone by logistic regression on precomputed features: a quick estimate for a dataset.
 
-    The classifier is the last linear layer, see ``classifier_layers``. The photos are seen as the test pipeline makes
-    them, without augmentation. Features are standardised; the strength of regularisation is the best of ``STRENGTHS``
-    on a fifth of the training photos, which the other four fifths were fitted on.
+    The classifier is the last linear layer, see ``classifier_layers``. Photos go through the test pipeline, without
+    augmentation. Features are standardised. The strength of regularisation is the one of ``STRENGTHS`` with the best
+    accuracy on a fifth of the training photos, after a fit on the other four fifths.
 
     Args:
-        *args: Those of ``ExactTrainLoop``.
-        **kwargs: Those of ``ExactTrainLoop``.
+        *args: See ``ExactTrainLoop``.
+        **kwargs: See ``ExactTrainLoop``.
     """
 
     STRENGTHS = (0.0003, 0.003, 0.03)
@@ -37,30 +35,25 @@ class LinearProbeLoop(FrozenTrainLoop):
         super().__init__(*args, freeze_to=WHOLE, views=1, **kwargs)
         self._max_epochs = 1
 
-    def _trunk(self, model: BaseModel) -> Trunk:
-        return ClassifierTrunk(model)
+    def _frozen_part(self, model: BaseModel) -> FrozenPart:
+        return FrozenNetwork(model)
 
-    def _train(self, trunk: Trunk) -> nn.Module:
-        assert isinstance(trunk, ClassifierTrunk)  # of ``_trunk``
-        self._classifier = trunk.layer
-        return super()._train(trunk)
-
-    def _compute(self, trunk: Trunk) -> None:
-        if getattr(trunk.model.data_preprocessor, "batch_augments", None):
-            self.runner.logger.info("--probe sees every photo without augmentation: no Mixup and no CutMix either")
-        loader = copy.deepcopy(self.runner.cfg.val_dataloader)
-        dataset: Any = innermost(loader)
-        dataset["ann_file"] = "train.txt"
-        own, self.dataloader = self.dataloader, self.runner.build_dataloader(loader, seed=self.runner.seed)
-        super()._compute(trunk)
-        self.dataloader = DataLoader(
-            FeatureDataset(own.dataset, self.dataloader.dataset.features),
-            batch_sampler=own.batch_sampler,
-            collate_fn=_as_it_is,
+    def _precompute(self, frozen: FrozenPart) -> None:
+        assert isinstance(frozen, FrozenNetwork)
+        self._classifier = frozen.layer
+        if getattr(frozen.model.data_preprocessor, "batch_augments", None):
+            self.runner.logger.info("--probe uses no augmentation: no Mixup and no CutMix either")
+        config = copy.deepcopy(self.runner.cfg)
+        dataset_of(config, self.photos_of)["ann_file"] = "train.txt"
+        own, self.dataloader = (
+            self.dataloader,
+            self.runner.build_dataloader(config[self.photos_of], seed=self.runner.seed),
         )
+        super()._precompute(frozen)
+        self.dataloader = feature_loader(own.dataset, self.dataloader.dataset.features, own.batch_sampler)
 
     def run_epoch(self) -> None:
-        """Fit, where an epoch of steps would be."""
+        """Fit the classifier, in place of an epoch of steps."""
         self.runner.call_hook("before_train_epoch")
         dataset = self.dataloader.dataset
         layer = self._classifier
@@ -75,16 +68,16 @@ class LinearProbeLoop(FrozenTrainLoop):
 
 
 def fit_linear(features: Tensor, labels: Tensor, classes: int, strengths: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Multinomial logistic regression on standardised features, as a layer on the features as they are.
+    """Fit a multinomial logistic regression on standardised features, and return it as a layer on the raw features.
 
-    PyTorch's L-BFGS, because importing scikit-learn takes longer than all of the fitting.
+    It uses PyTorch's L-BFGS, because importing scikit-learn takes longer than the fit.
 
     Args:
         features: float32 of shape (n, d).
         labels: int64 of shape (n,), below ``classes``.
-        classes: Outputs of the layer, of classes without a photo too.
-        strengths: Weights of the sum of losses against half the squared weights (scikit-learn's C), ascending, to
-            choose from.
+        classes: Outputs of the layer, including classes without a photo.
+        strengths: Values of scikit-learn's C to choose from, ascending: weights of the sum of losses against half the
+            squared weights.
 
     Returns:
         Weight of shape (classes, d) and bias of shape (classes,).
@@ -106,7 +99,7 @@ def fit_linear(features: Tensor, labels: Tensor, classes: int, strengths: Sequen
 
 
 def _fifth_of_each_class(labels: Tensor) -> Tensor:
-    """A bool of shape (n,): a fifth of the photos of every class, at random and always the same."""
+    """Return a mask of shape (n,): a random fifth of the photos of every class, always the same."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
@@ -117,7 +110,7 @@ def _fifth_of_each_class(labels: Tensor) -> Tensor:
 
 @torch.enable_grad()
 def _minimise(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, strength: float) -> None:
-    """Fit ``weight`` and ``bias`` in place, from the values they have."""
+    """Fit ``weight`` and ``bias`` in place, starting from their current values."""
     parameters = [weight.requires_grad_(), bias.requires_grad_()]
     search = torch.optim.LBFGS(parameters, max_iter=200, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 

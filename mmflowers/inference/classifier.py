@@ -20,7 +20,7 @@ from mmflowers.datasets.folder import DatasetFolder
 from mmflowers.engine.configuration import load_config, set_classes
 from mmflowers.engine.single_label import require_single_label
 from mmflowers.evaluation.tested import default_checkpoint
-from mmflowers.frozen.trunks import ClassifierTrunk
+from mmflowers.frozen.parts import FrozenNetwork
 from mmflowers.inference.inputs import Input
 from mmflowers.inference.photos import Batch, PhotoDataset, read_batches
 from mmflowers.speed.fusion import fold_batchnorm, in_float32
@@ -219,7 +219,7 @@ class FlowerClassifier:
         """
         with torch.no_grad():
             prepared = self.model.data_preprocessor({"inputs": pixels})["inputs"]
-            return ClassifierTrunk(self.model)(prepared).float().cpu().numpy()
+            return FrozenNetwork(self.model)(prepared).float().cpu().numpy()
 
 
 def require_classes(folder: DatasetFolder, classes: Sequence[str]) -> None:

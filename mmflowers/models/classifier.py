@@ -1,22 +1,39 @@
-"""Finding the classifier layer of a built network, whatever its name is and wherever it lies."""
+"""The parts of a classifier: its backbone, and its classifier layer, whatever its name and place."""
 
 from __future__ import annotations
 
 from torch import nn
 
+from mmflowers.utils.errors import InputError
+
+WITH_BACKBONE = (
+    "model = dict(type='ImageClassifier', backbone=dict(type='TIMMBackbone', model_name=…), "
+    "neck=dict(type='GlobalAveragePooling'), head=dict(type='LinearClsHead', in_channels=…))"
+)
+
+
+def require_backbone(model: nn.Module) -> None:
+    """Refuse a classifier without ``backbone``, as MMPretrain's ``TimmClassifier`` and ``HuggingFaceClassifier``.
+
+    Raises:
+        InputError: Naming what takes its place.
+    """
+    if not hasattr(model, "backbone"):
+        raise InputError(f"{type(model).__name__} has no backbone and head", WITH_BACKBONE)
+
 
 def classifier_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """Find the linear layers that give a score for each class, by what is built and not by names.
+    """Find the linear layers that give a score for each class, by their sizes, not by their names.
 
-    They are looked for in the head, and in the backbone where the head has no parameters (VGG, Inception). Most
-    networks have one. Those with several outputs (a distilled DeiT, Conformer, Inception's auxiliary one) have more.
+    They are in the head, or in the backbone if the head has no parameters (VGG, Inception). Most networks have one.
+    Those with several outputs (a distilled DeiT, Conformer, Inception's auxiliary one) have more.
 
     Args:
         model: An MMPretrain classifier with ``backbone`` and ``head``, or a module with a ``backbone`` alone.
 
     Returns:
-        Layers by their names in the model, in the order of registration; the last one is the classifier. Empty where
-        there is none, as in a head of convolutions.
+        Layers by their names in the model, in the order of registration; the last one is the classifier. Empty if there
+        is none, as in a head of convolutions.
     """
     head = getattr(model, "head", None)
     part = "backbone" if head is None or next(head.parameters(), None) is None else "head"

@@ -1,4 +1,4 @@
-"""What happens to a batch on the device, before the backbone."""
+"""Preprocesses batches on the device: augmentation and normalisation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mmflowers.registry import MODELS
 
 @MODELS.register_module()
 class FlowersDataPreprocessor(ClsDataPreprocessor):
-    """MMPretrain's, which augments whole batches too where they ask for it, and leaves ready features alone.
+    """MMPretrain's preprocessor, which also augments whole batches and passes precomputed features on.
 
-    A batch of a ``FlowersDataset`` with a cache brings ``augment``: it is called with the batch's pixels on the device
-    before they are normalised. One of a frozen trunk's feature maps brings ``features``.
+    A batch of a ``FlowersDataset`` with a cache has ``augment``, which is called with the batch's pixels on the device
+    before they are normalised. A batch of precomputed features has ``features``, and only its labels are processed.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -24,7 +24,7 @@ class FlowersDataPreprocessor(ClsDataPreprocessor):
 
     @torch.no_grad()
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """Move, augment, normalise; ``inputs`` comes out as float32, on a CPU in the memory order "channels last"."""
+        """Move, augment and normalise a batch; ``inputs`` becomes float32, on a CPU in channels-last memory format."""
         if data.get("features"):
             return self._of_features(data, training)
         if "augment" in data:

@@ -1,4 +1,4 @@
-"""The moving average of a model's weights, in a handful of kernels."""
+"""A moving average of a model's weights in few kernels."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mmflowers.registry import MODELS
 
 @MODELS.register_module()
 class ForeachEMA(ExponentialMovingAverage):
-    """MMEngine's ``ExponentialMovingAverage`` with one call for all tensors, and no look at the device's counter.
+    """MMEngine's ``ExponentialMovingAverage`` with one call for all tensors, which reads nothing from the device.
 
-    For ``dict(type='EMAHook', ema_type='ForeachEMA', …)``.
+    Use it with ``dict(type='EMAHook', ema_type='ForeachEMA', …)``.
     """
 
     _count: int | None = None
 
     def update_parameters(self, model: nn.Module) -> None:
-        """Move the averages towards the model's parameters, with ``update_buffers`` its buffers too."""
+        """Update the averages of the model's parameters, with ``update_buffers`` of its buffers too."""
         if self._count is None:  # also after a resume, which sets the counter on the device
             self._count = int(self.steps)
         source = model.state_dict() if self.update_buffers else dict(model.named_parameters())

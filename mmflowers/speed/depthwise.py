@@ -1,10 +1,10 @@
 """Depthwise convolutions with a backward pass that is fast on CPUs.
 
-oneDNN has quick kernels for most depthwise work, but not for two parts of the backward pass: the weight gradient of a
+oneDNN has fast kernels for most depthwise work, but not for two parts of the backward pass: the weight gradient of a
 5×5 kernel and the input gradient at stride 2 (measured with PyTorch 2.15 on a CPU with AVX-512, bfloat16: 76 ms against
-1 ms for a 3×3 kernel of the same layer, 177 ms against 7 ms at stride 1). Both can be put together from what is quick:
-a kernel's taps are taken apart by their phase (position modulo stride) and into windows of at most 3×3, and each window
-is an ordinary 3×3 convolution at stride 1 on a shifted, subsampled input.
+1 ms for a 3×3 kernel of the same layer, 177 ms against 7 ms at stride 1). Both can be computed with the fast kernels: a
+kernel's taps are divided by their phase (position modulo stride) and into windows of at most 3×3, and each window is an
+ordinary 3×3 convolution at stride 1 on a shifted, subsampled input.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class _DepthwiseConv2d(torch.autograd.Function):
 def _input_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
     if stride == 1:
         return conv2d_input(x.shape, weight, grad, 1, padding, groups=x.shape[1])
-    # Each phase of the padded input meets only the taps of that phase: a convolution at stride 1 of the gradient with
-    # those taps, turned round.
+    # Each phase of the padded input uses only the taps of that phase: a convolution at stride 1 of the gradient with
+    # those taps, flipped.
     height, width = x.shape[2] + 2 * padding, x.shape[3] + 2 * padding
     padded = x.new_zeros((x.shape[0], height, width, x.shape[1])).permute(0, 3, 1, 2)
     for row in range(min(stride, weight.shape[2])):
@@ -76,7 +76,7 @@ def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, paddi
     if kernel <= WINDOW:
         return conv2d_weight(x, weight.shape, grad, stride, padding, groups=x.shape[1])
     channels, rows, columns = x.shape[1], *grad.shape[2:]
-    # Room behind, so that a window with fewer than three taps can be taken as a whole one.
+    # Padding at the end, so that a window with fewer than three taps can be computed as a full one.
     x = F.pad(x, (padding, padding + WINDOW * stride, padding, padding + WINDOW * stride))
     result = torch.empty_like(weight)
     for row in _windows(kernel, stride):
@@ -99,9 +99,9 @@ def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, paddi
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
-    """Depthwise convolution of ``x`` (N, C, H, W) with ``weight`` (C, 1, k, k), one square kernel a channel.
+    """Compute the depthwise convolution of ``x`` (N, C, H, W) with ``weight`` (C, 1, k, k).
 
-    Forward as ``torch.nn.functional.conv2d``; under CPU autocast both are cast as autocast would cast them.
+    The forward pass is ``torch.nn.functional.conv2d``; under CPU autocast both are cast as autocast would cast them.
     """
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
@@ -124,7 +124,7 @@ def _is_plain_depthwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 
 class DepthwiseConv2d(nn.Module):
-    """Stands for a depthwise ``nn.Conv2d``, or timm's ``Conv2dSame``, and holds its very parameter.
+    """Replaces a depthwise ``nn.Conv2d``, or timm's ``Conv2dSame``, with the same parameter object.
 
     Args:
         conv: The convolution it replaces.
@@ -132,14 +132,14 @@ class DepthwiseConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        assert not isinstance(conv.padding, str)  # ``replace_depthwise`` leaves these out
+        assert not isinstance(conv.padding, str)  # ``replace_depthwise`` excludes these
         self.weight = conv.weight
         self.stride, self.padding, self.kernel = conv.stride[0], conv.padding[0], conv.kernel_size[0]
         self.same = type(conv).__name__ == "Conv2dSame"
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C, H', W')."""
-        if self.same:  # TensorFlow's rule: as many outputs as strides begin inside, the odd pixel of padding behind
+        """Return (N, C, H', W') for (N, C, H, W)."""
+        if self.same:  # TensorFlow's rule: ceil(size / stride) outputs, an odd pixel of padding at the end
             pads = []
             for size in (x.shape[3], x.shape[2]):
                 total = max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0)
@@ -149,9 +149,9 @@ class DepthwiseConv2d(nn.Module):
 
 
 def replace_depthwise(model: nn.Module) -> int:
-    """Put ``DepthwiseConv2d`` in the place of every depthwise convolution of ``model``; return how many there were.
+    """Replace every depthwise convolution of ``model`` by ``DepthwiseConv2d``; return their number.
 
-    Parameters and the names of the state dict stay, so optimizers and checkpoints don't notice.
+    Parameters and the names of the state dict stay the same, so optimizers and checkpoints are not affected.
     """
     count = 0
     for module in list(model.modules()):

@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the convolutions before it: the same network for evaluation, in fewer passes."""
+"""BatchNorm fusion: the same network for evaluation, with its batch normalisations in the convolutions before them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 def fold_batchnorm(model: BaseModel, inputs: Tensor) -> BaseModel:
-    """A copy of a classifier in eval mode, with every BatchNorm that directly follows a convolution folded into it.
+    """Return a copy of a classifier in eval mode, with every BatchNorm fused that directly follows a convolution.
 
     Args:
         model: With ``extract_feat``, as MMPretrain's classifiers have.
@@ -26,15 +26,15 @@ def fold_batchnorm(model: BaseModel, inputs: Tensor) -> BaseModel:
 
 @torch.no_grad()
 def foldable(model: BaseModel, inputs: Tensor) -> list[tuple[str, str]]:
-    """Names of the convolutions and norms that ``fold`` may make one, whatever their weights are.
+    """Return the names of the convolutions and norms that ``fold`` can fuse, whatever their weights are.
 
-    Which follows which is seen in a forward pass. The folded copy is compared with the model; where they differ (a path
-    around the normalisation, say), none may. Both compute in float32 for that, under the caller's autocast too: the
-    rounding of bfloat16 is larger than the tolerance. Autocast that a module of the model switches on itself stays on.
+    A forward pass shows which norm follows which convolution. Then the outputs of a fused copy are compared with the
+    model's; if they differ (by a path around the normalisation, say), nothing is fused. Both compute in float32, also
+    under the caller's autocast, because the rounding of bfloat16 exceeds the tolerance. Autocast that a module of
+    the model enables itself stays enabled.
 
     Args:
-        model: See ``fold_batchnorm``.
-        inputs: Likewise.
+        model, inputs: See ``fold_batchnorm``.
     """
     plain, inputs = copy.deepcopy(model).eval().float(), inputs.float()
     with _exact(inputs.device):
@@ -45,7 +45,7 @@ def foldable(model: BaseModel, inputs: Tensor) -> list[tuple[str, str]]:
 
 @torch.no_grad()
 def fold(model: BaseModel, pairs: list[tuple[str, str]]) -> BaseModel:
-    """A copy of a classifier in eval mode with ``pairs`` of convolutions and norms made one (see ``foldable``)."""
+    """Return a copy of a classifier in eval mode with ``pairs`` of convolutions and norms fused (see ``foldable``)."""
     folded = copy.deepcopy(model).eval()
     for conv, norm in pairs:
         _fold(folded, conv, norm)
@@ -53,12 +53,12 @@ def fold(model: BaseModel, pairs: list[tuple[str, str]]) -> BaseModel:
 
 
 def in_float32(features: Any) -> Any:
-    """Features in float32, in the tuples and lists that the backbone gives them in; what isn't a tensor as it is."""
+    """Return features in float32, in the same tuples and lists; what isn't a tensor is unchanged."""
     return tree_map(lambda value: value.float() if isinstance(value, Tensor) else value, features)
 
 
 def _exact(device: torch.device) -> AbstractContextManager:
-    """Float32 without autocast and TF32, and without cuDNN's trial of its kernels, which doesn't pay for two passes."""
+    """Return a context without autocast and TF32, and without cuDNN's benchmark, too slow for two passes."""
     stack, cudnn = ExitStack(), torch.backends.cudnn
     stack.enter_context(torch.autocast(device.type, enabled=False))
     kept = dict(enabled=cudnn.enabled, deterministic=cudnn.deterministic)
@@ -67,14 +67,14 @@ def _exact(device: torch.device) -> AbstractContextManager:
 
 
 def _close(one: Any, other: Any) -> bool:
-    if not isinstance(one, Tensor):  # Inception has None where an auxiliary output would be
+    if not isinstance(one, Tensor):  # Inception has None in place of an auxiliary output
         return one is other
-    # A share of the largest value: single small ones are sums of large ones that cancel out.
+    # A share of the largest value: single small values are sums of large ones that cancel out.
     return bool((one - other).abs().max() <= 1e-3 * one.abs().max())
 
 
 def _pairs(model: BaseModel, inputs: Tensor) -> list[tuple[str, str]]:
-    """Names of convolutions and of the norms that take their output and nothing else."""
+    """Return the names of convolutions and of the norms whose only input is their output."""
     made: dict[int, str] = {}
     calls: Counter[str] = Counter()
     kept, found = [], []
@@ -82,7 +82,7 @@ def _pairs(model: BaseModel, inputs: Tensor) -> list[tuple[str, str]]:
     def note_output(name: str):
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
             made[id(output)] = name
-            kept.append(output)  # alive, so that no other tensor gets its id
+            kept.append(output)  # so that no other tensor gets its id
             calls[name] += 1
 
         return hook
@@ -114,6 +114,6 @@ def _fold(model: BaseModel, conv_name: str, norm_name: str) -> None:
     conv.weight.mul_(scale.view(-1, 1, 1, 1))
     conv.bias = nn.Parameter((bias - norm.running_mean) * scale + norm.bias)
     parent, _, child = norm_name.rpartition(".")
-    # timm's norms bring their activation along.
+    # timm's norms include their activation.
     rest = [getattr(norm, part) for part in ("drop", "act") if hasattr(norm, part)]
     setattr(model.get_submodule(parent), child, nn.Sequential(*rest) if rest else nn.Identity())

@@ -1,6 +1,6 @@
-"""A network's forward and backward pass as CUDA graphs: launched as two, instead of kernel by kernel.
+"""A network's forward and backward pass as two CUDA graphs, instead of kernel by kernel.
 
-On a large GPU and in batches of 32 most kernels of a ResNet-50 take less time than Python takes to launch them.
+On a large GPU with batches of 32, most kernels of a ResNet-50 take less time than Python needs to launch them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CLOSE = 0.02  # of a norm: kernels that add in another order differ by less, in 
 
 
 class _Standin(nn.Module):
-    """What is captured: the forward pass as it was, with the module's parameters and buffers."""
+    """The module to capture: the original forward pass with the module's parameters and buffers."""
 
     def __init__(self, module: nn.Module, forward: Callable) -> None:
         super().__init__()
@@ -28,20 +28,20 @@ class _Standin(nn.Module):
 
 
 class GraphedForward:
-    """A module's forward pass, to stand for it in a training on a GPU (``torch.cuda.make_graphed_callables``).
+    """Replaces a module's forward pass in a training on a GPU by graphs (``torch.cuda.make_graphed_callables``).
 
-    A shape that comes twice in a row is captured; any other, as an epoch's smaller last batch, is computed as ever, and
-    so is everything in eval mode or without gradients. A graph is used if it gives what the module gives, in outputs,
-    gradients and buffers, and is left aside for good if it doesn't or can't be captured: the training goes on without.
+    A shape that occurs twice in a row is captured. Other shapes (an epoch's smaller last batch), eval mode and passes
+    without gradients use the original forward pass. A graph is used only if outputs, gradients and buffers are those of
+    the module. If they differ, or if the capture fails, the training continues without graphs.
 
-    The gradients lie in the graph's memory, which the next backward pass overwrites: not for accumulation. A copy of
-    the module computes as ever.
+    The gradients are in the graph's memory, which the next backward pass overwrites, so they can't be accumulated. A
+    copy of the module has the original forward pass.
 
     Args:
-        module: Takes one tensor. Its parameters and buffers stay where they are, its ``requires_grad`` as they are.
-        before_capture: Called where nothing but the capture may use the GPU, threads included.
-        warn: Called with a line where there is no graph.
-        make: ``torch.cuda.make_graphed_callables``, or what does the same.
+        module: Takes one tensor. Its parameters, buffers and their ``requires_grad`` must not change.
+        before_capture: Called before the capture, during which nothing else, in any thread, may use the GPU.
+        warn: Called with a line if there is no graph.
+        make: ``torch.cuda.make_graphed_callables``, or a replacement for tests.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class GraphedForward:
     def __call__(self, inputs: Tensor) -> Any:
         if self._given_up or not self._module.training or not torch.is_grad_enabled() or inputs.requires_grad:
             return self._forward(inputs)
-        if self._last is None:  # the first batch, which no graph is for yet
+        if self._last is None:  # the first batch
             outputs = self._forward(inputs)
             self._given_up = not any(output.requires_grad for output in tree_leaves(outputs))  # a frozen backbone
             self._last = (inputs.shape, inputs.dtype)
@@ -76,21 +76,21 @@ class GraphedForward:
         return (graphed or self._forward)(inputs)
 
     def __deepcopy__(self, memo: dict) -> Callable:
-        """The forward pass of the module's copy: a graph computes with the module's own weights."""
+        """Return the original forward pass of the module's copy: a graph uses the weights it was captured with."""
         return copy.deepcopy(self._forward, memo)
 
     def _capture(self, inputs: Tensor) -> None:
-        self._graphed = None  # of another shape, whose memory is wanted now
+        self._graphed = None  # frees the memory of another shape's graph
         self._before_capture()
         state = [buffer.clone() for buffer in self._module.buffers()]
         try:
             with _same_numbers(inputs), _without_casts_kept(inputs):
                 made = self._make(_Standin(self._module, self._forward), (inputs.clone(),), allow_unused_input=True)
-            other = inputs.flip(0)  # not what it was captured with
+            other = inputs.flip(0)  # not the batch it was captured with
             expected, got = (self._outcome(run, other, state) for run in (self._forward, made))
             apart = [name for name in expected if not _close(expected[name], got[name])]
-            why = f"its {' and '.join(apart)} aren't the network's" if apart else None
-        except Exception as error:  # whatever it is: the network itself is unharmed
+            why = f"its {' and '.join(apart)} differ from the network's" if apart else None
+        except Exception as error:  # of any kind: the network itself can still train
             made, why = None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         self._set_buffers(state)
         if why is None:
@@ -100,7 +100,7 @@ class GraphedForward:
             self._warn(f"trained without a CUDA graph: {why}")
 
     def _outcome(self, run: Callable, inputs: Tensor, state: list[Tensor]) -> dict[str, list[Tensor]]:
-        """What a step from the buffers' ``state`` on would see."""
+        """Return outputs, gradients and buffers of a step that starts from the buffers' ``state``."""
         self._set_buffers(state)
         with _same_numbers(inputs):
             outputs = [output for output in tree_leaves(run(inputs)) if output.requires_grad]
@@ -120,12 +120,12 @@ class GraphedForward:
 
 
 def _same_numbers(inputs: Tensor) -> Any:
-    """Draw as if nothing had been drawn, afterwards too."""
+    """Return a context after which the random generators are as before."""
     return torch.random.fork_rng([inputs.device] if inputs.is_cuda else [])
 
 
 def _without_casts_kept(inputs: Tensor) -> Any:
-    """The autocast that is on, or none, casting weights again: what a cache holds a replay would never update."""
+    """Return the current autocast context without its cache of cast weights, which a replay would never update."""
     kind = inputs.device.type
     dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
     return torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)

@@ -19,9 +19,9 @@ from mmflowers.utils.errors import InputError
 
 @HOOKS.register_module()
 class ChannelsLastHook(Hook):
-    """Lay the model's convolutions out as NHWC: faster on CPUs and on GPUs with tensor cores, same numbers."""
+    """Use channels-last memory format (NHWC): faster on CPUs and on GPUs with tensor cores, with the same results."""
 
-    # Before EMAHook copies the model: averages of another layout would be updated tensor by tensor on a GPU.
+    # Before EMAHook copies the model: averages of another memory format would be updated tensor by tensor on a GPU.
     priority = "ABOVE_NORMAL"
 
     def before_run(self, runner: Runner) -> None:
@@ -31,10 +31,10 @@ class ChannelsLastHook(Hook):
 
 @HOOKS.register_module()
 class LazyRuntimeInfoHook(RuntimeInfoHook):
-    """MMEngine's, which looks at the losses ``interval`` at a time: each look waits for the GPU.
+    """MMEngine's hook, which reads the losses of several iterations at once: each look waits for the GPU.
 
     Args:
-        interval: Of iterations; that of the LoggerHook, which shows them, or a divisor.
+        interval: Iterations between two looks; that of the LoggerHook, which shows them, or a divisor.
     """
 
     def __init__(self, interval: int = 50) -> None:
@@ -44,14 +44,17 @@ class LazyRuntimeInfoHook(RuntimeInfoHook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
-        """Keep the outputs; hand them to the message hub when it is time."""
+        """Keep the outputs, and add them to the message hub if it is due."""
         if outputs:
             self._kept.append({key: torch.as_tensor(value).detach() for key, value in outputs.items()})
         if self.every_n_inner_iters(batch_idx, self.interval) or self.end_of_epoch(runner.train_dataloader, batch_idx):
-            self.settle(runner)
+            self._update(runner)
 
-    def settle(self, runner: Runner) -> None:
-        """Hand all that is kept to the message hub; the Runner asks for it before it writes a checkpoint."""
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Add the kept outputs to the message hub, which the checkpoint is about to get."""
+        self._update(runner)
+
+    def _update(self, runner: Runner) -> None:
         kept, self._kept = self._kept, []
         for key in kept[0] if kept else ():
             for value in torch.stack([outputs[key].float().mean() for outputs in kept]).tolist():
@@ -60,60 +63,59 @@ class LazyRuntimeInfoHook(RuntimeInfoHook):
 
 @HOOKS.register_module()
 class ProgressiveResizeHook(Hook):
-    """Train on small images first: the later epochs, which decide, see the full size.
+    """Progressive resizing: train on small images first, and on full-size images in the last epochs.
 
-    For datasets with a cache, whose augmentation is computed at any size.
+    For datasets with a cache, whose augmentation works at any size.
 
     Args:
-        sizes: ``{first epoch from 1: edge in pixels}``; before the first of them the config's size.
+        sizes: ``{first epoch from 1: edge in pixels}``; in earlier epochs the config's size.
     """
 
     def __init__(self, sizes: dict[int, int]) -> None:
         self.sizes = {int(epoch): size for epoch, size in sizes.items()}
 
     def before_train(self, runner: Runner) -> None:
-        """See that the dataset can.
+        """Check the dataset.
 
         Raises:
-            InputError: It has no cache, or its pipeline has no form for whole batches.
+            InputError: It has no cache, or its pipeline has no batched form.
         """
         dataset = runner.train_dataloader.dataset
         self._augmentation: Any = getattr(dataset, "augmentation", None)
         if self._augmentation is None:
             unbatched = ", ".join(getattr(dataset, "unbatched", ()))
             raise InputError(
-                "ProgressiveResizeHook needs a dataset with a cache and a pipeline that is computed for whole batches"
+                "ProgressiveResizeHook needs a dataset with a cache and a pipeline with a batched form"
                 + (f"; this one has {unbatched}" if unbatched else ""),
-                "leave those transforms out" if unbatched else "train_dataloader = dict(dataset=dict(cache=True))",
+                "remove those transforms" if unbatched else "train_dataloader = dict(dataset=dict(cache=True))",
             )
         self._full = self._augmentation.size
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Set the size of the epoch that begins."""
+        """Set the size for this epoch."""
         begun = [epoch for epoch in self.sizes if epoch <= runner.epoch + 1]
         size = self.sizes[max(begun)] if begun else self._full
         if size != self._augmentation.size:
             self._augmentation.size = size
-            runner.train_dataloader._iterator = None  # persistent workers have the dataset as it was when they started
+            runner.train_dataloader._iterator = None  # persistent workers have a copy of the dataset
 
 
 @HOOKS.register_module()
 class KeepMemoryHook(Hook):
-    """Let a run on a CPU keep the memory that it frees (see ``mmflowers.speed.memory``)."""
+    """Reuse freed memory in a run on a CPU (see ``mmflowers.speed.memory``)."""
 
     def before_run(self, runner: Runner) -> None:
-        """Set it, for the process."""
+        """Set it for the whole process."""
         if get_device() == "cpu":
             keep_freed_memory()
 
 
 @HOOKS.register_module()
 class OutOfPlaceHook(Hook):
-    """Train with activations that write to memory of their own where writing in place copies.
+    """Train without in-place activations whose inputs the backward pass needs.
 
-    The backward pass of ReLU6, SiLU, hardswish … needs what came in, so autograd clones it before it is overwritten:
-    one pass over the activations more than writing elsewhere, for no memory less. Nothing is cloned where there are no
-    gradients, so evaluations keep to their place.
+    Autograd clones the input of ReLU6, SiLU, hardswish … before it is overwritten, so in-place saves no memory and
+    costs a pass over the activations. Evaluations need no gradients and stay in-place.
     """
 
     CLONED = (
@@ -125,45 +127,45 @@ class OutOfPlaceHook(Hook):
     )
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Let them write elsewhere."""
+        """Switch to out-of-place."""
         self._changed = [each for each in runner.model.modules() if isinstance(each, self.CLONED) and each.inplace]
         for module in self._changed:
             module.inplace = False
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Let them write in place."""
+        """Switch back to in-place."""
         for module in self._changed:
             module.inplace = True
 
 
 @HOOKS.register_module()
 class FastDepthwiseHook(Hook):
-    """Put depthwise convolutions with a quick backward pass in the model (see ``mmflowers.speed.depthwise``).
+    """Use depthwise convolutions with a faster backward pass (see ``mmflowers.speed.depthwise``).
 
-    It pays under bfloat16 on a CPU, so it does nothing in float32 or on another device.
+    They are faster in bfloat16 on a CPU; in float32 or on another device the hook does nothing.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Replace them in place; parameters and names stay."""
+        """Replace them in the model; parameters and their names stay."""
         pays = getattr(runner.optim_wrapper, "computes_bfloat16", False)
         if pays and next(runner.model.parameters()).device.type == "cpu":
             count = replace_depthwise(runner.model)
             if count:
-                runner.logger.info(f"{count} depthwise convolutions take the quick backward pass")
+                runner.logger.info(f"{count} depthwise convolutions use the faster backward pass")
 
 
 @HOOKS.register_module()
 class CUDAGraphHook(Hook):
-    """Train the backbone by CUDA graphs (see ``mmflowers.speed.graphs``).
+    """Train the backbone with CUDA graphs (see ``mmflowers.speed.graphs``).
 
-    For one process on a GPU that accumulates no gradients; elsewhere it does nothing.
+    For one process on a GPU without gradient accumulation; otherwise it does nothing.
     """
 
     device = "cuda"
     make = staticmethod(torch.cuda.make_graphed_callables)
 
     def before_train(self, runner: Runner) -> None:
-        """Let graphs stand for the backbone's forward pass, where that can be."""
+        """Replace the backbone's forward pass by graphs, where possible."""
         model, accumulates = runner.model, runner.optim_wrapper._accumulative_counts > 1
         if get_device() == self.device and not is_model_wrapper(model) and not accumulates:
             model.backbone.forward = GraphedForward(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
 import torch
 from mmengine.model import is_model_wrapper
-from mmengine.runner import TestLoop, autocast
+from mmengine.runner import BaseLoop, TestLoop, autocast
 from torch.utils._pytree import tree_map
 
 from mmflowers.engine.loops import StoppableValLoop
@@ -22,11 +22,11 @@ TOGETHER = 256  # images that a GPU evaluates at once: with a training's batches
 
 
 class _Evaluation:
-    """What a fast loop keeps of an evaluation until its end: features and samples, batch by batch.
+    """An evaluation that keeps features and samples of all batches until its end.
 
     Args:
-        runner: Whose model is evaluated, with its norms folded (``fold_batchnorm``).
-        precision: Makes the context of each forward pass of the backbone; the head computes in float32.
+        runner: Its model is evaluated, with BatchNorm fusion (``fold_batchnorm``).
+        precision: Returns the context of each forward pass of the backbone; the head computes in float32.
     """
 
     def __init__(self, runner: Any, precision: Callable[[], AbstractContextManager]) -> None:
@@ -38,15 +38,15 @@ class _Evaluation:
         self.begin()
 
     def begin(self) -> None:
-        """Forget the last one, whose weights may have been others."""
-        self._network: Any = None  # from the first batch on the model, or its folded copy
+        """Forget the previous evaluation, whose weights may have been others."""
+        self._network: Any = None  # from the first batch on the model, or its fused copy
         self._waiting: list[torch.Tensor] = []
-        self._features: list[Any] = []  # tuples of maps, or what else the backbone gives
+        self._features: list[Any] = []  # tuples of maps, or what else the backbone returns
         self._samples: list[list] = []
 
     @torch.no_grad()
     def take(self, data_batch: dict) -> None:
-        """Compute a batch, on a GPU some together; nothing is waited for."""
+        """Compute the features of a batch, on a GPU of several batches together, without waiting for the device."""
         data = self._model.data_preprocessor(data_batch, False)
         inputs = data["inputs"]
         if self._foldable is None:
@@ -76,70 +76,87 @@ class _Evaluation:
             return in_float32(self._network.extract_feat(inputs))
 
     @torch.no_grad()
-    def judge(self, evaluator: Any) -> None:
-        """Give the evaluator its batches, with what the head makes of all features; off the device in one go."""
+    def finish(self, evaluator: Any) -> None:
+        """Predict from all features at once, and pass the predictions to the evaluator batch by batch."""
         if self._waiting:
             self._compute()
         samples = [sample for batch in self._samples for sample in batch]
         features = tree_map(lambda *parts: parts[0] if parts[0] is None else torch.cat(parts), *self._features)
-        judged = self._model.head.predict(features, samples)
-        for name in ("pred_score", "pred_label", "gt_label"):
-            if all(name in sample for sample in judged):
-                values = torch.stack([sample.get(name) for sample in judged]).cpu()
-                for sample, value in zip(judged, values, strict=True):
+        predicted = self._model.head.predict(features, samples)
+        for name in ("pred_score", "pred_label", "gt_label"):  # each is copied from the device in one go
+            if all(name in sample for sample in predicted):
+                values = torch.stack([sample.get(name) for sample in predicted]).cpu()
+                for sample, value in zip(predicted, values, strict=True):
                     sample.set_field(value, name)
-        judged = iter(judged)
+        predicted = iter(predicted)
         for batch in self._samples:
-            evaluator.process(data_samples=list(islice(judged, len(batch))), data_batch=None)
-        self.begin()  # what it kept is the training's memory again
+            evaluator.process(data_samples=list(islice(predicted, len(batch))), data_batch=None)
+        self.begin()  # frees the memory for the training
 
 
-@LOOPS.register_module()
-class FastValLoop(StoppableValLoop):
-    """Validates with folded norms in the precision of the training, and takes the results off the device at the end."""
+class _FastLoop(BaseLoop):
+    """The common part of ``FastValLoop`` and ``FastTestLoop``."""
+
+    name: str  # of MMEngine's hooks: "val" or "test"
+    evaluator: Any
+
+    def _precision(self) -> AbstractContextManager:
+        raise NotImplementedError
 
     @cached_property
     def _evaluation(self) -> _Evaluation:
-        return _Evaluation(self.runner, getattr(self.runner.optim_wrapper, "precision", nullcontext))
+        return _Evaluation(self.runner, self._precision)
 
     def run(self) -> dict:
-        """Validate; the metrics are those of the config's evaluator."""
-        runner = self.runner
-        runner.call_hook("before_val")
-        runner.call_hook("before_val_epoch")
+        """Evaluate, and return the metrics of the config's evaluator."""
+        runner, name = self.runner, self.name
+        runner.call_hook(f"before_{name}")
+        runner.call_hook(f"before_{name}_epoch")
         runner.model.eval()
         self._evaluation.begin()
         for idx, data_batch in enumerate(self.dataloader):
             self.run_iter(idx, data_batch)
-        self._within_memory(self._evaluation.judge, self.evaluator)
+        self._finish()
         metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
-        runner.call_hook("after_val_epoch", metrics=metrics)
-        runner.call_hook("after_val")
+        runner.call_hook(f"after_{name}_epoch", metrics=metrics)
+        runner.call_hook(f"after_{name}")
         return metrics
 
+    def run_iter(self, idx: int, data_batch: dict) -> None:
+        """Evaluate one batch."""
+        self._forward(idx, data_batch)
+
     def _forward(self, idx: int, data_batch: dict) -> None:
-        self.runner.call_hook("before_val_iter", batch_idx=idx, data_batch=data_batch)
+        self.runner.call_hook(f"before_{self.name}_iter", batch_idx=idx, data_batch=data_batch)
         self._evaluation.take(data_batch)
-        self.runner.call_hook("after_val_iter", batch_idx=idx, data_batch=data_batch, outputs=None)
+        self.runner.call_hook(f"after_{self.name}_iter", batch_idx=idx, data_batch=data_batch, outputs=None)
+
+    def _finish(self) -> None:
+        self._evaluation.finish(self.evaluator)
 
 
 @LOOPS.register_module()
-class FastTestLoop(TestLoop):
-    """Tests as ``FastValLoop`` validates: in float32, or with ``fp16`` in bfloat16 on a CPU and float16 on a GPU."""
+class FastValLoop(_FastLoop, StoppableValLoop):
+    """Validate with BatchNorm fusion in the precision of the training, and read the results from the device once."""
 
-    def run(self) -> dict:
-        """Test; the metrics are those of the config's evaluator."""
-        runner = self.runner
-        runner.call_hook("before_test")
-        runner.call_hook("before_test_epoch")
-        runner.model.eval()
-        evaluation = _Evaluation(runner, partial(autocast, enabled=self.fp16))
-        for idx, data_batch in enumerate(self.dataloader):
-            runner.call_hook("before_test_iter", batch_idx=idx, data_batch=data_batch)
-            evaluation.take(data_batch)
-            runner.call_hook("after_test_iter", batch_idx=idx, data_batch=data_batch, outputs=None)
-        evaluation.judge(self.evaluator)
-        metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
-        runner.call_hook("after_test_epoch", metrics=metrics)
-        runner.call_hook("after_test")
-        return metrics
+    name = "val"
+
+    def _precision(self) -> AbstractContextManager:
+        return getattr(self.runner.optim_wrapper, "precision", nullcontext)()
+
+    def run_iter(self, idx: int, data_batch: dict) -> None:
+        """Validate one batch; a signal ends the validation."""
+        StoppableValLoop.run_iter(self, idx, data_batch)
+
+    def _finish(self) -> None:
+        self._require_memory(super()._finish)
+
+
+@LOOPS.register_module()
+class FastTestLoop(_FastLoop, TestLoop):
+    """Test with BatchNorm fusion: in float32, or with ``fp16`` in bfloat16 on a CPU and float16 on a GPU."""
+
+    name = "test"
+
+    def _precision(self) -> AbstractContextManager:
+        return autocast(enabled=self.fp16)

@@ -1,4 +1,4 @@
-"""Keep the memory that a process frees."""
+"""Keep freed memory in the process, for its next allocations."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> bool:
-    """Let the process keep what it frees, for what it allocates next. Returns whether the C library can.
+    """Keep freed memory in the process, and return whether the C library supports that.
 
-    glibc gives every block of more than 32 MB back to the kernel when it is freed, and the next one comes page by page,
-    zeroed. A network's activations are such blocks, many in every step: up to a third of the time of a training on a
-    CPU went there. What PyTorch's tuning guide does by another allocator (jemalloc, TCMalloc) before the process
-    starts, three settings do in it. The process stays as large as it was at its largest.
+    glibc returns every freed block of more than 32 MB to the kernel, and the next one is zeroed page by page. A
+    network's activations are such blocks: this took up to a third of the time of a training on a CPU. PyTorch's tuning
+    guide replaces the allocator (jemalloc, TCMalloc) before the process starts; three settings have the same effect.
+    The process's memory doesn't shrink.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

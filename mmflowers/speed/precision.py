@@ -1,4 +1,4 @@
-"""Mixed precision that also runs where MMEngine's own asks for a GPU."""
+"""Mixed precision that also works without a GPU, unlike MMEngine's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmflowers.registry import OPTIM_WRAPPERS
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16: a GPU from Ampere on, a CPU with AMX or AVX-512 BF16."""
+    """Whether the hardware computes in bfloat16: a GPU from Ampere on, a CPU with AMX or AVX-512 BF16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     asks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
@@ -25,16 +25,16 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 class BFloat16OptimWrapper(OptimWrapper):
     """Forward and backward under bfloat16 autocast, on a CPU or a GPU.
 
-    bfloat16 has float32's range, so unlike MMEngine's ``AmpOptimWrapper`` no loss scaling is needed; weights and the
+    bfloat16 has float32's range, so no loss scaling is needed as in MMEngine's ``AmpOptimWrapper``. Weights and the
     optimizer's state stay float32.
 
     Args:
-        *args: Those of ``OptimWrapper``.
-        where_fast: Stay with float32 on a device that imitates bfloat16 (see ``has_fast_bfloat16``).
-        **kwargs: Those of ``OptimWrapper``.
+        *args: See ``OptimWrapper``.
+        where_fast: Use float32 on a device that only emulates bfloat16 (see ``has_fast_bfloat16``).
+        **kwargs: See ``OptimWrapper``.
 
     Attributes:
-        computes_bfloat16: Whether it does, on this device.
+        computes_bfloat16: Whether it computes in bfloat16 on this device.
     """
 
     def __init__(self, *args, where_fast: bool = False, **kwargs) -> None:
@@ -43,11 +43,11 @@ class BFloat16OptimWrapper(OptimWrapper):
         self.computes_bfloat16 = not where_fast or has_fast_bfloat16(self._device)
 
     def precision(self) -> AbstractContextManager:
-        """The autocast of a forward pass."""
+        """Return the autocast context of a forward pass."""
         return torch.autocast(self._device.type, dtype=torch.bfloat16) if self.computes_bfloat16 else nullcontext()
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Wrap the forward pass of a training step."""
+        """Autocast the forward pass of a training step."""
         with super().optim_context(model), self.precision():
             yield

@@ -1,10 +1,10 @@
-"""The random transforms of a pipeline, drawn for all photos of an epoch and computed for whole batches on any device.
+"""Augmentation of whole batches on any device: the random transforms of a pipeline.
 
-A photo's augmentation is the same as MMPretrain's or torchvision's in distribution (a test compares them), and follows
-from seed, epoch and photo alone, whatever batch the photo is in.
+A photo's augmentation has the same distribution as MMPretrain's or torchvision's (a test compares them). It depends
+only on seed, epoch and photo, not on the batch.
 
-Each transform has two forms. ``apply`` takes a batch, for a device that computes many numbers at once. A CPU takes the
-photos one by one, so that they stay in its cache: ``apply_one`` is OpenCV's, in uint8 as with Pillow's images.
+Each transform has two forms. ``apply`` transforms a batch on a GPU. On a CPU, ``apply_one`` transforms photo by photo,
+so that a photo stays in the cache; it uses OpenCV, in uint8 as with Pillow's images.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from mmflowers.utils.errors import InputError
 
 LOAD = "LoadImageFromFile"
 NEUTRAL = (LOAD, "NumpyToPIL", "PILToNumpy", "PackInputs")
-# Transforms that make the same of a photo each time: their result can be kept.
+# Deterministic transforms: their result can be cached.
 STILL = (*NEUTRAL, "Resize", "ResizeEdge", "CenterCrop", "EfficientNetCenterCrop", "Pad")
 GREY_BGR = (0.114, 0.587, 0.2989)  # torchvision's weights, for blue, green, red
 LEVELS = np.arange(256.0)
 RESAMPLED = ("bilinear", "bicubic")
-LOAD_OPTIONS = ("imdecode_backend", "backend_args", "file_client_args")  # with any of them it is uint8 in BGR
+LOAD_OPTIONS = ("imdecode_backend", "backend_args", "file_client_args")  # with any values the result is uint8 in BGR
 
 
 class RandomResizedCrop:
     """MMPretrain's and torchvision's transform of that name: a box of random area and shape, scaled to a square.
 
-    It is taken from a square that the whole photo was scaled to: a box is drawn in the photo's own proportions and cut
-    out of the square by its edges' fractions of height and width, so that proportions come out right.
+    The whole photo was scaled to a square before. The box is drawn in the photo's own proportions, and cut out of the
+    square by its fractions of height and width, so that the proportions are right.
 
     Args:
         size: Edge of the result in pixels.
         area: Least and largest share of the photo.
         aspect: Least and largest width over height.
-        attempts: Boxes that are drawn until one lies inside; then the largest allowed in the middle is taken.
+        attempts: Boxes to draw until one is inside; otherwise the largest allowed one in the middle is used.
         mode: "bilinear" or "bicubic", both with antialiasing, as Pillow's.
     """
 
@@ -85,7 +85,7 @@ class RandomResizedCrop:
 
 
 def cut_one_by_one(images: Tensor, boxes: np.ndarray, size: int, mode: str = "bilinear") -> Tensor:
-    """Cut and scale each image by PyTorch's uint8 kernel: 30 times as fast on a CPU as ``cut``."""
+    """Crop and scale each image by PyTorch's uint8 kernel: 30 times as fast on a CPU as ``cut``."""
     edge = images.shape[-1]
     start = np.clip(np.rint(boxes[:, :2] * edge), 0, edge - 1).astype(int)
     end = np.clip(np.rint(boxes[:, 2:] * edge), start + 1, edge).astype(int)
@@ -98,7 +98,7 @@ def cut_one_by_one(images: Tensor, boxes: np.ndarray, size: int, mode: str = "bi
 
 
 def cut(images: Tensor, boxes: np.ndarray, size: int, mode: str = "bilinear") -> Tensor:
-    """Cut and scale a whole batch: scaling is linear in rows and in columns, so it is two products with matrices."""
+    """Crop and scale a whole batch by two matrix products: scaling is linear in rows and in columns."""
     edge = images.shape[-1]
     dtype = torch.float16 if images.is_cuda else torch.float32  # 0…255 is exact in float16
     rows, columns = (
@@ -254,7 +254,7 @@ _CHANGE_ONE = (_brightness_of_one, _contrast_of_one, _saturation_of_one, _hue_of
 
 
 class RandomAffine:
-    """torchvision's RandomAffine, and with angles alone its RandomRotation; what comes in from outside is black.
+    """torchvision's RandomAffine, and with angles alone its RandomRotation; pixels from outside are black.
 
     Args:
         degrees: Least and largest angle.
@@ -315,7 +315,7 @@ class RandomAffine:
 
 
 def on_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copy an array to a device without waiting for what the device is at (which a copy from pageable memory does)."""
+    """Copy an array to a device without waiting for the device, as a copy from pageable memory would."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
@@ -340,7 +340,7 @@ class Augmentation:
 
     @property
     def size(self) -> int:
-        """Edge of what comes out, in pixels."""
+        """Edge of the results in pixels."""
         return self.transforms[0].size
 
     @size.setter
@@ -368,7 +368,7 @@ class Augmentation:
 
 
 class Drawn:
-    """An augmentation with what was drawn for a batch; can be sliced as the batch's other parts can."""
+    """An augmentation with the numbers drawn for a batch; it can be sliced like the batch's other parts."""
 
     def __init__(self, augmentation: Augmentation, drawn: list[np.ndarray]) -> None:
         self.augmentation, self.drawn = augmentation, drawn
@@ -382,16 +382,16 @@ class Drawn:
 
 
 def is_still(pipeline: Sequence[dict]) -> bool:
-    """Whether a pipeline makes the same of a photo each time, in uint8."""
+    """Whether a pipeline is deterministic and returns uint8."""
     return all(
         _name(step) in STILL and not step.get("to_float32") and not step.get("ignore_empty") for step in pipeline
     )
 
 
 def unbatched(pipeline: Sequence[dict]) -> list[str]:
-    """The transforms of a pipeline, each by its name and the reason, that have no form for whole batches.
+    """Return the transforms of a pipeline that have no batched form, each with its reason.
 
-    Empty where ``Augmentation`` takes the pipeline, and where it has nothing that is random.
+    Empty if ``Augmentation`` accepts the pipeline, or if the pipeline is deterministic.
     """
     if is_still(pipeline):
         return []
@@ -400,7 +400,7 @@ def unbatched(pipeline: Sequence[dict]) -> list[str]:
 
 
 def _batched(pipeline: Sequence[dict]) -> tuple[list[Any], list[str]]:
-    """The batched transforms of a pipeline, and those that have no such form."""
+    """Return the batched transforms of a pipeline, and the names of those without a batched form."""
     known, unknown = [], []
     for step in pipeline:
         name = _name(step)
@@ -421,7 +421,7 @@ def _batched(pipeline: Sequence[dict]) -> tuple[list[Any], list[str]]:
 
 
 def _name(step: dict) -> str:
-    """A transform's name without its library's (``torchvision/…``)."""
+    """Return a transform's name without its library (``torchvision/…``)."""
     return str(step.get("type")).rpartition("/")[2]
 
 
@@ -433,7 +433,7 @@ def _square(size: Any) -> int:
 
 
 def _plain(given: dict, **accepted: Any) -> None:
-    """Refuse arguments with other values than ``accepted``, which is what the batched form does."""
+    """Refuse arguments with other values than ``accepted``: the batched form has only those."""
     for name, value in given.items():
         if name not in accepted or (accepted[name] is not Any and str(value).lower() not in accepted[name]):
             raise ValueError(f"{name}={value}")

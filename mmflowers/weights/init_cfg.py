@@ -1,25 +1,25 @@
-"""Weights that a model's ``init_cfg`` names, loaded and matched like those of ``load_from``."""
+"""Load the weights that a model's ``init_cfg`` names as those of ``load_from`` are loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger
 from mmengine.model import PretrainedInit, update_init_info
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from mmflowers.registry import WEIGHT_INITIALIZERS
 from mmflowers.utils.errors import InputError, count, some
-from mmflowers.weights.conversion import Conversion, _unwrap, convert_state_dict
+from mmflowers.weights.conversion import Conversion, convert_state_dict, unwrap
 from mmflowers.weights.loading import load_checkpoint_file
 from mmflowers.weights.sources import fetch_weights
 
 
-# Weights that a config names below the model (init_cfg of type Pretrained) are loaded by MMEngine, not by our Runner:
-# upstream's edition unpickles what comes from a URL, OneDL's whatever a safe load refused. A model's layers read a file
-# only through this registry, so every scheme in it that reads pickles leads here.
+# MMEngine loads the weights of an init_cfg itself: upstream's edition unpickles what comes from a URL, OneDL's whatever
+# a safe load refused. Both read a file only through this table of schemes, so each scheme that reads pickles is
+# replaced here, for all of a process that imports this module.
 @CheckpointLoader.register_scheme(
     prefixes=(
         "",
@@ -37,59 +37,60 @@ from mmflowers.weights.sources import fetch_weights
     force=True,
 )
 def load_from_trusted_types(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Load weights for MMEngine itself, as data only: ``load_checkpoint_file`` of ``fetch_weights``.
+    """Load weights for MMEngine as data only.
 
     Raises:
-        InputError: As those do.
+        InputError: See ``fetch_weights`` and ``load_checkpoint_file``.
     """
     checkpoint = load_checkpoint_file(fetch_weights(filename), map_location or "cpu")
-    if filename.startswith("mmcls://"):  # as in MMEngine, a backbone's own tensors
-        tensors = _unwrap(checkpoint)
+    if filename.startswith("mmcls://"):  # as in MMEngine, the backbone's tensors
+        tensors = unwrap(checkpoint)
         return {"state_dict": {key[9:]: value for key, value in tensors.items() if key.startswith("backbone.")}}
     return checkpoint
 
 
 @WEIGHT_INITIALIZERS.register_module(name="Pretrained", force=True)
 class CheckedPretrainedInit(PretrainedInit):
-    """MMEngine's ``init_cfg=dict(type='Pretrained', checkpoint=…, prefix=…)``, which fills the module or says so.
+    """``init_cfg=dict(type='Pretrained', checkpoint=…, prefix=…)`` that reports what it fills.
 
-    MMEngine goes on in silence where no name fits. Here the tensors are matched as those of ``load_from``, their number
-    is logged, and what fills nothing is an error.
+    MMEngine's class ignores names that don't fit. This one matches the tensors as those of ``load_from``, logs their
+    number, and raises an error if it fills nothing. It is in our scope; a part of a config with another ``_scope_``
+    gets MMEngine's class, which loads by ``load_from_trusted_types`` all the same.
     """
 
     def __call__(self, module: nn.Module) -> None:
         """Fill ``module``.
 
         Raises:
-            InputError: The file can't be had, is refused, or doesn't fit.
+            InputError: The file isn't available, is refused, or doesn't fit.
         """
         path = fetch_weights(self.checkpoint)
         conversion = convert_for_module(load_checkpoint_file(path, self.map_location), module, self.prefix)
         _as_backbone(module).load_state_dict(conversion.state_dict, strict=False)
         filled = count(len(conversion.state_dict), "tensor")
         line = f"init_cfg: {path.name} ({conversion.origin} names), {filled} of {type(module).__name__}"
-        print_log("; ".join(filter(None, [line, conversion.gaps, conversion.head])), logger="current")
+        MMLogger.get_current_instance().info("; ".join(filter(None, [line, conversion.gaps, conversion.head])))
         if hasattr(module, "_params_init_info"):
             update_init_info(module, init_info=self._get_init_info())
 
 
 def convert_for_module(checkpoint: Mapping, module: nn.Module, prefix: str | None = None) -> Conversion:
-    """``convert_state_dict`` for a module whose ``init_cfg`` names the checkpoint: a part of it may stay unfilled.
+    """Convert a checkpoint for a module whose ``init_cfg`` names it; a part of the module may stay unfilled.
 
     Args:
-        checkpoint: As loaded.
+        checkpoint: The loaded file.
         module: A classifier, its backbone, or another part.
-        prefix: Of the tensors in the checkpoint that are meant for ``module``.
+        prefix: Of the tensors in the checkpoint that are for ``module``.
 
     Returns:
-        The tensors by the names of ``module`` if it is a classifier, else by those with ``backbone.`` before them.
+        The tensors by the names of ``module`` if it is a classifier, otherwise with ``backbone.`` before its names.
 
     Raises:
-        InputError: No tensor of ``prefix``, none that fits, or one of another shape.
+        InputError: No tensor has ``prefix``, none fits, or one is of another shape.
     """
     if prefix is not None:
         prefix = f"{prefix.removesuffix('.')}." if prefix else ""
-        tensors = _unwrap(checkpoint)
+        tensors = unwrap(checkpoint)
         checkpoint = {f"backbone.{key.removeprefix(prefix)}": tensors[key] for key in tensors if key.startswith(prefix)}
         if not checkpoint:
             named = sorted({key.partition(".")[0] for key in tensors})

@@ -1,4 +1,4 @@
-"""Loads checkpoint files without running what is in them."""
+"""Load checkpoint files without running code that is in them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_PICKLE = 64 << 20  # bytes at the head of a file of torch's older format tha
 GET_AGAIN = "get the file again"
 PLAIN = "a checkpoint holds dense tensors of real numbers; save it as a plain state_dict where it was made"
 _GLOBAL = re.compile(rb"ctorch\._utils\n(\w+)\n")
-# What torch.load builds besides dense tensors of the bytes in the file, by the functions that do; some of them compute.
+# Functions by which torch.load builds other tensors than dense ones of the bytes in the file; some of them compute.
 _OTHER_TENSORS = {
     b"_rebuild_sparse_tensor": "sparse",
     b"_rebuild_nested_tensor": "nested",
@@ -33,18 +33,17 @@ _OTHER_TENSORS = {
 
 
 def load_checkpoint_file(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Load a ``.pth`` or ``.safetensors`` file as data: tensors, containers and plain values, nothing that runs.
+    """Load a ``.pth`` or ``.safetensors`` file as data: tensors, containers and plain values, no code.
 
-    Beside what ``torch.load(weights_only=True)`` admits, only the types in MMEngine's own checkpoints are let in: NumPy
+    Besides the types of ``torch.load(weights_only=True)``, only those of MMEngine's checkpoints are admitted: NumPy
     arrays and numbers, and ``HistoryBuffer`` with its four statistics. Tensors are dense, of real numbers, and all of
-    their bytes are in the file: what it takes to load one, or to refuse it, follows from the size of the file.
+    their bytes are in the file, so memory and time are bounded by the size of the file.
 
-    torch's own messages are never passed on: they advise to load the file unsafely, in words that vary between its
-    versions.
+    torch's own error messages are not shown: they advise to load the file unsafely.
 
     Raises:
-        InputError: No such file, not a checkpoint, damaged, in need of a type that isn't admitted (which is named), or
-            with tensors of other kinds or of more bytes than the file has.
+        InputError: The file doesn't exist, is damaged or isn't a checkpoint; it needs a type that isn't admitted (which
+            is named); it has tensors of other kinds or of more bytes than the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -54,7 +53,7 @@ def load_checkpoint_file(path: str | Path, map_location: Any = "cpu") -> dict[st
         checkpoint = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickled(path, map_location)
     except InputError:
         raise
-    except Exception as error:  # whatever a reader makes of damaged bytes: IndexError, TypeError, MemoryError …
+    except Exception as error:  # damaged bytes cause any of IndexError, TypeError, MemoryError …
         reason = getattr(error, "strerror", None) or "it is damaged, or no checkpoint"
         raise InputError(f"{path} can't be read as a checkpoint: {reason}", GET_AGAIN) from error
     if not isinstance(checkpoint, dict):
@@ -64,24 +63,24 @@ def load_checkpoint_file(path: str | Path, map_location: Any = "cpu") -> dict[st
 
 
 def meta_of(checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a checkpoint says about itself (MMEngine's ``meta``); {} where it says nothing."""
+    """Return MMEngine's ``meta`` of a checkpoint; {} if it has none."""
     meta = (checkpoint or {}).get("meta")
     return meta if isinstance(meta, dict) else {}
 
 
 def require_finite(state_dict: Mapping[str, Tensor], source: str | Path) -> None:
-    """Refuse weights, buffers of BatchNorm among them, that hold NaN or infinity: their predictions mean nothing.
+    """Refuse weights and BatchNorm statistics that hold NaN or infinity.
 
     Args:
-        state_dict: Tensors by name; those of integers pass.
-        source: What they were loaded from, for the error.
+        state_dict: Tensors by name; integers are not checked.
+        source: Their file, for the error.
 
     Raises:
         InputError: Naming the first of those tensors.
     """
-    spoilt = [name for name, tensor in state_dict.items() if not _is_finite(tensor)]
-    if spoilt:
-        what = f"{source} holds NaN or infinite weights in {count(len(spoilt), 'tensor')}: {some(spoilt)}"
+    broken = [name for name, tensor in state_dict.items() if not _is_finite(tensor)]
+    if broken:
+        what = f"{source} holds NaN or infinite weights in {count(len(broken), 'tensor')}: {some(broken)}"
         raise InputError(what, "take an earlier checkpoint, or train again with a lower learning rate")
 
 
@@ -96,14 +95,14 @@ def _load_safetensors(path: Path) -> Any:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)  # holds the sizes in the header against the file's by itself
+        return load_file(path)  # compares the sizes in the header with the file's
     except SafetensorError as error:
         raise InputError(f"{path} can't be read as safetensors: {' '.join(str(error).split())}", GET_AGAIN) from error
 
 
 def _load_pickled(path: Path, map_location: Any) -> Any:
     with path.open("rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"  # by which torch tells its two formats apart
+        is_zip = file.read(4) == b"PK\x03\x04"  # torch distinguishes its two formats by this
         file.seek(0)
         pickled = _pickles_of_zip(path) if is_zip else [file.read(MAX_PICKLE)]
     others = {_OTHER_TENSORS[name] for data in pickled for name in _GLOBAL.findall(data) if name in _OTHER_TENSORS}
@@ -123,7 +122,7 @@ def _load_pickled(path: Path, map_location: Any) -> Any:
 
 
 def _pickles_of_zip(path: Path) -> list[bytes]:
-    """The pickles in a file of torch's zip format, whose members it stores as they are: others are refused."""
+    """Return the pickles in a file of torch's zip format; torch stores its members uncompressed, others are refused."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         names = {member.filename.rpartition("/")[2] for member in members}
@@ -169,7 +168,7 @@ def _check_tensors(checkpoint: dict, path: Path, size: int) -> None:
 
 
 def _unusable(tensor: Tensor) -> str:
-    """Why a tensor can't be one of a checkpoint; empty if it can."""
+    """Return why a tensor can't be in a checkpoint; empty if it can."""
     if tensor.layout != torch.strided or tensor.is_nested:
         return "sparse"
     if tensor.is_meta or tensor.is_quantized or tensor.is_complex():
@@ -180,19 +179,19 @@ def _unusable(tensor: Tensor) -> str:
 
 
 def _unadmitted_types(path: Path, error: Exception) -> list[str]:
-    """Which types of the file aren't admitted, as far as torch can tell; none where it is damaged."""
+    """Return the types of the file that aren't admitted, as far as torch can tell; none if it is damaged."""
     try:
         admitted = {
             f"{item[1]}" if isinstance(item, tuple) else f"{item.__module__}.{item.__qualname__}" for item in _ADMITTED
         }
         return sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - admitted)
-    except Exception:  # the old non-zip format, or a file too broken to be looked through
-        # torch names the first one amid its advice.
+    except Exception:  # the old non-zip format, or a damaged file
+        # torch's message names the first one.
         return re.findall(r"\bGLOBAL (\S+)", str(error))[:1]
 
 
 def _getattr_of_history_buffer(owner: Any, name: str) -> Any:
-    """Stands for ``getattr`` in MMEngine's checkpoints, which name ``HistoryBuffer.min`` and its siblings that way."""
+    """Replaces ``getattr`` in MMEngine's checkpoints, which refer to ``HistoryBuffer.min`` and its siblings by it."""
     if owner is HistoryBuffer and name in ("min", "max", "mean", "current"):
         return getattr(HistoryBuffer, name)
     raise pickle.UnpicklingError(f"getattr({owner!r}, {name!r}) is not admitted")

@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: whole or not there, and written while the training goes on."""
+"""Atomic checkpoint writes, in the background of the training."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ AHEAD = 2  # checkpoints that may wait in memory: an epoch's last.pth and best.p
 
 
 def write_checkpoint(checkpoint: dict, path: Path) -> None:
-    """Write a checkpoint beside its final name, flush it to the disk, then rename it.
+    """Write a checkpoint atomically: under a temporary name, flushed to the disk, then renamed.
 
     Raises:
-        OSError: The disk is full or fails. What was there under this name stays.
+        OSError: The disk is full or fails. An existing file of this name stays.
     """
-    content = io.BytesIO()  # torch.save's own errors don't say what the disk said
+    content = io.BytesIO()  # torch.save would hide the error of the disk
     torch.save(checkpoint, content)
     with replacing(path) as file:
         file.write(content.getbuffer())
@@ -29,9 +29,9 @@ def write_checkpoint(checkpoint: dict, path: Path) -> None:
 
 
 class CheckpointWriter:
-    """Writes checkpoints in a thread of its own, in order, as a context that ends when all are on the disk.
+    """Writes checkpoints in a background thread, in order. Its ``with`` block ends when all are on the disk.
 
-    What the disk refuses is raised by the next call, or at the end of the context if nothing else is being raised.
+    Errors are raised by the next call, or at the end of the block if it doesn't end with another exception.
     """
 
     def __enter__(self) -> CheckpointWriter:
@@ -46,10 +46,10 @@ class CheckpointWriter:
             self.finish()
 
     def submit(self, checkpoint: dict, path: Path) -> None:
-        """Take a copy of the checkpoint and return; waits only where ``AHEAD`` others are still being written.
+        """Copy the checkpoint and return; wait only if ``AHEAD`` others are still being written.
 
         Raises:
-            OSError: See ``write_checkpoint``; of an earlier one.
+            OSError: See ``write_checkpoint``; for an earlier checkpoint.
         """
         while self._pending and (self._pending[0].done() or len(self._pending) >= AHEAD):
             self._pending.popleft().result()

@@ -1,4 +1,4 @@
-"""Where weights come from: paths, URLs, packages and MMEngine's names; what a config's model names itself."""
+"""The sources of weights: paths, URLs, packages and MMEngine's names, and those that a model's config names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TABLES: dict[str, Callable[[], dict[str, str]]] = {
 
 
 def resolve_source(source: str) -> str:
-    """The address that ``torchvision://``, ``open-mmlab://`` or ``mmcls://`` stands for; another source as it is.
+    """Return the URL of a ``torchvision://``, ``open-mmlab://`` or ``mmcls://`` name; other sources unchanged.
 
     Raises:
         InputError: No such name in MMEngine's table, or a scheme that isn't supported.
@@ -58,15 +58,17 @@ def resolve_source(source: str) -> str:
 
 
 def fetch_weights(source: str) -> Path:
-    """The local file of ``source``: a path, a URL, ``package://<import name>/<file in the package>``, or a name that
-    MMEngine knows (``resolve_source``).
+    """Return the local file of ``source``, and download it if necessary.
 
-    A URL is downloaded once into torch's hub folder, where torchvision and MMEngine look too; the file becomes visible
-    under its name only when it is whole. Where the name ends in ``-<8 or more hex digits>`` they are compared with its
-    sha256, of a file that lies there too.
+    A URL is downloaded once into torch's hub folder, which torchvision and MMEngine use too. The download is atomic. If
+    the name ends in ``-<8 or more hex digits>``, these are compared with the file's sha256, also for an existing file.
+
+    Args:
+        source: A path, a URL, ``package://<import name>/<file in the package>``, or a name that MMEngine knows
+            (``resolve_source``).
 
     Raises:
-        InputError: With the file's name, where to put it and ``--weights``, when it can't be had.
+        InputError: The file isn't available; with its name, where to put it, and ``--weights``.
     """
     source = resolve_source(source)
     if source.startswith(PACKAGE):
@@ -92,7 +94,7 @@ def fetch_weights(source: str) -> Path:
 
 
 def _named_in(model: Any) -> Iterator[tuple[Any, str]]:
-    """Each place where a model's config names weights: the dict, and its key ``init_cfg``, ``pretrained`` …"""
+    """Yield each dict of a model's config that names weights, with its key: ``init_cfg``, ``pretrained`` …"""
     if isinstance(model, Mapping):
         yield from ((model, key) for key in ("checkpoint", "checkpoint_path", "pretrained") if model.get(key))
         if pretrained(model.get("init_cfg")):
@@ -105,13 +107,13 @@ def _named_in(model: Any) -> Iterator[tuple[Any, str]]:
 
 
 def pretrained(init_cfg: Any) -> list[Mapping]:
-    """Those of a module's ``init_cfg``, a dict or a list of dicts, that load a checkpoint."""
+    """Return the dicts of a module's ``init_cfg`` (a dict or a list of dicts) that load a checkpoint."""
     initializers = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
     return [one for one in initializers if isinstance(one, Mapping) and one.get("checkpoint")]
 
 
 def sources_in_model(model: Any) -> list[str]:
-    """The weights that a model's config names itself: by ``init_cfg``, ``pretrained`` or timm's ``checkpoint_path``."""
+    """Return the weights that a model's config names by ``init_cfg``, ``pretrained`` or timm's ``checkpoint_path``."""
     found = []
     for place, key in _named_in(model):
         named = [one["checkpoint"] for one in pretrained(place[key])] if key == "init_cfg" else [place[key]]
@@ -120,9 +122,9 @@ def sources_in_model(model: Any) -> list[str]:
 
 
 def start_in_model(model: Any) -> str:
-    """The first weights that a model's config names itself, for messages; empty where it names none.
+    """Return the first weights that a model's config names, for messages; empty if it names none.
 
-    Of ``pretrained=True``, with which timm or Hugging Face chooses the file, the name of the network.
+    For ``pretrained=True``, where timm or Hugging Face chooses the file, this is the name of the network.
     """
     for place, key in _named_in(model):
         if key == "init_cfg":
@@ -132,12 +134,12 @@ def start_in_model(model: Any) -> str:
 
 
 def downloads_when_built(model: Any) -> bool:
-    """Whether a model's config says ``pretrained=True``: timm or Hugging Face then downloads while it is built."""
+    """Whether a model's config has ``pretrained=True``: timm or Hugging Face then downloads while it is built."""
     return any(place[key] is True for place, key in _named_in(model))
 
 
 def drop_sources(model: Any) -> None:
-    """Take all weights out of a model's config, so that it is initialised as its classes do by themselves."""
+    """Remove all weights from a model's config; its classes then use their own initialisation."""
     for place, key in list(_named_in(model)):
         init_cfg = place.pop(key)
         if key == "init_cfg" and isinstance(init_cfg, (list, tuple)):
@@ -145,16 +147,16 @@ def drop_sources(model: Any) -> None:
 
 
 def needs_download(source: str) -> bool:
-    """Whether weights (see ``fetch_weights``) lie on a server still."""
+    """Whether weights (see ``fetch_weights``) must be downloaded first."""
     try:
         address = resolve_source(source)
-    except InputError:  # which fetch_weights says
+    except InputError:  # fetch_weights reports it
         return False
     return address.startswith(("http://", "https://")) and not is_cached(*_cached(address))
 
 
 def _cached(url: str) -> tuple[Path, str]:
-    """Where a URL's file is kept, and the beginning of its sha256 that its name ends in; empty where it has none."""
+    """Return the local path of a URL's file, and the start of its sha256 from its name; empty if the name has none."""
     name = file_name(url)
     digest = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
     return Path(torch.hub.get_dir(), "checkpoints", name), digest[1] if digest else ""

@@ -25,7 +25,7 @@ def test_all_pieces_together_are_the_fast_recipe() -> None:
             together.merge_from_dict({name: value for name, value in piece.items() if name != "loader"})
     fast = configuration.load_config(BASE)
     options.make_fast(fast)
-    configuration.settle_loaders(fast)
+    configuration.disable_idle_workers(fast)
     assert sorted(map(str, hooks)) == sorted(map(str, fast.custom_hooks))
     parts = ("model", "data_preprocessor", "optim_wrapper", "train_cfg", "val_cfg", "default_hooks", "env_cfg")
     for key in (*parts, *configuration.LOADERS):

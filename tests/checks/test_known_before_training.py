@@ -334,7 +334,7 @@ def bug(*arguments: object, **options: object) -> None:
     raise TypeError("planted")
 
 
-@pytest.mark.parametrize("place", ["options._scale_images", "configuration.set_classes", "training._set_weights"])
+@pytest.mark.parametrize("place", ["options._scale_images", "configuration.set_classes", "starting.set_weights"])
 def test_a_bug_in_a_step_of_the_configuration_is_not_put_down_to_the_config(
     place: str, tiny_config: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

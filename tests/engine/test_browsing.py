@@ -33,7 +33,7 @@ def test_a_sheet_shows_the_pixels_of_the_first_epochs(dataset: Path, tiny_config
     config = configuration.load_config(tiny_config)
     configuration.set_data_root(config, dataset)
     configuration.merge_options(config, options)
-    configuration.settle_loaders(config)
+    configuration.disable_idle_workers(config)
     sheet = np.asarray(browse(tiny_config, data=dataset, number=40, views=2, seed=5, cfg_options=options))
     with DefaultScope.overwrite_default_scope("mmflowers"):
         train, val = (

@@ -11,7 +11,9 @@ import pytest
 import torch
 from conftest import NARROW
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
+from soak import differences
 
 from mmflowers.engine.training import TrainOptions, configure, train
 from mmflowers.weights.saving import CheckpointWriter
@@ -82,3 +84,64 @@ def test_what_the_disk_refused_is_raised_later_but_never_in_place_of_another_err
         writer.submit({}, tmp_path / "a.pth")
         raise ValueError("of the training")
     assert not list(tmp_path.iterdir())
+
+
+@HOOKS.register_module()
+class SaveBothWaysHook(Hook):
+    """Saves after an iteration what MMEngine saves and what we save."""
+
+    priority = "LOWEST"
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if runner.iter == 6:
+            meta = {"epoch": 1, "iter": 7}
+            Runner.save_checkpoint(runner, runner.work_dir, "theirs.pth", meta=dict(meta))
+            runner.save_checkpoint(runner.work_dir, "ours.pth", meta=dict(meta))
+
+
+@pytest.mark.parametrize("scheduled", [True, False])
+def test_a_checkpoint_has_the_keys_and_values_that_mmengine_saves(
+    scheduled: bool, dataset: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    options = [f"experiment_name=both_ways_{scheduled}", *NARROW, "optim_wrapper.accumulative_counts=2"]
+    options += [] if scheduled else ["param_scheduler=None"]
+    config = configure(TrainOptions(tiny_config, data=dataset, weights="none", work_dir=tmp_path, cfg_options=options))
+    ema = dict(type="EMAHook", momentum=0.1)
+    config.custom_hooks = [*config.custom_hooks, ema, dict(type="SaveBothWaysHook")]
+    train(config)
+    theirs = torch.load(tmp_path / "theirs.pth", weights_only=False)  # its message hub has HistoryBuffer objects
+    ours = torch.load(tmp_path / "ours.pth", weights_only=True)
+    assert ours.keys() == theirs.keys() | {"gradients"}  # within an accumulation
+    assert ours["meta"].pop("time") >= theirs["meta"].pop("time")
+    assert ours["meta"].keys() == theirs["meta"].keys()
+    for key in theirs.keys() - {"message_hub"}:
+        assert not differences(ours[key], theirs[key], key)
+    hub, plain = theirs["message_hub"], ours["message_hub"]
+    assert hub.keys() == plain.keys() and hub["log_scalars"].keys() == plain["log_scalars"].keys()
+    for name, buffer in hub["log_scalars"].items():
+        assert plain["log_scalars"][name]["log"].tolist() == list(buffer.data[0])
+        assert plain["log_scalars"][name]["count"].tolist() == list(buffer.data[1])
+    for name, value in hub["runtime_info"].items():
+        assert name not in plain["runtime_info"] or plain["runtime_info"][name] == value
+
+
+def test_a_resume_reads_the_checkpoint_once_for_the_config_and_once_for_the_model(
+    dataset: Path, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def configured(epochs: int, **more):
+        options = [f"experiment_name=reads_{epochs}", *NARROW, f"train_cfg.max_epochs={epochs}"]
+        return configure(TrainOptions(tiny_config, data=dataset, work_dir=tmp_path, cfg_options=options, **more))
+
+    train(configured(1, weights="none"))
+    reads: list[str] = []
+    load = torch.load
+
+    def counted(path, *arguments, **options):
+        reads.append(Path(path).name)
+        return load(path, *arguments, **options)
+
+    monkeypatch.setattr(torch, "load", counted)
+    config = configured(2, resume=True)
+    assert reads == ["last.pth"]
+    train(config)
+    assert reads == ["last.pth", "last.pth"]

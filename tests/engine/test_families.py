@@ -16,7 +16,7 @@ from mmpretrain.structures import DataSample
 from mmflowers.checks import keys
 from mmflowers.checks.run import Case
 from mmflowers.engine.configuration import load_config, set_classes
-from mmflowers.frozen.trunks import BackboneTrunk, ClassifierTrunk, LayerTrunk, Trunk
+from mmflowers.frozen.parts import FrozenBackbone, FrozenNetwork, FrozenPart, FrozenStem
 from mmflowers.models.classifier import classifier_layers
 from mmflowers.registry import MODELS
 from mmflowers.utils.errors import InputError
@@ -242,9 +242,9 @@ def test_any_network_learns_the_folders_classes_is_probed_and_frozen(name: str, 
 
     model.eval()
     images = data["inputs"]
-    check(lambda: ClassifierTrunk(model), images, family.probe)
-    check(lambda: BackboneTrunk(model), images, family.whole)
-    check(lambda: LayerTrunk(model, family.layer), images, family.cut)
+    check(lambda: FrozenNetwork(model), images, family.probe)
+    check(lambda: FrozenBackbone(model), images, family.whole)
+    check(lambda: FrozenStem(model, family.layer), images, family.cut)
     (scores,) = {sample.pred_score.shape for sample in model(images, samples, mode="predict")}
     assert scores == (CLASSES,)
 
@@ -277,10 +277,10 @@ def test_the_classes_are_set_wherever_they_are_counted(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def check(make, images: torch.Tensor, refused: str) -> None:
-    def made_and_checked() -> Trunk:
-        trunk = make()
-        trunk.check(images)
-        return trunk
+    def made_and_checked() -> FrozenPart:
+        frozen_part = make()
+        frozen_part.verify(images)
+        return frozen_part
 
     if refused:
         with pytest.raises(InputError, match=refused):
@@ -295,12 +295,12 @@ def test_every_folder_of_mmpretrains_configs_is_in_the_list_or_has_a_reason() ->
     assert there == tried | set(" ".join(NOT_HERE).split())
 
 
-@pytest.mark.parametrize("trunk", [ClassifierTrunk, BackboneTrunk])
-def test_a_refusal_is_one_line_that_names_head_and_way_out(trunk: type[Trunk], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [FrozenNetwork, FrozenBackbone])
+def test_a_refusal_is_one_line_that_names_head_and_way_out(kind: type[FrozenPart], tmp_path: Path) -> None:
     config = on_our_bases(FAMILIES["deit, distilled"], tmp_path)
     set_classes(config, CLASSES)
     with DefaultScope.overwrite_default_scope("mmflowers"):
         model = MODELS.build(config.model).eval()
     with torch.no_grad(), pytest.raises(InputError, match=r"head.* · hint: .*freeze") as caught:
-        trunk(model).check(torch.randn(2, 3, 64, 64))
+        kind(model).verify(torch.randn(2, 3, 64, 64))
     assert "\n" not in str(caught.value)

@@ -90,7 +90,7 @@ def test_the_config_and_the_flag_are_the_same_pieces() -> None:
     config = configuration.load_config(ROOT / "configs" / "resnet50_flowers_fast.py")
     flag = configuration.load_config(ROOT / "configs" / "resnet50_flowers.py")
     options.make_fast(flag)
-    configuration.settle_loaders(flag)
+    configuration.disable_idle_workers(flag)
     keys = ("data_preprocessor", "optim_wrapper", "train_cfg", "val_cfg", "default_hooks", "custom_hooks", "env_cfg")
     for key in (*keys, *configuration.LOADERS):
         assert config[key] == flag[key], key
@@ -178,7 +178,7 @@ def test_sizes_need_a_pipeline_for_whole_batches(run: Callable[..., Path]) -> No
         erase(config)
         config.custom_hooks.append(dict(type="ProgressiveResizeHook", sizes={1: 32}))
 
-    with pytest.raises(InputError, match="computed for whole batches; this one has RandomErasing"):
+    with pytest.raises(InputError, match="a batched form; this one has RandomErasing"):
         run("grown", fast=True, change=grow)
 
 

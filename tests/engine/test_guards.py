@@ -18,7 +18,7 @@ from mmengine.hooks import Hook
 from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import HOOKS, MODELS, TRANSFORMS
 
-from mmflowers.engine.loops import BATCH_LIST
+from mmflowers.engine.finite_loss import BATCH_LIST
 from mmflowers.engine.memory import OutOfMemory
 from mmflowers.engine.training import TrainOptions, configure, train
 from mmflowers.utils.errors import InputError
@@ -184,7 +184,7 @@ def test_a_full_disk_loses_nothing_that_was_there(run: Run, tmp_path: Path) -> N
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))  # a checkpoint is larger, a log is not
     try:
-        with pytest.raises(InputError, match=r"can't write .*the checkpoints in .* are whole"):
+        with pytest.raises(InputError, match=r"can't write .*the checkpoints in .* are complete"):
             run(resume=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

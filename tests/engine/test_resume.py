@@ -20,8 +20,8 @@ from mmpretrain.registry import HOOKS
 from torch.utils.data import DataLoader
 
 from mmflowers.datasets.seeded import SEEDING_VERSION
-from mmflowers.engine.loops import ONE_SIGNAL
 from mmflowers.engine.runner import FlowersRunner
+from mmflowers.engine.signals import ONE_SIGNAL
 from mmflowers.engine.training import TrainOptions, configure, train
 from mmflowers.utils.errors import InputError
 from mmflowers.utils.terminal import Stopped

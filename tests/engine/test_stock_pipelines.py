@@ -94,7 +94,7 @@ def test_every_family_has_a_fast_form(dataset: Path) -> None:
             continue
         families |= its_families
         options.make_fast(config)
-        configuration.settle_loaders(config)
+        configuration.disable_idle_workers(config)
         assert_its_optimizer_can_be_built(config.optim_wrapper)
         with DefaultScope.overwrite_default_scope("mmflowers"):
             preprocess = MODELS.build({**config.data_preprocessor, "num_classes": 5})

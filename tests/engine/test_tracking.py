@@ -112,11 +112,11 @@ def test_a_tracker_that_is_lost_is_said_once_and_stops_nothing(
     followed.close()
     assert GoneVisBackend.calls == 1
     said = capfd.readouterr()
-    assert (said.out + said.err + caplog.text).count("it is lost, the training goes on: it is gone") == 1
+    assert (said.out + said.err + caplog.text).count("it failed, the training continues: it is gone") == 1
 
 
 def test_a_tracker_that_cannot_begin_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="it can't begin to track: no server at x"):
+    with pytest.raises(InputError, match="it can't start tracking: no server at x"):
         visualizer(tmp_path, "never", gone_at_start=True).add_config(Config())
 
 

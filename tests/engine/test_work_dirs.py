@@ -154,7 +154,7 @@ def test_a_run_without_validation_is_tested_predicted_with_and_reported_by_its_l
 
 @pytest.mark.parametrize("kind", ["CheckpointHook", "mmengine.CheckpointHook"])
 def test_mmengines_checkpoint_hook_is_refused_with_the_one_to_take(kind: str, start: Callable[..., Outcome]) -> None:
-    with pytest.raises(InputError, match=r"MMEngine's CheckpointHook, whose epoch_N\.pth") as caught:
+    with pytest.raises(InputError, match=r"MMEngine's CheckpointHook; no command finds its epoch_N\.pth") as caught:
         start(f"default_hooks.checkpoint.type={kind}")
     assert "type='BestAndLastHook'" in caught.value.problems[0].hint
 

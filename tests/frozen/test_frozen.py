@@ -1,4 +1,4 @@
-"""A frozen trunk: computed once, and the rest trains as if it were the whole network."""
+"""Frozen layers: their features are computed once, and the rest trains as if it were the whole network."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from mmflowers.engine.memory import OutOfMemory
 from mmflowers.engine.runner import FlowersRunner
 from mmflowers.engine.training import TrainOptions, configure, train
 from mmflowers.evaluation.predictions import read_predictions
+from mmflowers.frozen.parts import FrozenBackbone, FrozenNetwork, FrozenStem
 from mmflowers.frozen.probe import fit_linear
-from mmflowers.frozen.trunks import BackboneTrunk, ClassifierTrunk, LayerTrunk
 from mmflowers.models.classifier import classifier_layers
 from mmflowers.registry import MODELS
 from mmflowers.speed.precision import has_fast_bfloat16
@@ -51,15 +51,15 @@ def build(model: dict) -> torch.nn.Module:
     [(RESNET, "layer1"), (RESNET, "layer3"), (RESNET, "backbone"), (LITE, "blocks.4"), (LITE, "backbone")],
 )
 @torch.no_grad()
-def test_trunk_and_rest_are_the_network(model: dict, layer: str) -> None:
+def test_frozen_part_and_rest_are_the_network(model: dict, layer: str) -> None:
     network = build(model)
     before = list(network.state_dict())
     inputs = torch.randn(2, 3, 64, 64)
     expected = network(inputs, mode="tensor")
-    trunk = BackboneTrunk(network) if layer == "backbone" else LayerTrunk(network, layer)
-    trunk.check(inputs)
-    features = trunk(inputs)
-    with trunk.aside():
+    frozen_part = FrozenBackbone(network) if layer == "backbone" else FrozenStem(network, layer)
+    frozen_part.verify(inputs)
+    features = frozen_part(inputs)
+    with frozen_part.bypassed():
         torch.testing.assert_close(network(features, mode="tensor"), expected)
         assert list(network.state_dict()) == before
     torch.testing.assert_close(network(inputs, mode="tensor"), expected)
@@ -67,9 +67,9 @@ def test_trunk_and_rest_are_the_network(model: dict, layer: str) -> None:
 
 def test_a_layer_that_isnt_there_is_answered_with_those_that_are() -> None:
     with pytest.raises(InputError, match=r"no layer layer9 .*layer3, layer4, or backbone for all"):
-        LayerTrunk(build(RESNET), "layer9")
+        FrozenStem(build(RESNET), "layer9")
     with pytest.raises(InputError, match=r"blocks\.0, blocks\.1, .*blocks\.6, or backbone"):
-        LayerTrunk(build(LITE), "blocks.7")
+        FrozenStem(build(LITE), "blocks.7")
 
 
 @torch.no_grad()
@@ -78,14 +78,14 @@ def test_a_classifier_in_the_backbone_is_found_there() -> None:
     network = build(dict(backbone=lenet, head=dict(type="ClsHead")))
     inputs = torch.randn(4, 1, 32, 32)
     assert list(classifier_layers(network)) == ["backbone.classifier.2"]
-    trunk = ClassifierTrunk(network)
-    trunk.check(inputs)
-    expected, features = network(inputs, mode="tensor"), trunk(inputs)
+    frozen_part = FrozenNetwork(network)
+    frozen_part.verify(inputs)
+    expected, features = network(inputs, mode="tensor"), frozen_part(inputs)
     assert features.shape == (4, 84)
-    with trunk.aside():
+    with frozen_part.bypassed():
         torch.testing.assert_close(network(features, mode="tensor"), expected)
     with pytest.raises(InputError, match=r"backbone\.classifier\.2: with the whole backbone frozen nothing is left"):
-        BackboneTrunk(network)
+        FrozenBackbone(network)
 
 
 @torch.no_grad()
@@ -97,7 +97,7 @@ def test_a_probe_refuses_a_head_whose_scores_are_not_those_of_its_last_layer() -
     for layer in classifier_layers(network).values():
         torch.nn.init.zeros_(layer.weight)  # as MMPretrain begins: every score is 0 whatever is left out
     with pytest.raises(InputError, match=r"DeiTClsHead by its last linear layer .* · hint: --freeze-to"):
-        ClassifierTrunk(network).check(torch.randn(4, 3, 32, 32))
+        FrozenNetwork(network).verify(torch.randn(4, 3, 32, 32))
     assert not network.head.layers.head_dist.weight.any()  # as it was
 
 
@@ -105,7 +105,7 @@ def test_a_probe_refuses_a_head_whose_scores_are_not_those_of_its_last_layer() -
 def test_a_cut_that_paths_lead_around_is_refused() -> None:
     network = build(RESNET)
     with pytest.raises(InputError, match=r"ResNet can't be cut after layer3\.1\.conv1: the rest needs more"):
-        LayerTrunk(network, "layer3.1.conv1").check(torch.randn(2, 3, 64, 64))
+        FrozenStem(network, "layer3.1.conv1").verify(torch.randn(2, 3, 64, 64))
 
 
 @pytest.mark.parametrize("flags", [("--freeze-to", "layer2", "--views", "2"), ("--probe",)], ids=["layer2", "probe"])
@@ -124,7 +124,7 @@ def test_what_was_trained_on_features_is_a_whole_network(
     assert len(read_predictions(tmp_path / "work_dirs" / "tiny" / "predictions_val.csv").images) == 10
 
 
-def test_the_trunk_stays_as_it_was(dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
+def test_the_frozen_layers_keep_their_weights(dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     start = tmp_path / "start.pth"
     config = configure(
@@ -138,7 +138,7 @@ def test_the_trunk_stays_as_it_was(dataset: Path, tiny_config: Path, tmp_path: P
             cfg_options=["experiment_name=frozen", *NARROW],
         )
     )
-    with DefaultScope.overwrite_default_scope(config.default_scope):
+    with DefaultScope.overwrite_default_scope("mmflowers"):
         model = MODELS.build({**config.model, "data_preprocessor": config.data_preprocessor})
     torch.save({f"backbone.{key}": value for key, value in model.backbone.state_dict().items()}, start)
     config.load_from = str(start)
@@ -151,12 +151,12 @@ def test_the_trunk_stays_as_it_was(dataset: Path, tiny_config: Path, tmp_path: P
 
 @pytest.fixture
 def frozen(dataset: Path, tiny_config: Path, tmp_path: Path) -> Callable[..., Config]:
-    """Gives a settled config of the tiny network, frozen up to layer 3 where nothing else is said."""
+    """Gives a config of the tiny network, frozen up to layer 3 where nothing else is said."""
 
     def configured(*options: str, config: Path = tiny_config, problems: list | None = None, **flags) -> Config:
         settings = dict(data=dataset, weights="none", work_dir=tmp_path / "run", freeze_to="layer3", views=1) | flags
-        named = [f"experiment_name=frozen{next(names)}", *NARROW, *options]
-        return configure(TrainOptions(config, cfg_options=named, **settings), problems)
+        cfg_options = [f"experiment_name=frozen{next(names)}", *NARROW, *options]
+        return configure(TrainOptions(config, cfg_options=cfg_options, **settings), problems)
 
     return configured
 
@@ -251,7 +251,7 @@ def test_out_of_memory_on_features_says_what_fits(frozen, option: str, room: dic
 
 def test_features_larger_than_the_containers_memory_are_refused(frozen, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmflowers.frozen.loops.available_memory", lambda: 10_000)
-    with pytest.raises(InputError, match=r"the feature maps need .* GB are free · hint: fewer --views"):
+    with pytest.raises(InputError, match=r"the features need .* GB are free · hint: use fewer --views"):
         train(frozen())
 
 

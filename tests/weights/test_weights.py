@@ -13,13 +13,14 @@ import pytest
 import timm
 import torch
 import torchvision
-from mmengine.registry import DefaultScope
+from mmengine.registry import WEIGHT_INITIALIZERS, DefaultScope
 from torch import nn
 
 from mmflowers.registry import MODELS
 from mmflowers.utils.errors import InputError
 from mmflowers.weights import sources
 from mmflowers.weights.conversion import convert_state_dict, efficientnet_lite_to_timm
+from mmflowers.weights.init_cfg import CheckedPretrainedInit
 from mmflowers.weights.loading import load_checkpoint_file
 from mmflowers.weights.sources import (
     drop_sources,
@@ -253,9 +254,10 @@ class Hostile:
         return (exec, (f"open({str(self.marker)!r}, 'w')",))
 
 
+@pytest.mark.parametrize("scope", ["mmflowers", "mmpretrain", "mmengine"])  # only the first one has our initialiser
 @pytest.mark.parametrize("from_url", [False, True])
 def test_a_hostile_file_that_a_layer_of_the_config_names_does_not_run(
-    from_url: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    from_url: bool, scope: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # MMEngine loads these itself, and a URL's or (OneDL's edition) any refused file without the safety.
     marker = tmp_path / "ran"
@@ -264,7 +266,10 @@ def test_a_hostile_file_that_a_layer_of_the_config_names_does_not_run(
     path.parent.mkdir(parents=True)
     torch.save({"state_dict": {"w": Hostile(marker)}}, path)
     source = "http://127.0.0.1:9/hostile.pth" if from_url else str(path)
-    model = classifier(dict(type="mmpretrain.ResNet", depth=18, init_cfg=dict(type="Pretrained", checkpoint=source)), 8)
+    with WEIGHT_INITIALIZERS.switch_scope_and_registry(scope) as registry:
+        assert (registry.get("Pretrained") is CheckedPretrainedInit) == (scope == "mmflowers")
+    init_cfg = dict(type="Pretrained", checkpoint=source, _scope_=scope)
+    model = classifier(dict(type="mmpretrain.ResNet", depth=18, init_cfg=init_cfg), 8)
     with pytest.raises(InputError, match=r"hostile\.pth is refused"):
         model.init_weights()
     assert not marker.exists()
@@ -462,3 +467,10 @@ def test_pretrained_weights_that_cannot_be_downloaded_are_one_line(tmp_path, mon
     with pytest.raises(InputError, match=r"weights of resnet18 \(pretrained=True\) can't be downloaded: .+") as caught:
         runner.build_model(dict(type="mmpretrain.ImageClassifier", backbone=backbone))
     assert "\n" not in str(caught.value) and "--weights FILE" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["TimmClassifier", "HuggingFaceClassifier"])
+def test_weights_for_a_classifier_without_a_backbone_are_refused(kind: str) -> None:
+    model = type(kind, (nn.Sequential,), {})(nn.Linear(2, 5))
+    with pytest.raises(InputError, match=f"{kind} has no backbone and head · hint: .*ImageClassifier"):
+        convert_state_dict(model.state_dict(), model)
