@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from mmengine.dist import get_world_size
 from mmengine.logging import HistoryBuffer
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from mmengine.utils import apply_to, get_git_hash
 
+from mmflowers.models.classifier import unwrap_model
 from mmflowers.utils.errors import InputError
 
 LAST, BEST = "last.pth", "best.pth"
@@ -33,7 +33,6 @@ def build_checkpoint(runner: Runner, meta: dict, *, optimizer: bool, schedulers:
             within an accumulation, the gradients.
         schedulers: Whether the states of the schedulers are included.
     """
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     meta |= {
         "cfg": runner.cfg.pretty_text,
         "seed": runner.seed,
@@ -43,7 +42,7 @@ def build_checkpoint(runner: Runner, meta: dict, *, optimizer: bool, schedulers:
     }
     if hasattr(runner.train_dataloader.dataset, "metainfo"):
         meta["dataset_meta"] = runner.train_dataloader.dataset.metainfo
-    checkpoint: dict[str, Any] = {"meta": meta, "state_dict": weights_to_cpu(model.state_dict())}
+    checkpoint: dict[str, Any] = {"meta": meta, "state_dict": weights_to_cpu(unwrap_model(runner.model).state_dict())}
     if optimizer:
         checkpoint["optimizer"] = _on_cpu(runner.optim_wrapper.state_dict())
     if schedulers and runner.param_schedulers is not None:

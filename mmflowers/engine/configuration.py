@@ -95,7 +95,9 @@ def _adapted(part: Any) -> Any:
         return os.fspath(part)
     if isinstance(part, dict):
         for key, value in part.items():
-            part[key] = "mmflowers" if key == "_scope_" and value == "mmpretrain" else _adapted(value)
+            adapted = "mmflowers" if key == "_scope_" and value == "mmpretrain" else _adapted(value)
+            if adapted is not value:  # setting a list would copy it
+                part[key] = adapted
     elif isinstance(part, list):
         part[:] = map(_adapted, part)
     elif type(part) is tuple:

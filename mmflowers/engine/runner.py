@@ -31,6 +31,7 @@ from mmflowers.engine.progress import ProgressHook, show_on_terminal, wants_bar
 from mmflowers.engine.record import RecordHook
 from mmflowers.engine.schedule import schedulers
 from mmflowers.engine.validation import Validation, ValidationHook
+from mmflowers.models.classifier import unwrap_model
 from mmflowers.models.preprocessing import FlowersDataPreprocessor
 from mmflowers.registry import RUNNERS
 from mmflowers.utils.errors import InputError, count
@@ -142,7 +143,7 @@ class FlowersRunner(Runner):
         Raises:
             InputError: The data preprocessor doesn't. The network would get whole photos, each scaled to a square.
         """
-        model = self._bare_model()
+        model = unwrap_model(self.model)
         dataset: Any = loader.dataset
         if getattr(dataset, "augmentation", None) is not None and not isinstance(
             model.data_preprocessor, FlowersDataPreprocessor
@@ -223,7 +224,7 @@ class FlowersRunner(Runner):
         if self._resume:
             require_resumable(checkpoint, path)
             self.resumed_meta = checkpoint["meta"]
-        model = self._bare_model()
+        model = unwrap_model(self.model)
         model = model.module if isinstance(model, BaseTTAModel) else model
         keep_head = strict or self._resume or getattr(self, "_keep_head", False)
         conversion = convert_state_dict(checkpoint["state_dict"], model, keep_head=keep_head)
@@ -339,7 +340,7 @@ class FlowersRunner(Runner):
             InputError: The weights aren't finite.
             OSError: The disk is full or fails, now or at an earlier call. An existing file of this name stays.
         """
-        require_finite_weights(self._bare_model(), self.iter)
+        require_finite_weights(unwrap_model(self.model), self.iter)
         # As MMEngine counts: its CheckpointHook saves before the loop counts the epoch or iteration that has ended.
         ended = {"epoch": self.epoch + by_epoch, "iter": self.iter + (not by_epoch)}
         checkpoint = build_checkpoint(
@@ -356,9 +357,6 @@ class FlowersRunner(Runner):
         """
         if self._writer:
             self._writer.finish()
-
-    def _bare_model(self) -> torch.nn.Module:
-        return self.model.module if is_model_wrapper(self.model) else self.model
 
     def _loops(self) -> Iterator[Any]:
         """Yield the loops; at the time of the call some may not be built yet."""

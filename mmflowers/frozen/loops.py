@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import get_world_size
-from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.model import BaseModel
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -21,6 +21,7 @@ from mmflowers.datasets.seeded import Draw, SeededDataset
 from mmflowers.engine.loops import ExactTrainLoop
 from mmflowers.engine.memory import OutOfMemory, fits_into_memory
 from mmflowers.frozen.parts import WHOLE, FrozenBackbone, FrozenPart, FrozenStem
+from mmflowers.models.classifier import unwrap_model
 from mmflowers.registry import LOOPS
 from mmflowers.speed.fusion import fold_batchnorm
 from mmflowers.transforms.batched import on_device
@@ -97,8 +98,7 @@ class FrozenTrainLoop(ExactTrainLoop):
             return super().run()
         if get_world_size() > 1:
             raise InputError("--freeze-to works in one process", "remove --launcher")
-        model = self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model
-        frozen = self._frozen_part(model)
+        frozen = self._frozen_part(unwrap_model(self.runner.model))
         self._precompute(frozen)
         with frozen.bypassed():
             return super().run()

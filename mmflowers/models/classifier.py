@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from mmengine.model import is_model_wrapper
 from torch import nn
 
 from mmflowers.utils.errors import InputError
@@ -10,6 +13,11 @@ WITH_BACKBONE = (
     "model = dict(type='ImageClassifier', backbone=dict(type='TIMMBackbone', model_name=…), "
     "neck=dict(type='GlobalAveragePooling'), head=dict(type='LinearClsHead', in_channels=…))"
 )
+
+
+def unwrap_model(model: nn.Module) -> Any:
+    """Return the model inside a wrapper for distributed training; another model unchanged."""
+    return model.module if is_model_wrapper(model) else model
 
 
 def require_backbone(model: nn.Module) -> None:

@@ -9,12 +9,12 @@ from itertools import islice
 from typing import Any
 
 import torch
-from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, TestLoop, autocast
 from torch.utils._pytree import tree_map
 
 from mmflowers.engine.loops import StoppableValLoop
 from mmflowers.engine.memory import is_out_of_memory
+from mmflowers.models.classifier import unwrap_model
 from mmflowers.registry import LOOPS
 from mmflowers.speed.fusion import fold, foldable, in_float32
 
@@ -30,7 +30,7 @@ class _Evaluation:
     """
 
     def __init__(self, runner: Any, precision: Callable[[], AbstractContextManager]) -> None:
-        self._model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._model = unwrap_model(runner.model)
         self._precision = precision
         on_gpu = next(self._model.parameters()).device.type == "cuda"
         self._together = TOGETHER if on_gpu else 1

@@ -125,7 +125,7 @@ def test_a_job_script_may_name_its_weights_at_every_start_and_hears_when_nothing
     run = tmp_path / "work_dirs" / "run"
     assert "nothing left to train" not in log_of(run)
     capsys.readouterr()
-    monkeypatch.setattr(FrozenTrainLoop, "_compute", lambda *_: pytest.fail("features that nothing is trained on"))
+    monkeypatch.setattr(FrozenTrainLoop, "_precompute", lambda *_: pytest.fail("features that nothing is trained on"))
     after = start(weights="gone.pth", resume=True, **frozen)
     told = capsys.readouterr().err
     assert f"weights: those of {run / 'last.pth'}, which is resumed; gone.pth isn't loaded\n" in told

