@@ -376,5 +376,5 @@ def test_a_fast_evaluation_of_a_network_with_nested_features_gives_what_the_plai
     for batch in batches:
         evaluation.take(batch)
     found = []
-    evaluation.judge(SimpleNamespace(process=lambda data_samples, data_batch: found.extend(data_samples)))
+    evaluation.finish(SimpleNamespace(process=lambda data_samples, data_batch: found.extend(data_samples)))
     torch.testing.assert_close(torch.stack([s.pred_score for s in found]), torch.stack(expected), rtol=1e-3, atol=1e-4)

@@ -83,7 +83,7 @@ def test_a_step_and_an_evaluation_wait_for_nothing(name: str, dataset: Path, mon
         evaluation.take(batch_of(val, device))
         evaluation.take(batch_of(val, device))
         judged: list = []
-        evaluation.judge(SimpleNamespace(process=lambda data_samples, data_batch: judged.extend(data_samples)))
+        evaluation.finish(SimpleNamespace(process=lambda data_samples, data_batch: judged.extend(data_samples)))
         assert len(judged) == 2 * BATCH
         assert not evaluation._features and not evaluation._samples and evaluation._network is None
         assert {sample.get(key).device.type for sample in judged for key in ("pred_score", "gt_label")} == {"cpu"}

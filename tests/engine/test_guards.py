@@ -1,4 +1,4 @@
-"""What may befall a training: it ends in one line, and no checkpoint that was there is touched."""
+"""Failures during training: each ends in one line, and no existing checkpoint is touched."""
 
 from __future__ import annotations
 
