@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
+from mmengine.registry import DefaultScope
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import mmflowers.engine  # noqa: F401  registers
@@ -33,6 +34,12 @@ def on_a_gpu_without_values(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.d
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # asks CUDA
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield device
+
+
+@pytest.fixture(autouse=True)
+def scope() -> Iterator[None]:
+    with DefaultScope.overwrite_default_scope("mmflowers"):  # as the Runner sets it
+        yield
 
 
 def fast_parts(name: str, root: Path) -> tuple[torch.nn.Module, FlowersDataset, FlowersDataset]:
