@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmflowers.datasets.seeded import MORE_SHARED_MEMORY
@@ -32,11 +33,8 @@ def explained_disk(work_dir: str) -> Iterator[None]:
 
 
 @contextmanager
-def explained_workers(loops: Iterable[Any]) -> Iterator[None]:
+def explained_workers(runner: Runner) -> Iterator[None]:
     """Turn the death of a loader's worker into one line, with the photo that it was reading.
-
-    Args:
-        loops: The runner's loops, of which some may not be built.
 
     Raises:
         InputError: A worker was killed, or had too little shared memory.
@@ -49,6 +47,7 @@ def explained_workers(loops: Iterable[Any]) -> Iterator[None]:
         for text in (str(error), str(error.__cause__)):  # torch names the signal in either of the two
             if "shared memory" in text:
                 raise InputError(f"a loader worker died: {text.splitlines()[0]}", MORE_SHARED_MEMORY) from error
+        loops = (runner._train_loop, runner._val_loop, runner._test_loop)  # of which some may not be built
         loaders = [getattr(loop, "dataloader", None) for loop in loops]
         datasets: list[Any] = [loader.dataset for loader in loaders if isinstance(loader, DataLoader)]
         photos = [photo for dataset in datasets for photo in dataset.died_reading(error)]

@@ -89,8 +89,7 @@ class ExactTrainLoop(EpochBasedTrainLoop):
         ):
             fits = largest_batch(runner, data_batch, self.batch_size)
             raise OutOfMemory("train_dataloader", self.batch_size, fits)
-        done = self.epoch_iter + 1
-        self._loss.check(runner, outputs, data_batch, done=done, last=done == len(self.dataloader))
+        self._loss.check(self, outputs, data_batch)
         runner.call_hook("after_train_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
         self._iter += 1
         self.epoch_iter += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -54,12 +54,14 @@ class FlowersRunner(Runner):
     Attributes:
         resumed_meta: ``meta`` of the checkpoint that is resumed.
         loaded_meta: ``meta`` of the weights that were loaded.
+        validated: The last validation, on the main process (``ValidationHook``).
     """
 
     _load_from: str | None  # MMEngine's
     _writer: CheckpointWriter | None = None
     resumed_meta: Mapping = MappingProxyType({})
     loaded_meta: Mapping = MappingProxyType({})
+    validated: Validation | None = None
 
     def train(self) -> torch.nn.Module:
         """Train as MMEngine does.
@@ -68,7 +70,7 @@ class FlowersRunner(Runner):
             InputError: The disk is full or fails, a photo can't be loaded or kills the worker, the loss isn't finite.
             OutOfMemory: A batch doesn't fit.
         """
-        with explained_disk(self.work_dir), explained_workers(self._loops()):
+        with explained_disk(self.work_dir), explained_workers(self):
             try:
                 with CheckpointWriter() as self._writer:
                     return super().train()
@@ -78,13 +80,8 @@ class FlowersRunner(Runner):
     def test(self) -> dict:
         """Test as MMEngine does; the head of the checkpoint must fit too."""
         self._keep_head = True
-        with explained_disk(self.work_dir), explained_workers(self._loops()):
+        with explained_disk(self.work_dir), explained_workers(self):
             return super().test()
-
-    @property
-    def validated(self) -> Validation | None:
-        """The last validation, on the main process."""
-        return next((hook.last for hook in self.hooks if isinstance(hook, ValidationHook)), None)
 
     # Building
 
@@ -357,8 +354,3 @@ class FlowersRunner(Runner):
         """
         if self._writer:
             self._writer.finish()
-
-    def _loops(self) -> Iterator[Any]:
-        """Yield the loops; at the time of the call some may not be built yet."""
-        for name in ("_train_loop", "_val_loop", "_test_loop"):
-            yield getattr(self, name)

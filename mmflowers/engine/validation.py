@@ -35,14 +35,12 @@ class Validation(NamedTuple):
 class ValidationHook(Hook):
     """Check each validation before other hooks use its metrics; ``FlowersRunner`` registers it.
 
-    Attributes:
-        last: The last validation; None where val isn't a dataset folder, and on all but the main process.
+    It sets ``runner.validated``, on the main process; None if val isn't a dataset folder.
     """
 
     priority = "HIGHEST"
 
     def __init__(self) -> None:
-        self.last: Validation | None = None
         self._counter = CountPhotos()
 
     def before_val_epoch(self, runner: Runner) -> None:
@@ -59,7 +57,7 @@ class ValidationHook(Hook):
                 missing.
         """
         if is_main_process():
-            self.last = self._compare(runner)
+            runner.validated = self._compare(runner)
         if metrics and isinstance(runner._train_loop, BaseLoop):
             _require_monitored(runner, metrics)
 
