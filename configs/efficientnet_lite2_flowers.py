@@ -1,4 +1,4 @@
-# EfficientNet-Lite2: the recipe of Lite0 on the next larger network, at the 260 px that it was made for.
+# EfficientNet-Lite2: the recipe of Lite0 on a larger network, at the 260 px that it was made for.
 #
 #   python tools/train.py configs/efficientnet_lite2_flowers.py --amp
 #   python tools/test.py
@@ -9,7 +9,7 @@ _base_ = './efficientnet_lite0_flowers.py'
 
 model = dict(backbone=dict(model_name='tf_efficientnet_lite2'))
 
-# configs/_base_/data.py, with the same ratios of training, test and edge.
+# configs/_base_/datasets/flowers_224.py, with the same ratios of training, test and edge.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=260, crop_ratio_range=(0.3, 1.0), backend='pillow'),

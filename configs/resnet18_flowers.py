@@ -5,10 +5,8 @@
 #
 # The report (plain PyTorch, as tools/train_torch.py): 92.81 %. Ours: docs/results.md.
 
-_base_ = ['_base_/data.py', '_base_/runtime.py']
+_base_ = ['_base_/datasets/flowers_224.py', '_base_/default_runtime.py']
 
-data_preprocessor = dict(
-    num_classes=5, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='ResNet', depth=18, num_stages=4, out_indices=(3, ), style='pytorch'),

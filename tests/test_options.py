@@ -58,7 +58,7 @@ def test_options_that_are_named_alike_take_alike_and_all_say_what_they_do(monkey
     [
         ("tools/train.py --lap", "--laptop "),
         ("tools/train.py --track ml", "mlflow "),
-        ("tools/browse.py configs/resnet1", "configs/resnet18_flowers.py "),
+        ("tools/browse.py configs/resnet18", "configs/resnet18_flowers.py "),
         ("benchmarks/benchmark.py predict --rep", "--repeats "),
         ("-m mmflowers pred", "predict "),
         ("-m mmflowers train --lap", "--laptop "),

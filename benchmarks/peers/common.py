@@ -24,7 +24,7 @@ NETWORKS = {
     "resnet50": IMAGENET,
 }
 
-# configs/_base_/finetune.py and data.py.
+# configs/_base_/schedules/sgd_8e.py and datasets/flowers_224.py.
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.02, 0.9, 1e-4
 LABEL_SMOOTHING = 0.1
 WARMUP_START = 0.01  # of the learning rate, rising over the first epoch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,8 @@ if TYPE_CHECKING:
 
 SCALED = 0.1  # gain of the pipeline per grey level; with a smaller one, pixels are no longer in 0..255
 CONTRAST = (0.05, 20.0)  # white minus black at the network's input: 4.4 with ImageNet's std, 1 for pixels in 0..1
-IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])  # mean and std of RGB pixels in 0..255
+Normalisation = tuple[list[float], list[float], bool]  # mean and std of pixels in 0..255, and whether they are RGB
+IMAGENET: Normalisation = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375], True)
 CONSTANT = "param_scheduler = dict(_delete_=True, type='ConstantLR', factor=1.0) sets a constant learning rate"
 
 
@@ -186,14 +186,15 @@ def normalisation(case: Case) -> Iterator[Finding]:
         return
     if not _is_near(mean + std, expected):
         what = f"mean {mean}, std {std}, but the weights were trained with {expected[0]}, {expected[1]}"
-        yield warning("data_preprocessor.mean", what, f"set mean={expected[0]}, std={expected[1]}")
-    elif not preprocessor.get("to_rgb"):
-        yield warning(
-            "data_preprocessor.to_rgb", "photos are read as BGR, but the weights expect RGB", "set to_rgb=True"
-        )
+        order = "" if expected[2] else ", to_rgb=False"
+        yield warning("data_preprocessor.mean", what, f"set mean={expected[0]}, std={expected[1]}{order}")
+    elif bool(preprocessor.get("to_rgb")) != expected[2]:
+        ours, theirs = ("BGR", "RGB") if expected[2] else ("RGB", "BGR")
+        what = f"the network gets {ours}, but the weights expect {theirs}"
+        yield warning("data_preprocessor.to_rgb", what, f"set to_rgb={expected[2]}")
 
 
-def _is_near(numbers: list[float], expected: tuple[list[float], list[float]] | None) -> bool:
+def _is_near(numbers: list[float], expected: Normalisation | None) -> bool:
     """Return whether mean and std are close to those that the weights were trained with."""
     if not numbers or expected is None:
         return False
@@ -216,18 +217,18 @@ def _values_in_network(preprocessor: dict, view: View) -> tuple[float, float] | 
     return black, white
 
 
-def _normalisation_options(case: Case, view: View, expected: tuple[list[float], list[float]]) -> str:
+def _normalisation_options(case: Case, view: View, expected: Normalisation) -> str:
     """Return the options that normalise pixels for the weights."""
     where = "model.data_preprocessor" if get(case.config, "model.data_preprocessor") else "data_preprocessor"
     if len(view.draws[0].channels) != 3:
         return f"--cfg-options {where}.mean=[127.5] {where}.std=[127.5]"
-    mean, std = (",".join(f"{value:g}" for value in values) for values in expected)
-    rgb = "" if view.draws[0].order == (0, 1, 2) else f" {where}.to_rgb=True"
+    mean, std = (",".join(f"{value:g}" for value in values) for values in expected[:2])
+    rgb = f" {where}.to_rgb=True" if expected[2] and view.draws[0].order != (0, 1, 2) else ""
     return f"--cfg-options {where}.mean={mean} {where}.std={std}{rgb}"
 
 
-def _normalisation_of_weights(case: Case) -> tuple[list[float], list[float]] | None:
-    """Return mean and std of the weights' training, from timm, from OpenMMLab's config of this name, or for ResNet."""
+def _normalisation_of_weights(case: Case) -> Normalisation | None:
+    """Return the normalisation of the weights' training, from timm, from OpenMMLab's config for them, or for ResNet."""
     if not case.start:
         return None
     backbone = get(case.config, "model.backbone") or {}
@@ -235,22 +236,29 @@ def _normalisation_of_weights(case: Case) -> tuple[list[float], list[float]] | N
         import timm
 
         entry = timm.models.get_pretrained_cfg(str(backbone.get("model_name")), allow_unregistered=True)
-        return ([255 * value for value in entry.mean], [255 * value for value in entry.std]) if entry else None
-    named = re.match(r"(.+)_\d{8}-[0-9a-f]{8}\.pth$", Path(case.start).name)
-    found = _config_of(named.group(1)) if named else None
+        return ([255 * value for value in entry.mean], [255 * value for value in entry.std], True) if entry else None
+    found = _config_of(Path(case.start).name)
     if found is not None:
-        preprocessor = found.get("data_preprocessor") or {}
-        return (preprocessor["mean"], preprocessor["std"]) if preprocessor.get("mean") else None
+        theirs = found.get("data_preprocessor") or {}
+        return (theirs["mean"], theirs["std"], bool(theirs.get("to_rgb"))) if theirs.get("mean") else None
     own_run = bool(case.meta)
     return IMAGENET if backbone.get("type") == "ResNet" and not own_run else None
 
 
-def _config_of(name: str) -> Any:
+def _config_of(weights: str) -> Any:
+    """MMPretrain's config for the weights of a file name, by its metafiles; None if they don't have it."""
     import mmpretrain
+    import yaml
     from mmengine.config import Config
 
-    found = list(Path(mmpretrain.__file__).parent.glob(f".mim/configs/*/{name}.py"))
-    return Config.fromfile(found[0]) if found else None
+    installed = Path(mmpretrain.__file__).parent / ".mim"
+    for path in installed.glob("configs/*/metafile.yml"):
+        text = path.read_text(encoding="utf-8")
+        if f"/{weights}\n" in text:  # spares reading the others, which takes a second
+            for model in yaml.safe_load(text)["Models"]:
+                if str(model.get("Weights")).endswith(f"/{weights}") and model.get("Config"):
+                    return Config.fromfile(installed / model["Config"])
+    return None
 
 
 @check(pitfall=18)

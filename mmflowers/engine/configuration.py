@@ -267,7 +267,7 @@ def set_classes(config: Config, count: int) -> None:
     model = config.model
     if "backbone" not in model and "head" not in model:
         raise InputError(f"the model {_name(model)} has no backbone and head", WITH_BACKBONE)
-    places = [part for part in (model.head, model.backbone) if _takes_classes(part)]
+    places = [part for part in (model.head, model.backbone) if takes(part, "num_classes")]
     if not places:
         raise InputError(
             f"neither the head {_name(model.head)} nor the backbone {_name(model.backbone)} takes num_classes",
@@ -275,12 +275,12 @@ def set_classes(config: Config, count: int) -> None:
         )
     places = places[:1]
     losses = model.head.get("loss")
-    places += [loss for loss in (losses if isinstance(losses, list) else [losses]) if _takes_classes(loss)]
+    places += [loss for loss in (losses if isinstance(losses, list) else [losses]) if takes(loss, "num_classes")]
     preprocessors = [one for one in (config.get("data_preprocessor"), model.get("data_preprocessor")) if one]
     if not preprocessors:
         config.data_preprocessor = {}
         preprocessors = [config.data_preprocessor]
-    places += [one for one in preprocessors if _takes_classes(one, "ClsDataPreprocessor")]
+    places += [one for one in preprocessors if takes(one, "num_classes", "ClsDataPreprocessor")]
     places += [augment for _, augment in batch_augments(config) if "num_classes" in augment]
     for place in places:
         place["num_classes"] = count
@@ -301,8 +301,14 @@ def batch_augments(config: Config) -> Iterator[tuple[str, Any]]:
         yield from ((key, one) for one in (augments if isinstance(augments, (list, tuple)) else [augments]))
 
 
-def _takes_classes(part: Any, default: str | None = None) -> bool:
-    """Whether the class that a part of a model is built from takes ``num_classes``."""
+def takes(part: Any, argument: str, default: str | None = None) -> bool:
+    """Whether the class that a part of a model is built from has an argument of that name.
+
+    Args:
+        part: Of the config, with the ``type``.
+        argument: The name.
+        default: The type where the part names none.
+    """
     from mmflowers.registry import MODELS
 
     kind = part.get("type", default) if isinstance(part, dict) else None
@@ -310,9 +316,7 @@ def _takes_classes(part: Any, default: str | None = None) -> bool:
     if builder is None:
         return kind is not None  # not registered: the checks report it
     return any(
-        "num_classes" in inspect.signature(base.__init__).parameters
-        for base in builder.__mro__
-        if "__init__" in vars(base)
+        argument in inspect.signature(base.__init__).parameters for base in builder.__mro__ if "__init__" in vars(base)
     )
 
 

@@ -6,7 +6,7 @@ import inspect
 
 from mmengine.config import Config
 
-from mmflowers.engine.configuration import LOADERS, batch_augments, datasets, requires_form, switches
+from mmflowers.engine.configuration import LOADERS, batch_augments, datasets, requires_form, switches, takes
 from mmflowers.utils.errors import InputError
 
 LOOK = 50  # iterations between two looks at the loss; each look waits for the GPU
@@ -56,6 +56,9 @@ def _scale_images(config: Config, scale: float) -> None:
                 transform[key] = round(edge * scale)
             elif isinstance(edge, (list, tuple)) and all(isinstance(e, int) and e > 8 for e in edge):  # not factors
                 transform[key] = type(edge)(round(e * scale) for e in edge)
+    backbone = config.model.get("backbone")
+    if takes(backbone, "pad_small_map"):  # Swin refuses feature maps smaller than its windows without it
+        backbone["pad_small_map"] = True
 
 
 @requires_form

