@@ -454,7 +454,7 @@ def configs(number: int, rng: random.Random, place: Path) -> Iterator[Case]:
 
     shutil.copytree(ROOT / "configs", place / "configs", ignore=shutil.ignore_patterns("__pycache__"))
     sources = {path.name: path.read_bytes() for path in (place / "configs").glob("*.py")}
-    bases = {path: path.read_bytes() for path in (place / "configs" / "_base_").glob("*.py")}
+    bases = {path: path.read_bytes() for path in (place / "configs" / "_base_").rglob("*.py")}
     words = (
         b"None",
         b"0",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from mmengine.config import Config
 from mmengine.config.utils import _get_cfg_metainfo, _get_external_cfg_base_path
@@ -17,6 +19,8 @@ import mmflowers.engine  # noqa: F401  registers
 from mmflowers.checks.run import check_config
 from mmflowers.engine import configuration, options
 from mmflowers.engine.runner import FlowersRunner
+from mmflowers.engine.training import TrainOptions, configure, train
+from mmflowers.evaluation.history import read_history
 from mmflowers.models.classifier import classifier_layers
 from mmflowers.registry import MODELS, TRANSFORMS
 
@@ -185,11 +189,34 @@ def test_the_laptop_mode_shrinks_every_recipe_in_proportion(config: Config, epoc
     assert crops(config) == [round(size * 5 / 7) for size in before]
 
 
+@pytest.mark.parametrize("shrink", [options.fit_to_laptop, options.probe])
+def test_swin_takes_the_smaller_images_of_the_modes(shrink: Callable[[Config], None]) -> None:
+    config = load("swin_tiny_flowers")
+    shrink(config)
+    with DefaultScope.overwrite_default_scope("mmflowers"), torch.no_grad():
+        edge = crops(config)[0]
+        assert MODELS.build(config.model).eval()(torch.zeros(1, 3, edge, edge)).shape == (1, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_trains_and_validates(path: Path, fast: bool, dataset: Path, tmp_path: Path) -> None:
+    options = ["default_hooks.logger.interval=1", "train_dataloader.batch_size=20", "train_cfg.max_epochs=1"]
+    options += [f"experiment_name={path.stem}{fast}", "train_cfg.loss_interval=1"]
+    options += ["train_dataloader.num_workers=0", "val_dataloader.num_workers=0"]
+    asked = TrainOptions(
+        path, data=dataset, weights="none", work_dir=tmp_path, laptop=True, fast=fast, cfg_options=options
+    )
+    assert train(configure(asked)).best_epoch == 1
+    losses = read_history(tmp_path).losses
+    assert losses and all(torch.tensor(losses).isfinite())
+
+
 def test_exercise_2s_script_and_its_config_train_on_the_same_pixels(tmp_path: Path) -> None:
     import runpy
 
     import numpy as np
-    import torch
     from PIL import Image
     from torchvision import transforms
 

@@ -15,7 +15,7 @@ from mmflowers.engine.record import check_recipe
 from mmflowers.utils.errors import InputError
 from mmflowers.utils.files import LOCK, hold_work_dir
 from mmflowers.weights.loading import load_checkpoint_file, meta_of
-from mmflowers.weights.sources import drop_sources, fetch_weights, needs_download, start_in_model
+from mmflowers.weights.sources import drop_placeholders, drop_sources, fetch_weights, needs_download, start_in_model
 
 if TYPE_CHECKING:
     from mmflowers.engine.training import TrainOptions
@@ -31,6 +31,7 @@ def set_weights(config: Config, weights: str | None) -> None:
     Raises:
         InputError: The config names no weights, or a local file doesn't exist.
     """
+    drop_placeholders(config.get("model"))
     if weights is not None:
         drop_sources(config.get("model"))
         config.load_from = None if weights == "none" else weights

@@ -93,17 +93,23 @@ def fetch_weights(source: str) -> Path:
     return path
 
 
-def _named_in(model: Any) -> Iterator[tuple[Any, str]]:
-    """Yield each dict of a model's config that names weights, with its key: ``init_cfg``, ``pretrained`` …"""
+def _parts(model: Any) -> Iterator[Any]:
+    """Yield the dict of each part of a model's config, except for those under ``init_cfg``."""
     if isinstance(model, Mapping):
-        yield from ((model, key) for key in ("checkpoint", "checkpoint_path", "pretrained") if model.get(key))
-        if pretrained(model.get("init_cfg")):
-            yield model, "init_cfg"
+        yield model
     items = model if isinstance(model, (list, tuple)) else ()
     children = model.items() if isinstance(model, Mapping) else enumerate(items)
     for key, child in children:
         if key != "init_cfg":
-            yield from _named_in(child)
+            yield from _parts(child)
+
+
+def _named_in(model: Any) -> Iterator[tuple[Any, str]]:
+    """Each place where a model's config names weights: the dict, and its key ``init_cfg``, ``pretrained`` …"""
+    for part in _parts(model):
+        yield from ((part, key) for key in ("checkpoint", "checkpoint_path", "pretrained") if part.get(key))
+        if pretrained(part.get("init_cfg")):
+            yield part, "init_cfg"
 
 
 def pretrained(init_cfg: Any) -> list[Mapping]:
@@ -144,6 +150,20 @@ def drop_sources(model: Any) -> None:
         init_cfg = place.pop(key)
         if key == "init_cfg" and isinstance(init_cfg, (list, tuple)):
             place[key] = [one for one in init_cfg if not pretrained(one)]
+
+
+def drop_placeholders(model: Any) -> None:
+    """Take each ``checkpoint=''`` out of a model's config, which MMPretrain's recipes leave for the user to fill in."""
+
+    def is_placeholder(initializer: Any) -> bool:
+        return isinstance(initializer, Mapping) and initializer.get("checkpoint") == ""
+
+    for part in _parts(model):
+        init_cfg = part.get("init_cfg")
+        if is_placeholder(init_cfg):
+            del part["init_cfg"]
+        elif isinstance(init_cfg, (list, tuple)):
+            part["init_cfg"] = [one for one in init_cfg if not is_placeholder(one)]
 
 
 def needs_download(source: str) -> bool:

@@ -11,9 +11,12 @@ import pytest
 import torch
 from conftest import ROOT, run_tool
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 from mmflowers.checks.findings import Finding
 from mmflowers.checks.run import check_config, check_dataset
+from mmflowers.engine.configuration import load_config
+from mmflowers.registry import MODELS
 
 PAGE = (ROOT / "docs" / "pitfalls.md").read_text(encoding="utf-8")
 FOLDERS = "dict(_delete_=True, type='CustomDataset', data_root='flower_dataset', pipeline={{_base_.%s_pipeline}}%s)"
@@ -346,6 +349,26 @@ def test_17_mean_and_std_of_another_scale_or_backbone(check, resnet18: Path) -> 
     imagenet = "data_preprocessor = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])"
     Path("lite.py").write_text(f"_base_ = {lite!r}\n{imagenet}\n", encoding="utf-8")
     shown(check_config("lite.py"), "warning", "the weights were trained with [127.5, 127.5, 127.5]")
+
+
+def test_17_mean_std_and_channel_order_of_openmmlabs_weights(folder: Path) -> None:
+    ours = ("datasets/flowers_224.py", "schedules/sgd_8e.py", "default_runtime.py")
+    bases = [(ROOT / "configs" / "_base_" / name).as_posix() for name in ours]
+    network = f"_base_ = {['mmpretrain::_base_/models/regnet/regnetx_400mf.py', *bases]}\n"
+    weights = "regnetx-400mf_8xb128_in1k_20211213-89bfc226.pth"  # trained on BGR
+    Path("mine.py").write_text(network, encoding="utf-8")
+    with DefaultScope.overwrite_default_scope("mmflowers"):
+        torch.save(MODELS.build(load_config("mine.py").model).state_dict(), weights)
+
+    def found(*values: str) -> list[Finding]:
+        options = [f"data_preprocessor.{value}" for value in values]
+        return check_config("mine.py", data=folder, weights=weights, cfg_options=options)
+
+    shown(found(), "warning", "the weights were trained with [103.53, 116.28, 123.675]")
+    assert "to_rgb=False" in found()[0].hint
+    bgr = ("mean=103.53,116.28,123.675", "std=57.375,57.12,58.395")
+    shown(found(*bgr), "warning", "photos become RGB, and the weights expect BGR")
+    assert found(*bgr, "to_rgb=False") == []
 
 
 def test_17_a_config_that_names_no_normalisation_is_refused_with_the_options_that_add_it(check, resnet18: Path) -> None:

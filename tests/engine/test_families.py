@@ -20,6 +20,7 @@ from zoo import MMPRETRAIN, weights_and_configs
 from mmflowers.checks import keys
 from mmflowers.checks.run import Case
 from mmflowers.engine.configuration import datasets, load_config, set_classes
+from mmflowers.engine.single_label import require_single_label
 from mmflowers.engine.training import TrainOptions, configure, train
 from mmflowers.frozen.parts import FrozenBackbone, FrozenNetwork, FrozenPart, FrozenStem
 from mmflowers.models.classifier import classifier_layers
@@ -344,6 +345,13 @@ def takes_images_of(model: torch.nn.Module, edge: int) -> bool:
     except (RuntimeError, AssertionError):
         return False
     return True
+
+
+def test_the_head_of_csra_is_refused_as_the_page_says() -> None:
+    with DefaultScope.overwrite_default_scope("mmflowers"):
+        model = MODELS.build(Config.fromfile(MMPRETRAIN / f"{FAMILIES['csra'].config}.py").model)
+    with pytest.raises(InputError, match="any number of classes for a photo"):
+        require_single_label(model)
 
 
 def test_the_configs_on_the_page_are_of_weights_that_belong_to_them(tmp_path: Path) -> None:

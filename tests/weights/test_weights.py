@@ -23,6 +23,7 @@ from mmflowers.weights.conversion import convert_state_dict, efficientnet_lite_t
 from mmflowers.weights.init_cfg import CheckedPretrainedInit
 from mmflowers.weights.loading import load_checkpoint_file
 from mmflowers.weights.sources import (
+    drop_placeholders,
     drop_sources,
     fetch_weights,
     needs_download,
@@ -95,6 +96,14 @@ def test_the_packaged_weights_become_timms_name_by_name_and_shape_by_shape(size:
     renamed = efficientnet_lite_to_timm(packaged)
     assert list(renamed) == list(model.state_dict())  # the files keep timm's order, an independent witness
     model.load_state_dict(renamed, strict=True)
+
+
+def test_a_checkpoint_that_is_left_to_be_filled_in_is_none() -> None:
+    empty = dict(type="Pretrained", checkpoint="", prefix="backbone.")
+    other = dict(type="Constant", layer="BatchNorm2d", val=1.0)
+    model = dict(backbone=dict(type="BEiTViT", init_cfg=empty), head=dict(init_cfg=[other, empty]), init_cfg=other)
+    drop_placeholders(model)
+    assert model == dict(backbone=dict(type="BEiTViT"), head=dict(init_cfg=[other]), init_cfg=other)
 
 
 def test_wrappings_and_prefixes_of_checkpoints_are_taken_off() -> None:
