@@ -109,9 +109,15 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 
     return _DepthwiseConv2d.apply(x, weight, stride, padding)
 
 
+def _is_same(module: nn.Module) -> bool:
+    """Whether it is one of the two classes, timm's and mmcv's, that pad by TensorFlow's rule."""
+    return type(module).__name__ in ("Conv2dSame", "Conv2dAdaptivePadding")
+
+
 def _is_plain_depthwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     return (
         isinstance(module, nn.Conv2d)
+        and (type(module).forward is nn.Conv2d.forward or _is_same(module))  # others standardise weights, say
         and module.groups == module.in_channels == module.out_channels > 1
         and module.bias is None
         and module.kernel_size[0] == module.kernel_size[1]
@@ -124,7 +130,7 @@ def _is_plain_depthwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 
 class DepthwiseConv2d(nn.Module):
-    """Replaces a depthwise ``nn.Conv2d``, or timm's ``Conv2dSame``, with the same parameter object.
+    """Replaces a depthwise ``nn.Conv2d``, or timm's or mmcv's with TensorFlow's padding; keeps the parameter object.
 
     Args:
         conv: The convolution it replaces.
@@ -135,7 +141,7 @@ class DepthwiseConv2d(nn.Module):
         assert not isinstance(conv.padding, str)  # ``replace_depthwise`` excludes these
         self.weight = conv.weight
         self.stride, self.padding, self.kernel = conv.stride[0], conv.padding[0], conv.kernel_size[0]
-        self.same = type(conv).__name__ == "Conv2dSame"
+        self.same = _is_same(conv)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, C, H', W') for (N, C, H, W)."""

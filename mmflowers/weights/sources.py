@@ -105,7 +105,7 @@ def _parts(model: Any) -> Iterator[Any]:
 
 
 def _named_in(model: Any) -> Iterator[tuple[Any, str]]:
-    """Each place where a model's config names weights: the dict, and its key ``init_cfg``, ``pretrained`` …"""
+    """Yield each dict of a model's config that names weights, with its key: ``init_cfg``, ``pretrained`` …"""
     for part in _parts(model):
         yield from ((part, key) for key in ("checkpoint", "checkpoint_path", "pretrained") if part.get(key))
         if pretrained(part.get("init_cfg")):

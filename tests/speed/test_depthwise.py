@@ -6,6 +6,8 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import ConvWS2d
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from torch import nn
 
 from mmflowers.speed.depthwise import DepthwiseConv2d, depthwise_conv2d, replace_depthwise
@@ -47,6 +49,16 @@ def test_a_network_keeps_its_numbers_its_parameters_and_its_names() -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_mmcvs_padding_of_tensorflows_kind_is_kept(stride: int) -> None:
+    torch.manual_seed(0)
+    conv = Conv2dAdaptivePadding(4, 4, 5, stride=stride, padding=2, groups=4, bias=False).double()
+    x = torch.randn(2, 4, 33, 50, dtype=torch.double)
+    model = nn.Sequential(conv)
+    assert replace_depthwise(model) == 1
+    torch.testing.assert_close(model(x), conv(x))
+
+
 def test_under_autocast_it_computes_in_bfloat16_and_returns_float32_gradients() -> None:
     conv = nn.Conv2d(4, 4, 5, padding=2, groups=4, bias=False)
     x = torch.randn(2, 4, 8, 8, requires_grad=True)
@@ -64,5 +76,6 @@ def test_what_is_not_plainly_depthwise_is_left_alone() -> None:
         nn.Conv2d(8, 8, 3, groups=8, dilation=2),
         nn.Conv2d(8, 8, 3, groups=8),  # with a bias
         nn.Conv2d(8, 8, 3, groups=8, bias=False, padding_mode="reflect", padding=1),
+        ConvWS2d(8, 8, 3, groups=8, bias=False),  # standardises its weights
     )
     assert replace_depthwise(model) == 0
