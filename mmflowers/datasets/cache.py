@@ -141,7 +141,7 @@ def _lock_of(folder: Path, name: str) -> Path:
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove the unfinished arrays of killed processes; those of running processes are locked."""
-    for partial in folder.glob(".*-*.partial"):
+    for partial in folder.glob(f".*.{ARRAYS}.partial"):
         name = partial.name.split(".")[2]  # .<random>.<name of the array>.partial
         with contextlib.suppress(OSError), locked(_lock_of(folder, name)):
             partial.unlink(missing_ok=True)
