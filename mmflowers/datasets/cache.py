@@ -153,13 +153,13 @@ def _make_room(folder: Path, size: int, stale: set[Path]) -> None:
     Of the valid ones those that this process has opened stay. What is removed stays readable on POSIX for those who
     have opened it; on Windows it can't be removed until then.
     """
-    arrays = []
+    most, arrays = limit(), []
     for path in folder.glob(ARRAYS):
         with contextlib.suppress(OSError):  # another process has just removed it
             arrays.append((path not in stale, path.stat().st_mtime, path.stat().st_size, path))
     total = sum(array[2] for array in arrays) + size
     for is_valid, _, its_size, path in sorted(arrays):
-        if is_valid and (total <= limit() or path in _opened):
+        if is_valid and (total <= most or path in _opened):
             continue
         with contextlib.suppress(OSError):
             path.unlink()
