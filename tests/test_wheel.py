@@ -133,9 +133,9 @@ def test_from_an_empty_folder_to_a_report(mmflowers: Run, python: Path, tmp_path
     (tmp_path / "mine.py").write_text(
         """\
 _base_ = [
-    'mmflowers::_base_/data.py',
-    'mmflowers::_base_/finetune.py',
-    'mmflowers::_base_/runtime.py',
+    'mmflowers::_base_/datasets/flowers_224.py',
+    'mmflowers::_base_/schedules/sgd_8e.py',
+    'mmflowers::_base_/default_runtime.py',
 ]
 model = dict(
     type='ImageClassifier',

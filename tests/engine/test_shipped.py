@@ -69,7 +69,9 @@ def test_a_config_anywhere_may_have_shipped_bases(elsewhere: Path) -> None:
     assert config.batch == 4 and config.default_scope == "mmflowers"
     assert config.load_from == shipped.load_from
     assert len(config.train_dataloader.dataset.pipeline) == len(shipped.train_dataloader.dataset.pipeline)
-    (elsewhere / "part.py").write_text("_base_ = ['mmflowers::_base_/data.py', 'mmflowers::_base_/runtime.py']\n")
+    (elsewhere / "part.py").write_text(
+        "_base_ = ['mmflowers::_base_/datasets/flowers_224.py', 'mmflowers::_base_/default_runtime.py']\n"
+    )
     assert Config.fromfile("part.py").train_dataloader.dataset.ann_file == "train.txt"
 
 
