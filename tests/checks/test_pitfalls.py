@@ -34,8 +34,12 @@ def folder(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def check(folder: Path, tiny_config: Path) -> Callable[..., list[Finding]]:
     """Check the tiny config with some lines more, without weights unless some are named."""
 
+    # ResNet-18 at its own width, which weights of others fit.
+    width = "model = dict(backbone=dict(base_channels=64, stem_channels=64), head=dict(in_channels=512))"
+    Path("whole.py").write_text(f"_base_ = {str(tiny_config)!r}\n{width}\n", encoding="utf-8")
+
     def check(lines: str = "", weights: str = "none", options: tuple[str, ...] = ()) -> list[Finding]:
-        Path("mine.py").write_text(f"_base_ = {str(tiny_config)!r}\n{lines}\n", encoding="utf-8")
+        Path("mine.py").write_text(f"_base_ = './whole.py'\n{lines}\n", encoding="utf-8")
         return check_config("mine.py", weights=weights, cfg_options=options)
 
     return check
@@ -367,7 +371,7 @@ def test_17_mean_std_and_channel_order_of_openmmlabs_weights(folder: Path) -> No
     shown(found(), "warning", "the weights were trained with [103.53, 116.28, 123.675]")
     assert "to_rgb=False" in found()[0].hint
     bgr = ("mean=103.53,116.28,123.675", "std=57.375,57.12,58.395")
-    shown(found(*bgr), "warning", "photos become RGB, and the weights expect BGR")
+    shown(found(*bgr), "warning", "the network gets RGB, but the weights expect BGR")
     assert found(*bgr, "to_rgb=False") == []
 
 

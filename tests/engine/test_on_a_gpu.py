@@ -143,7 +143,7 @@ def test_predictions_are_those_of_the_cpu(
         assert {type(parameter) for parameter in classifier.model.parameters()} == {GPUTensor}
         found = classifier.predict(photos)
         (batch,) = read_batches([Input(photos[0].name, str(photos[0]))], PhotoDataset(classifier.pipeline), **ONE)
-        assert classifier.features(batch.pixels).shape == (1, 512)
+        assert classifier.features(batch.pixels).shape == (1, 128)
         assert len(overlays(classifier.model, batch.pixels[0], [0, 1])) == 2
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one.scores, other.scores, atol=0.02 if options.get("amp") else 1e-4)
