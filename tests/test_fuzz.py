@@ -22,6 +22,7 @@ pytest.importorskip("resource", reason="measures memory as POSIX does")
 import fuzz
 
 
+@pytest.mark.slow
 def test_whatever_comes_in_ends_in_a_verdict_or_an_input_error() -> None:
     kinds = {"images": 20, "archives": 40, "configs": 0, "lists": 40, "checkpoints": 40, "counts": 10, "kills": 0}
     numbers = [word for kind, number in kinds.items() for word in (f"--{kind}", str(number))]

@@ -213,6 +213,7 @@ def test_an_overlay_that_cannot_be_written_leaves_no_half_of_it(bad_disk: Path) 
 # ---------------------------------------------------------------------------------------------------- the commands
 
 
+@pytest.mark.slow
 def test_commands_on_a_read_only_disk_end_in_a_line(
     trained: Path, dataset: Path, read_only: Path, tmp_path: Path
 ) -> None:

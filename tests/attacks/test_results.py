@@ -50,6 +50,7 @@ def test_a_test_of_the_whole_split_says_so_and_is_reported(run: Path) -> None:
     assert "photos of val" not in write_report(read_report_data([run], data=Path("flower_dataset"))).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("test_dataloader.drop_last=True",), ("test_dataloader.dataset.indices=7",)])
 def test_a_test_of_a_part_is_no_top1_of_the_split(run: Path, options: tuple[str, ...]) -> None:
     before = (run / "predictions_val.csv").read_bytes()
@@ -69,6 +70,7 @@ def test_photos_that_were_deleted_with_their_rows_are_missing_in_the_result(run:
         read_report_data([run], data=Path("flower_dataset"))
 
 
+@pytest.mark.slow
 def test_the_split_that_is_asked_for_is_tested_whatever_list_a_config_names(run: Path) -> None:
     options = ("test_dataloader.dataset.ann_file=train.txt",)
     tested = run_test(None, "run/best.pth", data="flower_dataset", cfg_options=options)
@@ -85,6 +87,7 @@ def test_without_checks_a_photo_that_is_counted_twice_still_gives_no_number(run:
     assert not list(Path("out").glob("predictions*"))
 
 
+@pytest.mark.slow
 def test_a_report_refuses_predictions_of_another_checkpoint(run: Path) -> None:
     checkpoint = torch.load(run / "best.pth", weights_only=True)
     checkpoint["state_dict"]["head.fc.bias"] += 1
@@ -140,6 +143,7 @@ def start(config: Path, work_dir: str, *options: str, **more) -> object:
     return train(settled)
 
 
+@pytest.mark.slow
 def test_a_training_that_validates_a_part_does_not_call_it_top1(run: Path, tiny_config: Path) -> None:
     outcome = start(tiny_config, "part", "val_dataloader.dataset.indices=7", "train_cfg.max_epochs=1")
     assert str(outcome).startswith("best accuracy ") and str(outcome).endswith("% on 7 of 10 photos of val at epoch 1")
@@ -147,6 +151,7 @@ def test_a_training_that_validates_a_part_does_not_call_it_top1(run: Path, tiny_
     assert str(whole).startswith("best val top-1 ")
 
 
+@pytest.mark.slow
 def test_a_resumption_on_other_photos_is_refused_even_without_checks_and_hooks(run: Path, tiny_config: Path) -> None:
     start(tiny_config, "again", "train_cfg.max_epochs=1")
     before = Path("again/last.pth").read_bytes()
@@ -163,6 +168,7 @@ def test_a_resumption_on_other_photos_is_refused_even_without_checks_and_hooks(r
     start(tiny_config, "again", resume=True, weights=None)
 
 
+@pytest.mark.slow
 def test_weights_pass_on_what_the_weights_before_them_were_trained_on(run: Path, tiny_config: Path) -> None:
     """Two trainings one after the other: the second one's checkpoint knows the photos of the first."""
     start(tiny_config, "first", "train_cfg.max_epochs=1")
@@ -234,6 +240,7 @@ def with_transform(config: Path, name: str, *, test_mode: bool = False) -> Path:
     return Path("own.py")
 
 
+@pytest.mark.slow
 def test_labels_that_a_transform_changes_give_no_number(run: Path, tiny_config: Path) -> None:
     config = with_transform(tiny_config, "AllDaisies")
     with pytest.raises(InputError, match=r"8 photos of val counted with another label than in val\.txt"):
@@ -242,12 +249,14 @@ def test_labels_that_a_transform_changes_give_no_number(run: Path, tiny_config: 
         run_test(config, "run/best.pth", data="flower_dataset", work_dir="out")
 
 
+@pytest.mark.slow
 def test_photos_that_a_transform_exchanges_give_no_number(run: Path, tiny_config: Path) -> None:
     config = with_transform(tiny_config, "SkipsSome", test_mode=True)
     with pytest.raises(InputError, match=r"photos? of val counted more than once"):
         start(config, "own", "train_cfg.max_epochs=1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "counted"),
     [(("val_dataloader.collate_fn.type=first_two",), 4), (("val_cfg.type=FirstBatchLoop",), 8)],
@@ -260,6 +269,7 @@ def test_photos_that_never_reach_the_metric_are_missing_in_the_result(
     assert (outcome.name, outcome.part) == ("accuracy", f" on {counted} of 10 photos of val")
 
 
+@pytest.mark.slow
 def test_a_metric_that_calls_something_else_top1_is_named_beside_it(run: Path, tiny_config: Path) -> None:
     outcome = start(tiny_config, "own", "val_evaluator.type=Flattering", "train_cfg.max_epochs=1")
     assert str(outcome).startswith("best accuracy/top1 (whose top-1 is ") and "99.00" in str(outcome)
@@ -274,6 +284,7 @@ def compare_with(place: str) -> str:
     return result.stderr if result.returncode else result.stdout
 
 
+@pytest.mark.slow
 def test_a_comparison_refuses_predictions_that_were_edited_or_are_of_other_photos(run: Path) -> None:
     shutil.copytree(run, "other")
     assert "no difference" in compare_with("other")

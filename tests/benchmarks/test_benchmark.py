@@ -12,6 +12,7 @@ from conftest import BENCHMARK, NARROW, run_tool
 from ours.rounds import compare_rates, compare_times, failures, table
 
 
+@pytest.mark.slow
 def test_rates_of_two_trainings_and_the_error_of_a_third(dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
     longer = ("--cfg-options", "train_cfg.max_epochs=3", *NARROW)
     with_worker = f"{tiny_config} --seed 1 --cfg-options train_dataloader.num_workers=1"
@@ -56,6 +57,7 @@ def test_rates_of_two_trainings_and_the_error_of_a_third(dataset: Path, tiny_con
     assert f"| training, images/s | {rate:,.1f} | – | " in result.stdout
 
 
+@pytest.mark.slow
 def test_a_training_is_timed_to_an_accuracy_and_to_its_end(dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
     result = run_tool(
         *(
@@ -132,6 +134,7 @@ time.sleep(1)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("accuracy", "repeats", "median"), [(80, 3, "least"), (80, 2, "never"), (95, 1, "none"), (60, 1, "least")]
 )

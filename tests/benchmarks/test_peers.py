@@ -64,6 +64,7 @@ def test_an_adapter_counts_its_images_and_prints_what_its_weights_reach(
     assert epoch["top1"] == pytest.approx(top1(weights, dataset))
 
 
+@pytest.mark.slow
 def test_the_driver_runs_what_is_there_and_says_what_is_not(dataset: Path, tmp_path: Path) -> None:
     options = ("--data", dataset, "--out", "out", "--weights", "none", "--epochs", 1, "--workers", 0, "--rounds", 1)
     peers = ("--peers", "mmpretrain", "fastai", "--python", sys.executable, "--target", 0, "--limit", 20)

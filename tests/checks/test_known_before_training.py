@@ -99,6 +99,7 @@ class OwnMetric(BaseMetric):
         return {"own": len(results)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [STOP.format("foo"), PLATEAU.format(", monitor='foo'")], ids=["stop", "plateau"])
 def test_a_metric_that_a_users_evaluator_does_not_give_ends_the_run_in_a_line(
     lines: str, check: Check, run: Callable
@@ -236,6 +237,7 @@ class BusError:
         return results
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGBUS and no limit on file sizes")
 @pytest.mark.parametrize(
     ("step", "message"),

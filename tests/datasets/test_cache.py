@@ -98,6 +98,7 @@ def erased(dataset: FlowersDataset) -> list[torch.Tensor]:
     return [seeded[Draw(epoch, 0, 0, index)]["inputs"] for epoch in range(2) for index in range(len(dataset))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "arrays"), [("1", 1), ("1e-6", 0)])
 def test_photos_that_are_augmented_one_by_one_are_decoded_once_where_they_fit(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, arrays: int

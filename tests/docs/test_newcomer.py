@@ -97,6 +97,7 @@ def test_every_block_says_what_it_is_and_why_it_is_not_run(page: str) -> None:
         assert not block.mark or block.language in RUN, f"{page}:{block.line}: nothing to {block.mark}"
 
 
+@pytest.mark.slow
 def test_a_newcomer_with_photos_of_their_own_gets_a_tested_classifier(house: Path) -> None:
     quick = [block for block in blocks(ROOT / "README.md") if block.mark == "quick"]
     assert quick

@@ -28,6 +28,7 @@ def holds(sheet: np.ndarray, image: np.ndarray) -> bool:
 CACHED = ["train_dataloader.dataset.cache=True", "data_preprocessor.type=FlowersDataPreprocessor"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], CACHED], ids=["single photos", "whole batches"])
 def test_a_sheet_shows_the_pixels_of_the_first_epochs(dataset: Path, tiny_config: Path, options: list[str]) -> None:
     config = configuration.load_config(tiny_config)

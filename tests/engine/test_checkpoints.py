@@ -42,6 +42,7 @@ class SecondEpochHook(Hook):
             self.disk.goes_on.set()
 
 
+@pytest.mark.slow
 def test_a_training_does_not_wait_for_the_checkpoints_of_an_epoch(
     dataset: Path, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +126,7 @@ def test_a_checkpoint_has_the_keys_and_values_that_mmengine_saves(
         assert name not in plain["runtime_info"] or plain["runtime_info"][name] == value
 
 
+@pytest.mark.slow
 def test_a_resume_reads_the_checkpoint_once_for_the_config_and_once_for_the_model(
     dataset: Path, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,7 @@ def test_stopped_and_resumed_it_comes_to_the_same_weights(run: Callable[..., Pat
     assert_same(straight, run("stopped", fast=True, resume=True))
 
 
+@pytest.mark.slow
 def test_losses_that_are_looked_at_later_are_the_same(run: Callable[..., Path]) -> None:
     def eager(config: Config) -> None:
         config.default_hooks.runtime_info = dict(type="RuntimeInfoHook")
@@ -130,6 +131,7 @@ def test_losses_that_are_looked_at_later_are_the_same(run: Callable[..., Path]) 
         assert mine == pytest.approx(theirs, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_fast_validation_says_what_mmengines_says(run: Callable[..., Path]) -> None:
     def slow(config: Config) -> None:
         config.val_cfg = dict()
@@ -159,6 +161,7 @@ class SizesHook(Hook):
         Path(runner.work_dir, "edges.json").write_text(json.dumps(self.edges))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_epochs_grow_in_size(run: Callable[..., Path], workers: int) -> None:
     def grow(config: Config) -> None:
@@ -168,6 +171,7 @@ def test_epochs_grow_in_size(run: Callable[..., Path], workers: int) -> None:
     assert json.loads((run("grown", fast=True, change=grow) / "edges.json").read_text()) == [32] * 5 + [48] * 5
 
 
+@pytest.mark.slow
 def test_sizes_need_a_cache(run: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match="needs a dataset with a cache"):
         run("grown", change=lambda c: c.custom_hooks.append(dict(type="ProgressiveResizeHook", sizes={1: 32})))
@@ -187,6 +191,7 @@ def erase(config: Config) -> None:
     config.train_dataloader.dataset.pipeline.insert(-1, dict(type="RandomErasing", erase_prob=0.5, mode="rand"))
 
 
+@pytest.mark.slow
 def test_transforms_without_a_batched_form_run_photo_by_photo_and_resume_to_the_same_weights(
     run: Callable[..., Path], tiny_config: Path, tmp_path: Path
 ) -> None:
@@ -242,6 +247,7 @@ class PhotosHook(Hook):
         torch.save(self.seen, Path(runner.work_dir, "seen.pth"))
 
 
+@pytest.mark.slow
 def test_a_recipe_that_is_switched_is_seeded_as_without_a_cache_and_resumes(
     run: Callable[..., Path], dataset: Path
 ) -> None:
@@ -329,6 +335,7 @@ def replay(config: Config) -> None:
     config.custom_hooks = [dict(type="ReplayHook") if h.type == "CUDAGraphHook" else h for h in config.custom_hooks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [None, "layer2"])
 def test_replayed_graphs_come_to_the_same_weights(run: Callable[..., Path], frozen: str | None) -> None:
     replayed = run("replayed", fast=True, freeze_to=frozen, change=replay)

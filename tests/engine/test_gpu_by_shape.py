@@ -70,6 +70,7 @@ def batch_of(dataset: FlowersDataset, device: torch.device) -> dict:
     return dataset.batch([(0, 0, index) for index in range(BATCH)], seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_step_and_an_evaluation_wait_for_nothing(name: str, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, train, val = fast_parts(name, dataset)

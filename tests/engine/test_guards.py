@@ -80,6 +80,7 @@ class SpoilHook(Hook):
             next(runner.model.parameters()).data.fill_(float("nan"))
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_neither_saved_nor_validated(run: Run, tmp_path: Path) -> None:
     kept: dict[str, bytes] = {}
 
@@ -117,6 +118,7 @@ def test_out_of_memory_says_what_fits(run: Run) -> None:
     assert "train_dataloader.batch_size=2 optim_wrapper.accumulative_counts=4" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_out_of_memory_retries_with_the_same_effective_batch(run: Run, tmp_path: Path) -> None:
     outcome = run("model.type=NarrowClassifier", oom="retry")
     last = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
@@ -126,6 +128,7 @@ def test_out_of_memory_retries_with_the_same_effective_batch(run: Run, tmp_path:
     assert steps == 10  # as many updates as with batches of 8
 
 
+@pytest.mark.slow
 def test_a_validation_out_of_memory_goes_on_with_half_from_the_trained_epoch(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +154,7 @@ class DeadlyTransform:
         return results
 
 
+@pytest.mark.slow
 def test_a_dead_loader_worker_is_named_with_its_photo(run: Run, dataset: Path) -> None:
     photo = (dataset / "train.txt").read_text().splitlines()[17].rpartition(" ")[0]
 
@@ -162,6 +166,7 @@ def test_a_dead_loader_worker_is_named_with_its_photo(run: Run, dataset: Path) -
         run("train_dataloader.num_workers=2", change=poison)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_photo_that_cannot_be_loaded_is_named(run: Run, dataset: Path, tmp_path: Path, workers: int) -> None:
     copied = tmp_path / "data"
@@ -174,6 +179,7 @@ def test_a_photo_that_cannot_be_loaded_is_named(run: Run, dataset: Path, tmp_pat
     assert problem.what.startswith(f"{photo} can't be loaded: ") and "\n" not in str(problem)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="limits of a process are POSIX's")
 def test_a_full_disk_loses_nothing_that_was_there(run: Run, tmp_path: Path) -> None:
     import resource
@@ -194,6 +200,7 @@ def test_a_full_disk_loses_nothing_that_was_there(run: Run, tmp_path: Path) -> N
     run(resume=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fails_to_flush_loses_nothing_that_was_there(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

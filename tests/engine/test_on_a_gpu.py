@@ -112,7 +112,12 @@ def train_on_a_gpu(dataset: Path, tiny_config: Path, tmp_path: Path, monkeypatch
     return run
 
 
-@pytest.mark.parametrize("mode", MODES)
+QUICK = ("plain", "fast", "probe")
+
+
+@pytest.mark.parametrize(
+    "mode", [mode if mode in QUICK else pytest.param(mode, marks=pytest.mark.slow) for mode in MODES]
+)
 def test_a_training_runs_and_leaves_nothing_on_the_gpu(mode: str, train_on_a_gpu: Callable) -> None:
     work_dir = train_on_a_gpu(**MODES[mode])
     for name in ("best.pth", "last.pth"):  # whose tensors were written from the host's memory
@@ -121,6 +126,7 @@ def test_a_training_runs_and_leaves_nothing_on_the_gpu(mode: str, train_on_a_gpu
         assert WaitsHook.seen[1][1:-1] == [[], []]  # in the first epoch a CUDA graph was captured and compared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"tta": True}, {"amp": True}], ids=["plain", "tta", "amp"])
 def test_a_test_finds_what_it_finds_on_the_cpu(
     options: dict, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,7 @@ from conftest import NARROW, run_on_terminal
 from mmflowers.engine import progress
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 def test_a_terminal_shows_a_bar_and_a_line_an_epoch_and_the_log_every_line(
     dataset: Path, tiny_config: Path, tmp_path: Path

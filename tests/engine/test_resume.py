@@ -134,6 +134,7 @@ def assert_equal(one: object, other: object, where: str = "") -> None:
 EMA = dict(type="EMAHook", momentum=0.1, update_buffers=True)
 WORKERS = ["train_dataloader.persistent_workers=True"]
 LATE_VALIDATION = ["train_cfg.max_epochs=4", "train_cfg.val_interval=4", "train_cfg.dynamic_intervals=[(2,1)]"]
+ACCUMULATION = ["optim_wrapper.accumulative_counts=2"]
 MIXUP = [
     "train_dataloader.num_workers=1",  # loading in the main process would seed what is drawn in it
     "model.train_cfg.augments.type=Mixup",
@@ -146,19 +147,19 @@ MIXUP = [
     ("stops", "arguments"),
     [
         ([("iteration", 2)], {}),
-        ([("iteration", 5)], {}),
-        ([("validation", 1)], {}),
+        pytest.param([("iteration", 5)], {}, marks=pytest.mark.slow),
+        pytest.param([("validation", 1)], {}, marks=pytest.mark.slow),
         ([("validation", 2), ("iteration", 2), ("iteration", 1)], {}),
-        ([("iteration", 3), ("iteration", 4)], {"amp": True}),
-        ([("iteration", 3)], {"hooks": [EMA]}),
-        ([("validation", 1), ("iteration", 1)], {"hooks": [EMA]}),
-        ([("iteration", 3)], {"options": MIXUP}),
-        ([("iteration", 3), ("iteration", 4)], {"options": ["optim_wrapper.accumulative_counts=2"]}),
+        pytest.param([("iteration", 3), ("iteration", 4)], {"amp": True}, marks=pytest.mark.slow),
+        pytest.param([("iteration", 3)], {"hooks": [EMA]}, marks=pytest.mark.slow),
+        pytest.param([("validation", 1), ("iteration", 1)], {"hooks": [EMA]}, marks=pytest.mark.slow),
+        pytest.param([("iteration", 3)], {"options": MIXUP}, marks=pytest.mark.slow),
+        pytest.param([("iteration", 3), ("iteration", 4)], {"options": ACCUMULATION}, marks=pytest.mark.slow),
         pytest.param(
             [("iteration", 3)], {"options": [*WORKERS, "train_dataloader.num_workers=2"]}, marks=pytest.mark.slow
         ),
         pytest.param([("iteration", 7)], {"options": ["train_dataloader.num_workers=1"]}, marks=pytest.mark.slow),
-        ([("validation", 1)], {"options": LATE_VALIDATION}),
+        pytest.param([("validation", 1)], {"options": LATE_VALIDATION}, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_chain_of_stopped_pieces_ends_in_the_weights_of_a_run_never_stopped(
@@ -173,6 +174,7 @@ def test_a_chain_of_stopped_pieces_ends_in_the_weights_of_a_run_never_stopped(
         assert straight["message_hub"]["runtime_info"][key] == pieces["message_hub"]["runtime_info"][key]
 
 
+@pytest.mark.slow
 def test_a_run_of_another_seeding_goes_on_and_never_claims_to_be_the_uninterrupted_one(run, tmp_path):
     with pytest.raises(Stopped):
         run("run", hooks=[dict(type="SignalHook", at="iteration", number=2)])
@@ -185,6 +187,7 @@ def test_a_run_of_another_seeding_goes_on_and_never_claims_to_be_the_uninterrupt
     assert "weights will not be those of an uninterrupted run" in resumed.read_text()
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_answered_like_sigterm_and_a_second_one_at_once(run: Run, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run("a", hooks=[dict(type="SignalHook", at="iteration", number=2, signum=signal.SIGINT)])
@@ -198,6 +201,7 @@ def test_ctrl_c_is_answered_like_sigterm_and_a_second_one_at_once(run: Run, tmp_
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [("iteration", 2), ("iteration", 5), ("validation", 1)])
 def test_a_run_goes_on_with_smaller_batches_where_it_stood(stop: tuple[str, int], run: Run) -> None:
     at, number = stop
@@ -213,6 +217,7 @@ def test_a_run_goes_on_with_smaller_batches_where_it_stood(stop: tuple[str, int]
         assert one["_last_value"] == pytest.approx(other["_last_value"])
 
 
+@pytest.mark.slow
 def test_a_run_stopped_within_an_epoch_refuses_batches_that_have_no_such_place(run: Run) -> None:
     with pytest.raises(Stopped):
         run("a", hooks=[dict(type="SignalHook", at="iteration", number=2)])
@@ -220,6 +225,7 @@ def test_a_run_stopped_within_an_epoch_refuses_batches_that_have_no_such_place(r
         run("a", options=["train_dataloader.batch_size=3"])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_seed(run: Run) -> None:
     straight = run("straight", seed=5)
     with pytest.raises(Stopped):
@@ -229,6 +235,7 @@ def test_a_resumed_run_keeps_its_seed(run: Run) -> None:
     assert_equal(straight["state_dict"], run("a")["state_dict"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -247,6 +254,7 @@ def test_a_run_is_not_resumed_by_another_recipe(run: Run, flags: dict, told: str
     run("a", **flags)
 
 
+@pytest.mark.slow
 def test_what_makes_a_run_quicker_or_is_changed_on_purpose_is_the_same_recipe(run: Run) -> None:
     run("a", fast=True, options=["optim_wrapper.optimizer.lr=0.03"])
     with pytest.raises(InputError, match=r"of another recipe: optim_wrapper\.optimizer\.lr was 0\.03, now 0\.\d+"):
@@ -279,6 +287,7 @@ def test_what_a_resumed_run_would_not_use_is_refused_and_not_recorded(
     assert ((ended / "tiny.py").read_bytes(), (ended / "last.pth").read_bytes()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule",
     ["dict(type='MultiStepLR', milestones=[1, 3], by_epoch=True)", "dict(type='ConstantLR', factor=1.0)"],
@@ -324,6 +333,7 @@ def test_a_photo_that_a_sampler_gives_again_is_augmented_anew(sampler: str, data
     assert len(pairs) > BATCHES and not any(torch.equal(*pair) for pair in pairs)
 
 
+@pytest.mark.slow
 def test_a_run_that_has_ended_is_resumed_to_no_effect(run: Run) -> None:
     ended = run("a")
     assert_equal(ended["state_dict"], run("a")["state_dict"])
@@ -337,6 +347,7 @@ LOADERS = [
 ]
 
 
+@pytest.mark.slow
 def test_augmentation_differs_every_epoch_and_is_the_same_in_all_loader_settings(
     dataset: Path, tiny_config: Path
 ) -> None:

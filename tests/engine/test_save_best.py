@@ -56,6 +56,7 @@ def start(dataset: Path, tiny_config: Path, tmp_path: Path):
     return start_it
 
 
+@pytest.mark.slow
 def test_the_lowest_loss_is_the_best_epoch_everywhere(start, tmp_path: Path) -> None:
     run = tmp_path / "run"
     outcome = start("type='LossesGiven'", "nll/loss")
@@ -83,6 +84,7 @@ def test_the_lowest_loss_is_the_best_epoch_everywhere(start, tmp_path: Path) -> 
         start("type='LossesGiven'", "nll/loss", *options, weights=None, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("evaluator", "metric"),
     [

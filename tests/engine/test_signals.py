@@ -39,6 +39,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGTERM to send to oneself")
 def test_two_processes_stop_after_the_same_iteration_and_exchange_twice_a_second(tmp_path: Path) -> None:
     script = tmp_path / "process.py"

@@ -54,6 +54,7 @@ def test_a_head_that_predicts_one_class_passes_with_any_loss(head: dict) -> None
         require_single_label(SimpleNamespace(head=MODELS.build(head)))
 
 
+@pytest.mark.slow
 def test_the_checks_refuse_it_before_the_training(tiny_config: Path, dataset: Path, tmp_path: Path) -> None:
     path = tmp_path / "own.py"
     path.write_text(f"_base_ = {str(tiny_config)!r}\nmodel = dict(head=dict(type='MultiLabelLinearClsHead'))\n")
@@ -62,6 +63,7 @@ def test_the_checks_refuse_it_before_the_training(tiny_config: Path, dataset: Pa
     assert "MultiLabelLinearClsHead predicts any number of classes" in found[0].what
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_has_one_predicts_and_exports_nothing(trained: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
     (config,) = run.glob("*.py")

@@ -21,6 +21,7 @@ from mmflowers.registry import VISBACKENDS, VISUALIZERS
 from mmflowers.utils.errors import InputError
 
 
+@pytest.mark.slow
 def test_tensorboard_and_mlflow_get_the_numbers_that_the_log_has(
     dataset: Path, tiny_config: Path, tmp_path: Path
 ) -> None:

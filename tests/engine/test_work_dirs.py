@@ -117,6 +117,7 @@ with hold_work_dir("run"):
             os.kill(worker, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_job_script_may_name_its_weights_at_every_start_and_hears_when_nothing_is_left(
     start: Callable[..., Outcome], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -133,6 +134,7 @@ def test_a_job_script_may_name_its_weights_at_every_start_and_hears_when_nothing
     assert str(before) == str(after)
 
 
+@pytest.mark.slow
 def test_a_run_without_validation_is_tested_predicted_with_and_reported_by_its_last_checkpoint(
     start: Callable[..., Outcome], dataset: Path, tmp_path: Path
 ) -> None:

@@ -142,6 +142,7 @@ def test_with_preprocessing_pixels_go_in_as_they_are_in_rgb(
     assert found == pytest.approx(np.stack(expected), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_stock_mmpretrain_reads_the_slim_checkpoint_where_there_is_no_mmflowers(
     exported: Path, run: Path, photos: list[Path], expected: np.ndarray, tmp_path: Path
 ) -> None:

@@ -108,6 +108,7 @@ def test_a_cut_that_paths_lead_around_is_refused() -> None:
         FrozenStem(network, "layer3.1.conv1").verify(torch.randn(2, 3, 64, 64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [("--freeze-to", "layer2", "--views", "2"), ("--probe",)], ids=["layer2", "probe"])
 def test_what_was_trained_on_features_is_a_whole_network(
     dataset: Path, tiny_config: Path, tmp_path: Path, flags: tuple[str, ...]
@@ -124,6 +125,7 @@ def test_what_was_trained_on_features_is_a_whole_network(
     assert len(read_predictions(tmp_path / "work_dirs" / "tiny" / "predictions_val.csv").images) == 10
 
 
+@pytest.mark.slow
 def test_the_frozen_layers_keep_their_weights(dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     start = tmp_path / "start.pth"
@@ -184,11 +186,13 @@ def test_mixup_is_refused_on_frozen_features(frozen: Callable[..., Config], with
     frozen("model.train_cfg=None", config=with_mixup)  # what the hint says
 
 
+@pytest.mark.slow
 def test_a_probe_says_that_it_leaves_mixup_out(frozen, with_mixup: Path, tmp_path: Path) -> None:
     train(frozen(config=with_mixup, freeze_to=None, probe=True))
     assert log_of(tmp_path / "run").count("no Mixup and no CutMix") == 1
 
 
+@pytest.mark.slow
 def test_features_beyond_float16_are_kept_in_the_type_they_are_computed_in(frozen, tmp_path: Path) -> None:
     config = frozen("train_cfg.max_epochs=1")
     state = MODELS.build(config.model).backbone.state_dict()
@@ -226,6 +230,7 @@ class NarrowHead(LinearClsHead):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "room", "said"),
     [

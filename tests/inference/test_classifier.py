@@ -136,6 +136,7 @@ def test_class_names_that_lead_out_of_the_folder_are_refused(name: str, tmp_path
         ClassFolders(tmp_path, ("rose", name))
 
 
+@pytest.mark.slow
 def test_the_example_of_the_readme_runs(trained: Path, photos: list[Path], tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     (example,) = (block for block in blocks if "FlowerClassifier" in block)

@@ -64,6 +64,7 @@ def test_photos_come_in_order_and_few_are_held_however_many_there_are(workers: i
     assert counts["most"] <= 8 * (2 * workers + 2)
 
 
+@pytest.mark.slow
 def test_a_photo_that_kills_its_reader_gets_a_reason_and_the_others_their_pixels() -> None:
     inputs = [Input(str(width), png(width)) for width in (30, 31, 32, 33, 34, 35, 36, 37)]
     batches = read(iter(inputs), pipeline=deadly, batch_size=2, workers=2)

@@ -249,6 +249,7 @@ def test_a_second_run_finds_it_up_to_date_and_touches_nothing(photos, out):
     assert contents(out) == {name: data for name, (data, _) in before.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", ["photo changed", "photo added", "option", "dataset file lost", "dataset file changed"]
 )
@@ -439,6 +440,7 @@ def test_killed_at_any_moment_it_leaves_the_old_or_the_new_dataset_whole(photos,
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork and SIGKILL")
 @pytest.mark.parametrize("moment", ["place_photos", "write_metadata", "_sync", "_exchange", "clear", "rmtree"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])

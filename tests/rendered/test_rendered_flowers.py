@@ -65,6 +65,7 @@ def test_another_seed_gives_other_files(tmp_path):
     assert not set(contents(tmp_path / "0").values()) & set(contents(tmp_path / "1").values())
 
 
+@pytest.mark.slow
 def test_sizes_vary_as_those_of_photos_do(flowers):
     sizes = [image.size for images in flowers.values() for image in images]
     short = np.array([min(size) for size in sizes])

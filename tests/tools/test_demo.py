@@ -97,7 +97,7 @@ class Page:
         chooser.value.set_files(list(map(str, photos)))
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 360)])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), pytest.param("dark", 360, marks=pytest.mark.slow)])
 def test_a_photo_is_predicted_in_a_browser(served: Served, browser, scheme: str, width: int) -> None:
     photo = sorted((served.data / "train" / "tulip").glob("*.jpg"))[0]
     with browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800}) as context:

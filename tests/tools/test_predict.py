@@ -140,6 +140,7 @@ def test_photos_from_everywhere_get_a_row_each_and_bad_ones_a_reason(
     assert not (tmp_path.parent / "out.jpg").exists()
 
 
+@pytest.mark.slow
 def test_a_list_on_stdin_is_printed_as_it_comes_and_moved(trained: Path, photo: bytes, tmp_path: Path) -> None:
     for name in "abc":
         (tmp_path / f"{name}.jpg").write_bytes(photo)
@@ -165,6 +166,7 @@ def test_a_list_on_stdin_is_printed_as_it_comes_and_moved(trained: Path, photo: 
     assert [path.name for path in tmp_path.glob("*.jpg")] == ["c.jpg"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_by_a_signal_it_keeps_whole_rows_beside_the_old_file(
     trained: Path, photo: bytes, tmp_path: Path, signum: signal.Signals

@@ -138,6 +138,7 @@ def test_a_dry_run_shows_the_table_and_writes_nothing(photos, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [photos.name]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_is_quiet_and_the_next_run_goes_on(tmp_path, signum, code):
@@ -167,6 +168,7 @@ def test_a_stop_is_quiet_and_the_next_run_goes_on(tmp_path, signum, code):
         assert len(list(csv.DictReader(file))) == 300
 
 
+@pytest.mark.slow
 def test_the_benchmark_gives_a_ratio_and_a_peak(photos, tmp_path):
     speed = run_tool(BENCHMARK, "prepare", "--source", photos, "--repeats", 1, "--json", cwd=tmp_path)
     got = json.loads(speed.stdout)

@@ -55,6 +55,7 @@ def test_without_a_test_it_says_to_run_one(trained: Path, tmp_path: Path) -> Non
     assert line == f"error: {run} has no predictions_val.csv · hint: run first: python tools/test.py {run / 'best.pth'}"
 
 
+@pytest.mark.slow
 def test_on_request_it_shows_grad_cam_overlays(tested: Path) -> None:
     pages = []
     for options in ((), ("--cam",)):

@@ -26,6 +26,7 @@ from mmflowers.utils.errors import InputError  # noqa: E402
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has neither signal")
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_trainings_end_in_the_weights_of_one_left_alone(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     command = [sys.executable, str(TESTS / "soak.py"), "--kills", "2", "--terms", "1", "--seed", "1"]
@@ -46,6 +47,7 @@ def test_frozen_layers_and_the_probe_killed_between_checkpoints_end_in_the_same_
         assert f"1 × SIGKILL between checkpoints of {what}" in result.stdout
 
 
+@pytest.mark.slow
 def test_train_torch_resumes_the_photos_it_was_started_with_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,7 @@ def test_a_copied_run_is_tested_by_its_checkpoint_alone_on_another_split(trained
     assert "/40), 95 % interval " in result.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 def test_augmented_it_keeps_the_plain_predictions_and_shows_a_bar(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "copy")
@@ -64,6 +65,7 @@ def test_augmented_it_keeps_the_plain_predictions_and_shows_a_bar(trained: Path,
     np.testing.assert_allclose(augmented.scores, by_hand, atol=0.02)  # a resized mirror image differs by rounding
 
 
+@pytest.mark.slow
 def test_in_half_precision_it_keeps_the_plain_predictions(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "copy")
     for options in ((), ("--amp",)):
@@ -112,6 +114,7 @@ def test_fewer_classes_than_the_head_are_refused(trained: Path, dataset: Path, t
     assert "error: " in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_against_other_predictions_it_counts_what_each_has_right(trained: Path, tmp_path: Path) -> None:
     first = run_tool("test.py", trained / "best.pth", "--work-dir", "a", cwd=tmp_path)
     assert first.returncode == 0, first.stderr

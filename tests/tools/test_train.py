@@ -34,6 +34,7 @@ def test_best_holds_weights_alone_and_last_what_a_resume_needs(trained: Path) ->
     assert best["meta"]["best"]["accuracy/top1"] == max(read_history(trained).scores)
 
 
+@pytest.mark.slow
 def test_a_moved_run_resumes_where_it_stood(trained: Path, dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
     base = ("train.py", tiny_config, "--data", dataset)
     one_epoch = ("--weights", "none", "--cfg-options", "train_cfg.max_epochs=1")
@@ -48,6 +49,7 @@ def test_a_moved_run_resumes_where_it_stood(trained: Path, dataset: Path, tiny_c
     assert history.rates == read_history(trained).rates  # those of a run that was never interrupted
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_classes_needs_no_edit_of_a_config(dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
     source = tmp_path / "photos"
     for name, kind in (("a rose", "rose"), ("ein Gänseblümchen", "daisy"), ("x", "tulip")):
@@ -64,6 +66,7 @@ def test_a_folder_of_other_classes_needs_no_edit_of_a_config(dataset: Path, tiny
     assert checkpoint["meta"]["dataset_meta"]["classes"] == ("a rose", "ein Gänseblümchen", "x")
 
 
+@pytest.mark.slow
 def test_two_processes_on_cpus_count_every_val_photo_once(dataset: Path, tiny_config: Path, tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     # 3 val photos a class make 15: an odd number, which two processes can only share by repeating one.
@@ -83,6 +86,7 @@ def test_two_processes_on_cpus_count_every_val_photo_once(dataset: Path, tiny_co
     assert len({row.split(",")[0] for row in rows}) == len(rows) == 15
 
 
+@pytest.mark.slow
 def test_the_packaged_weights_train_in_bfloat16_on_a_laptop(dataset: Path, tmp_path: Path) -> None:
     config = Path(__file__).parents[2] / "configs" / "efficientnet_lite0_flowers.py"
     small = ["train_dataloader.num_workers=0", "val_dataloader.num_workers=0", "train_dataloader.batch_size=8"]

@@ -176,6 +176,7 @@ def test_the_printed_best_is_what_the_saved_weights_reach_on_the_list_of_val(str
     assert row["val_loss"] == pytest.approx(torch.nn.functional.cross_entropy(outputs, labels).item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_resumed_without_workers_ends_with_the_bits_of_the_straight_run(tmp_path, train, dataset, straight):
     arguments = ["--data", dataset, "--work-dir", tmp_path, *QUICK, "--workers", 0]
     train(*arguments, "--epochs", 1)
@@ -193,6 +194,7 @@ def test_resumed_with_spawned_workers_ends_with_the_bits_of_forked_ones_that_nev
     assert_same_run(tmp_path / "straight", tmp_path / "moved")
 
 
+@pytest.mark.slow
 def test_learning_rate_falls_tenfold_after_seven_epochs(tmp_path, train):
     dataset = make_dataset(tmp_path / "data", train=1, val=1)
     train("--data", dataset, "--work-dir", tmp_path / "run", *QUICK, "--epochs", 8, "--workers", 0)
@@ -206,6 +208,7 @@ def test_weights_stay_float32_under_amp(tmp_path, train):
     assert load(tmp_path / "run" / "best_model.pth")["conv1.weight"].dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_local_weights_and_force_replaces_the_old_run(tmp_path, train, dataset, straight):
     weights = tmp_path / "old format.pth"  # of 1,000 classes and without counters, as torchvision's early files
     given = {k: v for k, v in models.resnet18().state_dict().items() if not k.endswith("num_batches_tracked")}
@@ -292,6 +295,7 @@ def test_a_loss_that_is_no_number_ends_training_and_saves_no_weights(tmp_path, t
     assert not list((tmp_path / "run").glob("*.pth"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to be handled")
 def test_a_sigterm_ends_it_with_143_and_leaves_whole_files(tmp_path, environment, dataset):
     command = [SCRIPT, "--data", dataset, "--work-dir", tmp_path, *QUICK, "--epochs", "999", "--workers", "0"]
