@@ -249,6 +249,7 @@ def test_check_says_its_findings_where_stdout_is_full(dataset: Path, tmp_path: P
 # ---------------------------------------------------------------------------------------- what lay there before stays
 
 
+@pytest.mark.slow
 def test_a_prediction_that_is_refused_leaves_the_old_rows(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "rows.csv").write_text("old")

@@ -114,6 +114,7 @@ def test_predictions_without_a_record_are_shown_with_a_note(run: Path) -> None:
     assert "of an unknown checkpoint" in page
 
 
+@pytest.mark.slow
 def test_a_report_names_a_checkpoint_that_is_not_the_best(run: Path) -> None:
     run_test(None, "run/last.pth", data="flower_dataset")
     assert (

@@ -69,6 +69,7 @@ def test_a_missing_package_of_openmmlab_is_one_line(package: str, tmp_path: Path
     assert told.startswith(f"error: the package {package} isn't installed") and "mmflowers[openmmlab]" in told
 
 
+@pytest.mark.slow
 def test_python_names_a_missing_package_as_well(tmp_path: Path) -> None:
     result = python("from mmflowers import FlowerClassifier", cwd=tmp_path, lacking="mmcv")
     assert result.stderr.splitlines()[-1].startswith("ModuleNotFoundError: the package mmcv isn't installed")

@@ -203,14 +203,7 @@ NOT_HERE = {
         "self-supervised pre-training; its classifiers are a ResNet, ConvNeXt, Swin, ViT or BEiT"
     ),
 }
-QUICK = (
-    "convnext",
-    "mobilenet_v3",
-    "resnet",
-    "swin_transformer",
-    "vision_transformer",
-    "deit, distilled",
-)
+QUICK = ("resnet", "swin_transformer", "vision_transformer")
 
 
 names = itertools.count()

@@ -65,6 +65,7 @@ def test_a_path_an_image_and_an_array_of_the_same_photo_get_the_same_scores(
     assert classifier.predict([]) == []
 
 
+@pytest.mark.slow
 def test_photos_that_cannot_be_read_are_all_named(classifier: FlowerClassifier, photos: list[Path]) -> None:
     with pytest.raises(InputError) as caught:
         classifier.predict(["gone.jpg", photos[0], np.zeros((9, 9), np.uint8)])

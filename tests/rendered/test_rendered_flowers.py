@@ -84,6 +84,7 @@ def test_the_jpeg_quality_varies(tmp_path):
     assert len({tuple(image.quantization[0]) for image in images}) > 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGB", "HSV"])
 def test_colour_alone_tells_less_than_seventy_percent(flowers, mode):
     def histogram(image):
