@@ -29,7 +29,8 @@ flowers: $(VENV)/.made
 	$(BIN)/python tools/train.py configs/resnet50_flowers.py $(if $(wildcard work_dirs/resnet50_flowers/last.pth),--resume)
 	$(BIN)/python tools/test.py
 
-# Two processes share the tests; PARALLEL= runs them in one, as plain pytest does.
+# Two processes share the tests; PARALLEL= runs them in one, as plain pytest does. What takes more than about two seconds
+# and has a shorter test of its kind is left to test-slow.
 PARALLEL ?= -n 2 --dist worksteal
 test: $(VENV)/.made
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -46,7 +47,7 @@ fuzz: $(VENV)/.made
 # train_torch.py on an edited dataset; a full disk, a failing one: about 25 minutes.
 soak: $(VENV)/.made
 	$(BIN)/python tests/soak.py
-	$(BIN)/python -m pytest tests/engine/test_guards.py -k disk
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/engine/test_guards.py -k disk
 
 # The same tests with the OneDL editions of mmpretrain, mmengine and mmcv, in an environment of their own.
 test-onedl: .venv-onedl/.made-onedl
