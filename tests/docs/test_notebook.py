@@ -43,7 +43,7 @@ def test_the_notebook_runs_and_its_mistake_is_found(tmp_path: Path, monkeypatch:
     ]
     assert len(drawn) == 4  # photos, curves, confusion, mistakes
     assert any("top-1 " in text and "/10)" in text for text in said)
-    assert "a leak" in said[-2] and "more_" in said[-2] and "1 errors" in said[-2], said[-2]
+    assert "a leak" in said[-2] and "more_" in said[-2] and "1 error," in said[-2], said[-2]
     assert sorted(path.name for path in (tmp_path / "work_dirs" / "notebook").iterdir() if path.is_dir()) == [
         "flowers",
         "leaky",
