@@ -25,7 +25,7 @@ TOP = 5  # classes shown with their probability
 NEIGHBOURS = 6
 CONFUSED = 4  # classes shown in a list of confusions
 SIDE, SMALL = 448, 224  # longer side of the photo and of a training photo, in pixels: twice the size on the page
-FORMATS = "Supported formats: JPEG, PNG, WebP, BMP, TIFF and GIF"
+FORMATS = "Supported formats: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, JPEG 2000, PPM and TGA"
 
 _numbers = itertools.count(1)  # unique numbers for the results of a page
 
@@ -96,7 +96,7 @@ class PhotoClassifier:
             name: File name of the photo.
             data: The encoded photo; if it can't be decoded, the result contains the reason.
         """
-        image, reason = decode(data)
+        image, reason = decode(data, Path(name).suffix)
         if image is None:
             return Result(name, reason=reason)
         batch = self.classifier.read(image, name)

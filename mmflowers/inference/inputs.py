@@ -12,13 +12,13 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from mmflowers.preparation.formats import EXTENSIONS
 from mmflowers.utils.errors import InputError, Problem
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"}
 ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz")
 SORTED = 10_000  # folders with fewer entries are sorted by name; larger ones aren't, so that memory doesn't grow
 STDIN = "-"

@@ -52,7 +52,7 @@ class PhotoDataset(Dataset):
         for input_ in inputs:
             try:
                 data = _load(input_.source) if isinstance(input_.source, str) else input_.source
-                image, reason = _as_array(data) if data is not None else (None, input_.reason)
+                image, reason = _as_array(data, input_.name) if data is not None else (None, input_.reason)
                 if image is not None:
                     pixels.append(self._transform(image))
             except InputError as error:
@@ -156,10 +156,10 @@ def _load(source: str) -> bytes:
         return file.read()
 
 
-def _as_array(photo: bytes | np.ndarray | Image.Image) -> tuple[np.ndarray | None, str]:
-    """Return the photo as RGB, uint8 of shape (H, W, 3), or None and the reason."""
+def _as_array(photo: bytes | np.ndarray | Image.Image, name: str) -> tuple[np.ndarray | None, str]:
+    """Return the photo of a name as RGB, uint8 of shape (H, W, 3), or None and the reason."""
     if isinstance(photo, bytes):
-        decoded, reason = decode(photo)
+        decoded, reason = decode(photo, os.path.splitext(name)[1])  # noqa: PTH122
         return (None, reason) if decoded is None else (np.asarray(decoded), "")
     if isinstance(photo, Image.Image):
         return np.asarray(upright_rgb(photo)), ""

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from mmflowers.inference.classifier import FlowerClassifier, Prediction
-from mmflowers.inference.inputs import EXTENSIONS, Skipped, camera_frames, find_inputs
+from mmflowers.inference.inputs import Skipped, camera_frames, find_inputs
 from mmflowers.inference.output import ClassFolders, open_output
 from mmflowers.inference.photos import PhotoDataset, read_batches
+from mmflowers.preparation.formats import EXTENSIONS
 from mmflowers.speed.memory import keep_freed_memory
 from mmflowers.utils.errors import InputError, count
 

@@ -242,12 +242,14 @@ def decoding_bytes(data: bytes, image: Image.Image, resize: int | None = None) -
         planes, stored = len(image.getbands()), 4 if image.mode != "L" else 1
         coefficients = 0.0
         # If the image has several scans, all coefficients are held, 2 bytes each. (Not counted for few pixels.)
-        if pixels > 1 << 24 and any(scan.unsent for scan in itertools.islice(_scans(data), 1)):
+        if pixels * reduction(image) ** 2 > 1 << 24 and any(scan.unsent for scan in itertools.islice(_scans(data), 1)):
             sizes = [across * down for _, across, down, _ in image.layer]  # type: ignore[attr-defined]
-            coefficients = 2 * sum(sizes) / max(sizes)
+            coefficients = 2 * reduction(image) ** 2 * sum(sizes) / max(sizes)
         each = max(each, planes + max(coefficients, stored))
-    elif image.format == "WEBP":
+    elif image.format in ("WEBP", "AVIF", "HEIF"):
         each = 16  # two canvases of the decoder, the frame as bytes, the image
+    elif image.format == "JPEG2000":
+        each = 8 + 4 * len(image.getbands())  # the decoder's 4 bytes for each value
     elif image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
         tile = tags.get(322, 0), tags.get(323, 0)  # TileWidth, TileLength: a tile may exceed the image
@@ -256,3 +258,8 @@ def decoding_bytes(data: bytes, image: Image.Image, resize: int | None = None) -
     if resize is not None and (shrink := resize / min(width, height)) < 1:
         each = max(each, 4 + 4 * shrink + 4 * shrink**2)  # one direction after the other
     return len(data) + round(pixels * each)
+
+
+def reduction(image: Image.Image) -> int:
+    """Return by which factor a JPEG is decoded smaller than it is stored; see ``Image.draft``."""
+    return (getattr(image, "decoderconfig", ()) or (1,))[0]

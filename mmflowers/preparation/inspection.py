@@ -12,18 +12,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mmflowers.preparation.agreement import check_jpeg, digest, opencv_digest
+from mmflowers.preparation.damage import reduction
 from mmflowers.preparation.decoding import (
     HASH_SIDE,
     MAX_BYTES,
+    MAX_PIXELS,
     Refused,
     convert,
     decode_fully,
     encode,
     find_rotation,
+    has_deep_colour,
     is_deep,
     is_transparent,
     open_image,
     refusing_damage,
+    spread,
 )
 from mmflowers.preparation.journal import Inspection, Journal
 from mmflowers.preparation.records import Record, Source, SourceFile
@@ -132,9 +137,15 @@ def examine(data: bytes, extension: str, *, resize: int | None = None) -> tuple[
         The findings without size and digests, and the bytes of the converted image (None unless converted).
     """
     try:
-        image = open_image(data, resize)
+        image = open_image(data, resize, extension)
         with refusing_damage(image.size):
-            return _examine_image(image, data, extension, resize)
+            found = _examine_image(image, data, extension, resize)
+        if found is None:
+            image = open_image(data, resize, extension)
+            with refusing_damage(image.size):
+                found = _examine_image(image, data, extension, resize, unlike=True)
+        assert found is not None
+        return found
     except Refused as refused:
         width, height = refused.size
         return Inspection(width=width, height=height, reason=str(refused)), None
@@ -165,19 +176,37 @@ def perceptual_hash(image: Image.Image) -> tuple[int | None, bytes]:
 
 
 def _examine_image(
-    image: Image.Image, data: bytes, extension: str, resize: int | None
-) -> tuple[Inspection, bytes | None]:
+    image: Image.Image, data: bytes, extension: str, resize: int | None, *, unlike: bool = False
+) -> tuple[Inspection, bytes | None] | None:
+    """Examine an opened image; return None if its bytes could stay, but OpenCV decodes them to other pixels.
+
+    Args:
+        image: As ``open_image`` returns it.
+        data: The whole file.
+        extension: Of its name.
+        resize: See ``inspect``.
+        unlike: Whether that is already known.
+    """
     format_, size = image.format or "", image.size
     # Before getexif(), which loads a PNG, its failure would pass for a corrupt EXIF and a second load() do nothing.
     decoded = decode_fully(image, data) if format_ == "PNG" else None
     changes = _changes(image, data)
+    is_clear, is_usual = check_jpeg(data) if format_ == "JPEG" and not changes else (True, format_ == "JPEG")
+    if not is_clear:
+        changes.append("unclear EXIF orientation")
+    if unlike:
+        changes.append("decoded differently by OpenCV")
     shrink = resize / min(size) if resize is not None and min(size) > resize else None
+    is_compared = not (is_usual or changes or shrink)
     # Decoding to grey at a fraction of the size walks through every coefficient of the file, chroma included, so
     # it finds whatever a full decoding finds; it leaves out the colours and most of the inverse DCT, two thirds of
     # the time. What is left is enough for the perceptual hash.
     if decoded is None:
-        decoded = decode_fully(image, data, small=not (changes or shrink))
+        decoded = decode_fully(image, data, small=not (changes or shrink or is_compared))
     if changes:
+        decoded, bits = spread(decoded, data)
+        if bits < 16:
+            changes[changes.index("16-bit")] = f"16-bit with {bits} bits in use"
         rotation = find_rotation(image)  # asked again: Pillow turns a TIFF by itself while loading it
         decoded = convert(decoded, rotation, close=True)
         if decoded is not image:
@@ -185,6 +214,12 @@ def _examine_image(
         format_ = "JPEG" if format_ in ("JPEG", "MPO") else "PNG"
         size = decoded.size
     phash, thumbnail = perceptual_hash(decoded)
+    if is_compared:
+        digests = {digest(image), digest(decoded)}
+        image.close()  # a WebP's decoders take the memory that is allowed to one of them
+        decoded.close()
+        if digests != {opencv_digest(data)}:
+            return None
     if shrink:
         changes.append("resized")
         scaled = round(size[0] * shrink), round(size[1] * shrink)
@@ -210,9 +245,11 @@ def _changes(image: Image.Image, data: bytes) -> list[str]:
     if format_ not in EXTENSIONS:
         several = getattr(image, "is_animated", False)
         changes.append(f"{format_}, first of several images" if several else format_)
+    if (factor := reduction(image)) > 1:
+        changes.append(f"over {MAX_PIXELS // 1_000_000} megapixels, decoded at 1/{factor} of the size")
     if find_rotation(image) is not None:
         changes.append("EXIF-rotated")
-    if is_deep(image) or (format_ == "PNG" and data[24:25] == b"\x10"):
+    if is_deep(image) or has_deep_colour(image, data):
         changes.append("16-bit")
     elif is_transparent(image):
         changes.append("transparent")

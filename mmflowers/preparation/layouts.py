@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from mmflowers.preparation.formats import EXTENSIONS
 from mmflowers.preparation.lists import CLASSES_NAME, LIST_NAMES, Lists, find_lists
 from mmflowers.preparation.records import SourceFile
 
@@ -22,7 +23,6 @@ SPLIT_FOLDERS = {
     "test": "test",
     "testing": "test",
 }
-PHOTO_EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 OUTSIDE = "outside every class folder"
 _SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}  # in lower case
@@ -140,7 +140,7 @@ def _look(folder: Path) -> tuple[list[str], bool]:
     except OSError:
         return [], False
     inner = [entry.name for entry in visible if entry.is_dir(follow_symlinks=False)]
-    return inner, any(PurePosixPath(entry.name).suffix.lower() in PHOTO_EXTENSIONS for entry in visible)
+    return inner, any(PurePosixPath(entry.name).suffix.lower() in EXTENSIONS for entry in visible)
 
 
 def _is_hidden(name: str) -> bool:

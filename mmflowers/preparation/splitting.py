@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from math import ceil
 
+from mmflowers.preparation.formats import is_remedied
 from mmflowers.preparation.inspection import EXTENSIONS
 from mmflowers.preparation.records import Record
 from mmflowers.utils.errors import Problem, count, raise_all
@@ -40,11 +41,12 @@ def split(records: Iterable[Record], *, val: Fraction, test: Fraction = Fraction
     Raises:
         InputError: naming every class that has too few photos for these ratios.
     """
+    records = list(records)
     photos = [record for record in records if record.verdict != "dropped"]
     counts = Counter(record.photo_class for record in photos)
     shares = {"train": 1 - val - test, "val": val, **({"test": test} if test else {})}
     planned = {name: sizes(number, val=val, test=test) for name, number in counts.items()}
-    _refuse_small_classes(planned, shares)
+    _refuse_small_classes(planned, shares, records)
     room = {name: Counter(of_class) for name, of_class in planned.items()}
     groups: dict[object, list[Record]] = defaultdict(list)
     for record in photos:
@@ -141,7 +143,9 @@ def _place(need: Counter[str], room: dict[str, Counter[str]], shares: dict[str, 
     return max(shares, key=lambda n: sum(min(room[class_name][n], number) for class_name, number in need.items()))
 
 
-def _refuse_small_classes(planned: dict[str, dict[str, int]], shares: dict[str, Fraction]) -> None:
+def _refuse_small_classes(
+    planned: dict[str, dict[str, int]], shares: dict[str, Fraction], records: Iterable[Record]
+) -> None:
     problems = []
     if len(planned) < 2:
         what = f"only one class, {shown(next(iter(planned)))!r}, has photos" if planned else "no photo is left"
@@ -152,7 +156,19 @@ def _refuse_small_classes(planned: dict[str, dict[str, int]], shares: dict[str, 
             what = f"class {shown(class_name)!r} has {count(sum(of_class.values()), 'usable photo')}"
             hint = f"these ratios need at least {enough}: add some, remove the class, or change the ratios"
             problems.append(Problem(f"{what}: none for {' and '.join(empty)}", hint))
-    raise_all(problems)
+    raise_all(_convertible_first(problems, records))
+
+
+def _convertible_first(problems: list[Problem], records: Iterable[Record]) -> list[Problem]:
+    """Name the formats whose photos would be there after a conversion; then the classes aren't what is wrong."""
+    reasons = Counter(record.reason for record in records if is_remedied(record.reason))
+    if not problems or not reasons:
+        return problems
+    formats = []
+    for reason, number in sorted(reasons.items()):
+        what, _, hint = reason.partition(": ")
+        formats.append(Problem(f"{number:,} × {what} can't be read", hint))
+    return [*formats, *(Problem(problem.what) for problem in problems)]
 
 
 def _check(photos: list[Record], planned: dict[str, dict[str, int]], shares: Iterable[str]) -> list[str]:
@@ -181,6 +197,7 @@ def check_given(records: Iterable[Record]) -> None:
     Raises:
         InputError: naming every class without photos in train or in val.
     """
+    records = list(records)
     got = Counter((record.photo_class, record.split) for record in records if record.verdict != "dropped")
     classes = sorted({class_name for class_name, _ in got})
     problems = []
@@ -191,7 +208,7 @@ def check_given(records: Iterable[Record]) -> None:
         if empty:
             what = f"class {shown(class_name)!r} has no usable photo in the given {' and '.join(empty)}"
             problems.append(Problem(what, "add some, remove the class, or draw a new split with --split redo"))
-    raise_all(problems)
+    raise_all(_convertible_first(problems, records))
 
 
 def _stem(record: Record) -> str:
