@@ -232,8 +232,8 @@ def spread(image: Image.Image, data: bytes) -> tuple[Image.Image, int]:
         16. Grey images are returned as they are, because ``convert`` spreads them.
     """
     if is_deep(image):
-        _, high = _levels(image)
-        return image, 16 if image.mode == "F" else _bits(high)
+        low, high = _levels(image)
+        return image, 16 if low or image.mode == "F" else _bits(high)
     if not has_deep_colour(image, data):
         return image, 16
     colours = len(image.getbands()) - is_transparent(image)

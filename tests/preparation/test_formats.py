@@ -14,9 +14,12 @@ from mmcv.transforms import LoadImageFromFile
 from pictures import encode, photo
 from PIL import Image, ImageCms
 
-from mmflowers.preparation import decoding
+from mmflowers.preparation import decoding, inspection
 from mmflowers.preparation.decoding import decode
 from mmflowers.preparation.inspection import examine, inspect_file
+from mmflowers.preparation.options import PrepareOptions
+from mmflowers.preparation.prepare import prepare
+from mmflowers.utils.errors import InputError, Problem
 
 TOOLS = Path(__file__).parents[2] / "tools"
 PHOTO = photo(3, (80, 48))
@@ -361,3 +364,162 @@ def test_without_memory_for_all_bits_the_upper_ones_are_spread(layout, monkeypat
 def test_a_dark_photo_of_8_bits_stays_dark():
     found, converted = examine(encode(DARK, "PNG"), ".png")
     assert (found.verdict, converted) == ("kept", None)
+
+
+# Files that are named
+
+
+def media(brand: bytes, *compatible: bytes) -> bytes:
+    """The begin of an ISO media file: HEIC, AVIF, MP4 …"""
+    box = b"ftyp" + brand + bytes(4) + b"".join(compatible)
+    return struct.pack(">I", len(box) + 4) + box + bytes(100)
+
+
+def raw_tiff(*tags: tuple[int, int]) -> bytes:
+    """A TIFF of 64 × 64 grey pixels with further tags, as a camera's raw file has for its preview."""
+    own = {256: 64, 257: 64, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 64, 279: 4096, **dict(tags)}
+    rows = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(own.items()))
+    return (
+        b"II*\0" + struct.pack("<I", 8 + 4096) + bytes(range(256)) * 16 + struct.pack("<H", len(own)) + rows + bytes(4)
+    )
+
+
+NAMED = {
+    "photo.jxl": (b"\xff\x0a" + bytes(100), "JPEG XL file: convert it with djxl photo.jxl photo.png"),
+    "box.jxl": (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100), "JPEG XL file: convert it with djxl photo.jxl photo.png"),
+    "x.CR2": (b"II*\0\x10\0\0\0CR\2\0" + bytes(100), "camera raw (CR2): export it as JPEG"),
+    "x.cr3": (media(b"crx "), "camera raw (CR3): export it as JPEG"),
+    "x.raf": (b"FUJIFILMCCD-RAW 0201" + bytes(100), "camera raw (RAF): export it as JPEG"),
+    "x.nef": (raw_tiff((254, 1), (330, 8)), "camera raw (NEF): export it as JPEG"),
+    "x.dng": (raw_tiff((50706, 0x401)), "camera raw (DNG): export it as JPEG"),
+    "x.arw": (raw_tiff(), "camera raw (ARW): export it as JPEG"),
+    "x.pef": (b"no bytes that anyone knows", "camera raw (PEF): export it as JPEG"),
+    "named.tif": (raw_tiff((254, 1), (330, 8)), "camera raw: export it as JPEG"),
+    "dng.jpg": (raw_tiff((50706, 0x401)), "camera raw: export it as JPEG"),
+    "x.mp4": (media(b"isom"), "a video (MP4), not a photo"),
+    "IMG_1.MOV": (media(b"qt  "), "a video (MOV), not a photo"),
+    "old.mov": (b"\0\0\0\x08wide" + bytes(100), "a video (MOV), not a photo"),
+    "x.avi": (b"RIFF\x10\0\0\0AVI LIST" + bytes(100), "a video (AVI), not a photo"),
+    "x.mkv": (b"\x1a\x45\xdf\xa3" + bytes(100), "a video (MKV), not a photo"),
+    "x.mts": (bytes(100), "a video (MTS), not a photo"),
+    "film.jpg": (media(b"mp42"), "a video, not a photo"),
+    "broken.avif": (media(b"avif"), "damaged"),
+    "broken.jp2": (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(100), "damaged"),
+    "no.tga": (b"\0\0\2" + bytes(13) + b"\x18" + bytes(100), "not an image"),
+    "icon.ico": (b"\0\0\1\0\1\0" + bytes(100), "not an image"),
+    "P5.txt": (b"P5 is a mode of a camera", "damaged"),
+    "fields.bmp": (
+        bmp(32, bytes(80 * 48 * 4), compression=3, after=struct.pack("<III", 0x3FF00000, 0xFFC00, 0x3FF)),
+        "unsupported BMP bitfields layout: save it as PNG",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_cannot_be_read_is_named_as_what_it_is(name):
+    data, reason = NAMED[name]
+    found, _ = examine(data, Path(name).suffix)
+    assert (found.verdict, found.reason) == ("dropped", reason)
+    assert decode(data, Path(name).suffix) == (None, reason)
+
+
+@pytest.fixture
+def without_pillow_heif(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+
+
+@pytest.mark.parametrize(
+    "data", [media(b"heic", b"mif1"), media(b"mif1", b"heic"), media(b"hevc")], ids=["heic", "mif1", "hevc"]
+)
+def test_an_iphone_photo_says_what_to_install(data, without_pillow_heif):
+    said = "HEIC file (iPhone): pip install pillow-heif, or export it as JPEG"
+    assert examine(data, ".heic")[0].reason == said
+    assert decode(data) == (None, said)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_an_iphone_photo_is_converted(orientation):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    data = encode(PHOTO, "HEIF", quality=-1, chroma=444, matrix_coefficients=0, exif=exif(orientation).tobytes())
+    found, converted = examine(data, ".heic")
+    assert (found.verdict, found.extension) == ("converted", ".png")
+    assert found.reason.startswith("HEIF")
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(converted))), upright(orientation))
+    assert np.array_equal(np.asarray(decode(data)[0]), upright(orientation))
+
+
+def test_an_avif_without_a_decoder_says_what_to_install(monkeypatch):
+    data = encode(PHOTO, "AVIF")
+    monkeypatch.setattr(decoding.features, "check", lambda name: name != "avif")
+    assert examine(data, ".avif")[0].reason == "AVIF file: pip install 'pillow>=11.3', or export it as JPEG"
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given split", "drawn split"])
+def test_formats_are_what_is_wrong_not_the_classes(given, tmp_path, without_pillow_heif, capsys):
+    for index in range(6):
+        split = ("val" if index % 3 == 0 else "train") if given else ""
+        for class_name in ("daisy", "rose"):
+            folder = tmp_path / "photos" / split / class_name
+            folder.mkdir(parents=True, exist_ok=True)
+            as_heic = class_name == "rose" and index
+            name, data = (f"{index}.heic", media(b"heic")) if as_heic else (f"{index}.jpg", encode(photo(index)))
+            (folder / name).write_bytes(data)
+        (tmp_path / "photos" / split / "rose" / f"{index}.dng").write_bytes(raw_tiff())
+    (tmp_path / "photos" / ("val" if given else "") / "rose" / "0.jpg").unlink()
+    options = PrepareOptions(
+        source=str(tmp_path / "photos"), out=str(tmp_path / "out"), split="keep" if given else None, workers=1
+    )
+    with pytest.raises(InputError) as caught:
+        prepare(options)
+    problems = caught.value.problems
+    assert problems[:2] == [
+        Problem("5 × HEIC file (iPhone) can't be read", "pip install pillow-heif, or export it as JPEG"),
+        Problem("6 × camera raw (DNG) can't be read", "export it as JPEG"),
+    ]
+    assert len(problems) > 2
+    assert not any(problem.hint for problem in problems[2:])
+
+
+# Phones of 108 and 200 megapixels
+
+
+def test_a_jpeg_beyond_the_limit_is_decoded_at_half_the_size(monkeypatch):
+    for module in (decoding, inspection):
+        monkeypatch.setattr(module, "MAX_PIXELS", 40_000)
+    wide = photo(5, (301, 201), grain=0.02)
+    data = encode(wide, quality=95, exif=exif(6))
+    found, converted = examine(data, ".jpg")
+    assert found.reason == "over 0 megapixels, decoded at 1/2 of the size; EXIF-rotated"
+    assert (found.verdict, found.width, found.height) == ("converted", 101, 151)
+    right = rgb(wide.resize((151, 101), Image.Resampling.BOX).transpose(Image.Transpose.ROTATE_270))
+    for pixels in (np.asarray(Image.open(io.BytesIO(converted))), np.asarray(decode(data)[0])):
+        assert np.abs(pixels.astype(int) - right).mean() < 4
+    assert examine(encode(wide, "PNG"), ".png")[0].reason == "absurdly large"
+    monkeypatch.setattr(decoding, "MAX_JPEG_PIXELS", 60_000)
+    assert examine(data, ".jpg")[0].reason == "absurdly large"
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(("width", "height"), [(12_000, 9_000), (16_320, 12_240)])
+def test_a_phone_s_108_and_200_megapixels_are_read(width, height):
+    grey = Image.new("L", (width, height), 90)
+    grey.paste(200, (0, 0, width // 2, height // 2))
+    data = encode(grey)
+    del grey
+    found, converted = examine(data, ".jpg")
+    assert found.reason == "over 100 megapixels, decoded at 1/2 of the size"
+    assert (found.width, found.height) == (width // 2, height // 2)
+    with Image.open(io.BytesIO(converted)) as written:
+        assert [written.getpixel((at, 9))[0] for at in (9, width // 2 - 9)] == [200, 90]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_jpeg_bomb_is_refused_by_its_header():
+    data = bytearray(encode(PHOTO))
+    frame = data.index(b"\xff\xc0")
+    for side, reason in ((65_000, "absurdly large"), (14_000, "damaged")):
+        data[frame + 5 : frame + 9] = struct.pack(">HH", side, side)
+        found, _ = examine(bytes(data), ".jpg")
+        assert found.reason.split(" (")[0] == reason
