@@ -140,7 +140,7 @@ def loaders_share_no_photo(case: Case) -> Iterator[Finding]:
 
 @check(pitfall=2, of="dataset")
 def copies_across_splits(case: Case) -> Iterator[Finding]:
-    """Find photos with the same bytes in two splits, and similar photos by the rule of the preparation."""
+    """Find photos with the same bytes in two splits, and similar photos; with ``--deep`` cropped ones etc. too."""
     splits = list(case.photos)
     for number, split in enumerate(splits):
         for other in splits[number + 1 :]:
@@ -155,12 +155,14 @@ def _leak(case: Case, split: str, other: str) -> Iterator[Finding]:
     same = same_content(two, one)
     twins = {int(digest): name for digest, (name, _) in zip(one.content, case.lists[split], strict=True)}
     pairs = [f"{twins[int(two.content[index])]} = {names[index]}" for index in same.nonzero()[0]]
-    near = [names[index] for index in (near_copies(two, one) & ~same).nonzero()[0]]
+    features = (case.features[other], case.features[split]) if case.deep else None
+    near = [names[index] for index in (near_copies(two, one, features) & ~same).nonzero()[0]]
+    kind = "re-encoded, resized, mirrored, turned, cropped or framed" if case.deep else "re-encoded or resized"
     for found, what in (
         (pairs, f"of {other} {are(pairs)} in {split} too, under other names"),
         (
             near,
-            f"of {other} {'looks' if len(near) == 1 else 'look'} like a photo of {split}: a re-encoded or resized copy",
+            f"of {other} {'looks' if len(near) == 1 else 'look'} like a photo of {split}: a {kind} copy",
         ),
     ):
         if not found:

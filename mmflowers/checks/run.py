@@ -113,6 +113,13 @@ class Case:
         }
 
     @cached_property
+    def features(self) -> dict[str, list[bytes]]:
+        """Local features of the photos of each list, which find copies that are cropped, for example."""
+        from mmflowers.datasets.identity import read_features
+
+        return {split: read_features([self.path(name) for name, _ in self.lists[split]]) for split in self.photos}
+
+    @cached_property
     def given_photos(self) -> dict[str, PhotoSet]:
         """Identities of the photos of the training and validation loaders."""
         from mmflowers.datasets.identity import read_photos

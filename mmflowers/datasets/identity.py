@@ -18,6 +18,7 @@ import numpy as np
 
 from mmflowers.datasets.card import prepared_photos
 from mmflowers.preparation.duplicates import near_groups
+from mmflowers.preparation.features import copy_pairs
 from mmflowers.preparation.inspection import THUMBNAIL_SIDE, examine
 from mmflowers.utils.files import open_regular, replacing
 from mmflowers.utils.resources import processors
@@ -151,14 +152,29 @@ def copies(photos: PhotoSet, among: PhotoSet) -> np.ndarray:
     return np.asarray(same_content(photos, among) | near_copies(photos, among))
 
 
-def near_copies(photos: PhotoSet, among: PhotoSet) -> np.ndarray:
+def read_features(paths: Sequence[str | Path]) -> list[bytes]:
+    """Decode each photo and return its local features (``preparation.features``), b"" if it can't be decoded."""
+    return map_in_threads(lambda path: _features(Path(path)), paths)
+
+
+def near_copies(
+    photos: PhotoSet, among: PhotoSet, features: tuple[list[bytes], list[bytes]] | None = None
+) -> np.ndarray:
     """Return which of ``photos`` look like a photo in ``among`` (``duplicates.near_groups``): bool of shape (n,).
 
     Re-encoded, resized and slightly retouched copies do.
+
+    Args:
+        photos: Some photos.
+        among: Others.
+        features: Local features of the photos of both, to find turned, mirrored, cropped and framed copies too.
     """
     both = [np.concatenate(pair) for pair in ((photos.hashes, among.hashes), (photos.thumbnails, among.thumbnails))]
     known = np.flatnonzero(both[1].any(axis=1))
     groups = near_groups(both[0][known], both[1][known])
+    if features is not None:
+        described = [*features[0], *features[1]]
+        groups = copy_pairs([described[index] for index in known.tolist()], groups)
     ours = known < len(photos)
     found = np.zeros(len(photos), dtype=bool)
     found[known[ours]] = np.isin(groups[ours], groups[~ours])
@@ -209,6 +225,11 @@ def _look(digest: int, path: Path) -> tuple[Any, ...]:
     step = THUMBNAIL_SIDE // SIDE
     thumbnail = np.frombuffer(found.thumbnail, np.uint8).reshape(SIDE, step, SIDE, step).mean(axis=(1, 3))
     return digest, found.phash, thumbnail.round().astype(np.uint8).ravel()
+
+
+def _features(path: Path) -> bytes:
+    data = _read(path)
+    return examine(data, path.suffix)[0].features if data else b""
 
 
 def _cache_file(paths: Sequence[Path]) -> Path:

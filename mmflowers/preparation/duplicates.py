@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmflowers.preparation.features import bit_count, copy_pairs
 from mmflowers.preparation.inspection import THUMBNAIL_SIDE
 from mmflowers.preparation.records import SPLITS, Record
 
@@ -37,7 +38,8 @@ class Duplicates:
     Attributes:
         identical: Files with the same bytes.
         conflicts: Those of them that are in different classes.
-        near: Groups of photos that look nearly the same (one path for identical files).
+        near: Groups of photos that look nearly the same, or would if turned, mirrored, cropped or framed alike (one
+            path for identical files).
         mixed: Those of them that are in different classes.
         spanning: Groups of any kind that span a given split and were left in.
     """
@@ -75,6 +77,7 @@ def resolve(records: list[Record], *, policy: str, has_split: bool = False) -> D
         np.array([record.phash for record in hashed], dtype=np.uint64),
         np.frombuffer(b"".join(record.thumbnail for record in hashed), dtype=np.uint8).reshape(-1, THUMBNAIL_SIDE**2),
     )
+    labels = copy_pairs([record.features for record in hashed], labels)
     groups: dict[object, list[Record]] = defaultdict(list)
     for record, label in zip(hashed, labels.tolist(), strict=True):
         groups[label].append(record)
@@ -172,7 +175,7 @@ def near_groups(hashes: Array, thumbnails: Array) -> Array:
             at = at[: np.searchsorted(at, len(keys) - step)]
             at = at[keys[at] == keys[at + step]]
             one, other = photos[at], photos[at + step]
-            near = _bit_count(hashes[one] ^ hashes[other]) <= NEAR_BITS
+            near = bit_count(hashes[one] ^ hashes[other]) <= NEAR_BITS
             join(one[near], other[near])
     return labels
 
@@ -182,9 +185,3 @@ def _alike(some: Array, others: Array) -> Array:
     product = np.einsum("ij,ij->i", some, others)
     norms = np.einsum("ij,ij->i", some, some) * np.einsum("ij,ij->i", others, others)
     return np.asarray(product >= ALIKE * np.sqrt(norms))
-
-
-def _bit_count(values: Array) -> Array:
-    if hasattr(np, "bitwise_count"):
-        return np.asarray(np.bitwise_count(values))
-    return np.asarray(np.unpackbits(values.view(np.uint8).reshape(-1, 8), axis=1).sum(1))  # numpy 1

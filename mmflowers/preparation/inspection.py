@@ -30,6 +30,7 @@ from mmflowers.preparation.decoding import (
     refusing_damage,
     spread,
 )
+from mmflowers.preparation.features import describe
 from mmflowers.preparation.journal import Inspection, Journal
 from mmflowers.preparation.records import Record, Source, SourceFile
 from mmflowers.preparation.workers import Workers
@@ -162,9 +163,7 @@ def perceptual_hash(image: Image.Image) -> tuple[int | None, bytes]:
     Returns:
         The hash, and 16 × 16 grey values as bytes; (None, b"") for a flat image.
     """
-    factor = max(1, min(image.size) // (2 * HASH_SIDE))
-    small = image.reduce(factor) if factor > 1 else image
-    small = small.convert("L").resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BILINEAR)
+    small = _reduce(image).convert("L").resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BILINEAR)
     grey = np.frombuffer(small.tobytes(), dtype=np.uint8).reshape(HASH_SIDE, HASH_SIDE).astype(np.float64)
     values = grey.ravel()
     if values @ values / values.size - (values.sum() / values.size) ** 2 < FLAT**2:
@@ -173,6 +172,11 @@ def perceptual_hash(image: Image.Image) -> tuple[int | None, bytes]:
     ordered = np.sort(low, axis=None)  # np.std and np.median cost as much as all the rest here
     bits = np.packbits(low > (ordered[31] + ordered[32]) / 2)
     return int.from_bytes(bits.tobytes(), "big"), small.reduce(HASH_SIDE // THUMBNAIL_SIDE).tobytes()
+
+
+def _reduce(image: Image.Image) -> Image.Image:
+    factor = max(1, min(image.size) // (2 * HASH_SIDE))
+    return image.reduce(factor) if factor > 1 else image
 
 
 def _examine_image(
@@ -213,7 +217,9 @@ def _examine_image(
             image.close()
         format_ = "JPEG" if format_ in ("JPEG", "MPO") else "PNG"
         size = decoded.size
-    phash, thumbnail = perceptual_hash(decoded)
+    reduced = _reduce(decoded)
+    phash, thumbnail = perceptual_hash(reduced)
+    features = describe(reduced)
     if is_compared:
         digests = {digest(image), digest(decoded)}
         image.close()  # a WebP's decoders take the memory that is allowed to one of them
@@ -235,6 +241,7 @@ def _examine_image(
         extension=extension if has_right_name else EXTENSIONS[format_][0],
         phash=phash,
         thumbnail=thumbnail,
+        features=features,
     )
     return found, encode(decoded, format_) if changes else None
 

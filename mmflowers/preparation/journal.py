@@ -22,10 +22,13 @@ class Inspection(NamedTuple):
     written_sha256: str = ""
     phash: int | None = None
     thumbnail: bytes = b""
+    features: bytes = b""
 
     def as_line(self, path: str) -> bytes:
         """Return the finding about a file as a JSON line."""
-        return json.dumps([path, *self[:-1], base64.b64encode(self.thumbnail).decode()]).encode() + b"\n"
+        return (
+            json.dumps([path, *self[:-2], *(base64.b64encode(value).decode() for value in self[-2:])]).encode() + b"\n"
+        )
 
     @classmethod
     def from_line(cls, line: bytes) -> Inspection:
@@ -34,8 +37,8 @@ class Inspection(NamedTuple):
         Raises:
             ValueError, TypeError: It isn't such a line.
         """
-        _, *fields, thumbnail = json.loads(line)
-        return cls._make([*fields, base64.b64decode(thumbnail)])
+        _, *fields, thumbnail, features = json.loads(line)
+        return cls._make([*fields, base64.b64decode(thumbnail), base64.b64decode(features)])
 
 
 class Journal:

@@ -58,6 +58,7 @@ class Record(SourceFile):
         duplicate_of: For a copy, the path of the record that represents it.
         phash: 64-bit perceptual hash, None if there is no image or the image is flat (one colour has no hash).
         thumbnail: 16 × 16 grey values (256 bytes, row by row) that confirm near hashes; empty without a hash.
+        features: Local features (``features.describe``), which find turned, mirrored, cropped and framed copies.
         extension: Of the file in the dataset, with its dot; the source's own unless that names another format.
         written_sha256: Hex digest of the file in the dataset: ``sha256`` itself if the bytes are kept.
         group: Number of its duplicate group, None if it has no copy and no near pair.
@@ -73,6 +74,7 @@ class Record(SourceFile):
     duplicate_of: str = ""
     phash: int | None = None
     thumbnail: bytes = b""
+    features: bytes = b""
     extension: str = ""
     written_sha256: str = ""
     group: int | None = None

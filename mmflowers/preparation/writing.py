@@ -26,7 +26,7 @@ from mmflowers.preparation.splitting import encoded, shown
 from mmflowers.utils.errors import InputError, some
 from mmflowers.utils.files import REFUSALS, file_sha256, locked, sync_folder, write_rows
 
-FORMAT, FORMAT_VERSION = "mmflowers dataset", 2  # 2: a group of similar photos is drawn once, whatever its size
+FORMAT, FORMAT_VERSION = "mmflowers dataset", 3  # 3: turned, mirrored, cropped and framed copies are in a group
 LISTS = tuple(f"{name}.txt" for name in SPLITS)
 WRITTEN = (*SPLITS, *LISTS, "classes.txt", "files.csv", "DATA_CARD.md", "contact_sheet.jpg", "dataset.json")
 CARRIED_OVER = ("README.md", ".gitignore", ".gitkeep")  # the folder's own page, in the project and in yours

@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT, run_tool
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from PIL import Image, ImageOps
 
 from mmflowers.checks.findings import Finding
 from mmflowers.checks.run import check_config, check_dataset
@@ -135,6 +136,18 @@ def test_02_two_independent_splits_put_val_photos_into_train(folder: Path, check
     shutil.move(folder / "train" / "rose" / "copy.jpg", folder / "train" / "rose" / photo.name)
     edit(folder / "train.txt", lambda lines: [text.replace("copy.jpg", photo.name) for text in lines])
     shown(check(), "error", "1 photo is in two splits (rose/")
+
+
+def test_02_a_deep_check_finds_mirrored_and_cropped_copies(folder: Path) -> None:
+    photo = sorted((folder / "val" / "rose").iterdir())[0]
+    with Image.open(photo) as image:
+        width, height = image.size
+        changed = ImageOps.mirror(image.crop((0, 0, width * 4 // 5, height * 4 // 5)))
+    changed.save(folder / "train" / "rose" / "copy.jpg")
+    edit(folder / "train.txt", lambda lines: sorted([*lines, "train/rose/copy.jpg 2"]))
+    assert not [finding for finding in check_dataset(folder) if "looks like" in str(finding)]
+    what = "1 photo of val looks like a photo of train: a re-encoded, resized, mirrored, turned, cropped or framed copy"
+    shown(check_dataset(folder, deep=True), "error", what, photo.name)
 
 
 def test_02_copies_that_the_preparation_was_asked_to_keep_are_a_warning(folder: Path) -> None:

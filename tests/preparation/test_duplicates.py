@@ -4,7 +4,6 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from mmflowers.preparation import duplicates
 from mmflowers.preparation.duplicates import near_groups, resolve
 from mmflowers.preparation.records import Record
 
@@ -95,14 +94,6 @@ def test_the_groups_are_those_of_a_comparison_of_all_with_all():
             break
         labels = lower
     assert partition(near_groups(hashes, thumbnails)) == partition(labels)
-
-
-def test_numpy_1_counts_bits_too(monkeypatch):
-    values = looks(100)[0]
-    expected = [bin(value).count("1") for value in values.tolist()]
-    assert duplicates._bit_count(values).tolist() == expected
-    monkeypatch.delattr(np, "bitwise_count", raising=False)
-    assert duplicates._bit_count(values).tolist() == expected
 
 
 @pytest.mark.parametrize("alike", ["none", "all the same", "all nearly the same"])

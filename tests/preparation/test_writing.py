@@ -275,7 +275,7 @@ def test_a_folder_of_an_older_format_is_written_again_and_said(photos, out):
     (out / "dataset.json").write_text(json.dumps({**metadata, "format_version": 1}))
     again = make(photos, out)
     assert again.state == "written"
-    assert [note for note in again.notes if "format 1, this is 2" in note and "split may differ" in note]
+    assert [note for note in again.notes if "format 1, this is 3" in note and "split may differ" in note]
     assert json.loads((out / "dataset.json").read_text()) == metadata
     assert make(photos, out).state == "up to date"
 
