@@ -13,6 +13,15 @@ from mmflowers.cli.process import EXIT_BAD_INPUT, _say
 from mmflowers.utils.errors import Problem
 
 
+class Once(argparse.Action):
+    """An option that may be given once: argparse would take the last of several and drop the others in silence."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is given twice: put the class folders into one folder, and give that")
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that keeps the description's line breaks and prints errors in one line, as ``run`` does."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from mmflowers.cli.parser import Parser
+from mmflowers.cli.parser import Once, Parser
 
 # NumPy's OpenBLAS starts one busy-waiting thread per core for large matrices. The preparation has none.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -23,9 +23,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__)
     source = parser.add_argument_group("photos")
     source.add_argument(
-        "--source", metavar="PATH|URL", help="folder of class folders, an archive of one, or the URL of an archive"
+        "--source",
+        action=Once,
+        metavar="PATH|URL",
+        help="folder of class folders, an archive of one, or the URL of an archive",
     )
     source.add_argument("--sha256", metavar="HEX", help="expected sha256 of the archive; required for a URL")
+    source.add_argument(
+        "--layout",
+        choices=("classes", "splits"),
+        help="what folders called train, test … are, if that isn't clear: classes, or splits with class folders",
+    )
+    source.add_argument(
+        "--follow-links", action="store_true", help="read the files and folders outside the source that links point to"
+    )
     source.add_argument("--rendered", type=int, metavar="N", help="render N synthetic flowers per class instead")
     source.add_argument(
         "--rendered-seed", type=int, default=0, metavar="N", help="random seed of the rendering (default: 0)"

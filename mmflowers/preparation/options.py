@@ -11,6 +11,7 @@ from mmflowers.preparation.decoding import MIN_SIDE
 from mmflowers.utils.errors import Problem, failing, raise_all
 
 VAL_RATIO, TEST_RATIO = "0.2", "0"
+NO_EFFECT = "has no effect on a given split"
 DUPLICATES, LINKS = ("drop", "keep"), ("copy", "hardlink", "symlink")
 
 
@@ -20,11 +21,12 @@ class PrepareOptions:
 
     Attributes:
         out: The dataset folder; an older dataset of ours is replaced.
-        source, sha256, split, split_lists: See ``open_source``.
+        source, sha256, split, split_lists, layout, follow_links: See ``open_source``.
         rendered: Instead of a source: the number of flowers to render per class.
         rendered_seed: Random seed of the rendering.
         duplicates: See ``duplicates.resolve``.
-        val_ratio: Share of the photos of each class for validation, exact as written; the default is 0.2.
+        val_ratio: Share of the photos of each class for validation, exact as written; the default is 0.2. If a given
+            split has no val, the share of its training photos.
         test_ratio: Share for a test split; the default is none.
         seed: Random seed of the split.
         resize: Short side in pixels that larger photos are scaled down to.
@@ -44,6 +46,8 @@ class PrepareOptions:
     rendered_seed: int = 0
     split: Literal["keep", "redo"] | None = None
     split_lists: str | Path | None = None
+    layout: Literal["classes", "splits"] | None = None
+    follow_links: bool = False
     duplicates: Literal["drop", "keep"] = "drop"
     val_ratio: str | float | None = None
     test_ratio: str | float | None = None
@@ -60,7 +64,8 @@ class PrepareOptions:
             if value is not None:
                 is_share = _is_share(value, may_be_zero=flag == "--test-ratio")
                 checks.append((not is_share, f"{flag} {value} is not between 0 and 1", "give a share such as 0.2"))
-                checks.append((self.has_given_split, f"{flag} has no effect on a given split", "remove it"))
+                may_draw = flag == "--val-ratio" and self.split_lists is None  # a given split may have no val
+                checks.append((self.has_given_split and not may_draw, f"{flag} {NO_EFFECT}", "remove it"))
         for flag, choice, choices in (("--duplicates", self.duplicates, DUPLICATES), ("--link", self.link, LINKS)):
             checks.append((choice not in choices, f"{flag} {choice} is unknown", f"one of {', '.join(choices)}"))
         minima = (("--resize", self.resize, MIN_SIDE), ("--rendered", self.rendered, 1), ("--workers", self.workers, 1))
@@ -88,16 +93,21 @@ class PrepareOptions:
         """The share of each split, exactly; None if the split is given."""
         if self.has_given_split:
             return None
-        val = Fraction(str(VAL_RATIO if self.val_ratio is None else self.val_ratio))  # of the text: 0.1 is a tenth
+        val = self.val_share
         test = Fraction(str(TEST_RATIO if self.test_ratio is None else self.test_ratio))
         return {"train": 1 - val - test, "val": val, "test": test}
+
+    @property
+    def val_share(self) -> Fraction:
+        """The share of val wherever it is drawn, exactly as the text says: 0.1 is a tenth."""
+        return Fraction(str(VAL_RATIO if self.val_ratio is None else self.val_ratio))
 
     def as_json(self) -> dict[str, Any]:
         """What the dataset depends on besides its source."""
         shares = self.shares
         return {
             "duplicates": self.duplicates,
-            "val_ratio": None if shares is None else float(shares["val"]),
+            "val_ratio": None if shares is None and self.val_ratio is None else float(self.val_share),
             "test_ratio": None if shares is None else float(shares["test"]),
             "seed": self.seed,
             "resize": self.resize,

@@ -17,7 +17,7 @@ from mmflowers.preparation.data_card import data_card
 from mmflowers.preparation.duplicates import resolve
 from mmflowers.preparation.inspection import hash_files, inspect
 from mmflowers.preparation.journal import Journal
-from mmflowers.preparation.options import PrepareOptions
+from mmflowers.preparation.options import NO_EFFECT, PrepareOptions
 from mmflowers.preparation.records import Record, Source, SourceFile
 from mmflowers.preparation.sources import open_source
 from mmflowers.preparation.splitting import check_given, name_targets, split
@@ -78,7 +78,8 @@ def _update(target: Target, options: PrepareOptions) -> Summary:
             raise InputError("--link symlink needs photos that stay where they are, not an archive's", hint)
         if options.rendered is None and _is_up_to_date(target, options, source.description, source):
             target.clear()
-            return Summary(target.out, target.metadata()["counts"], state="up to date")
+            counts = target.metadata()["counts"]
+            return Summary(target.out, counts, recognised=source.recognised, state="up to date")
         return _build(source, target, options)
     except (InputError, OSError):
         with contextlib.suppress(OSError):  # a disk that has become read-only
@@ -142,12 +143,17 @@ def _plan(
                 record.drop("in no split")
     duplicates = resolve(records, policy=options.duplicates, has_split=source.has_split)
     notes: list[str] = []
+    if source.draws_val:
+        train = [record for record in records if record.split == "train"]
+        notes = split(train, val=options.val_share, seed=options.seed)
     if source.has_split:
         check_given(records)
     elif shares := options.shares:
         notes = split(records, val=shares["val"], test=shares["test"], seed=options.seed)
     classes = name_targets(records)
-    return summarize(target.out, records, classes, duplicates, notes), records
+    summary = summarize(target.out, records, classes, duplicates, notes)
+    summary.recognised = source.recognised
+    return summary, records
 
 
 def _is_up_to_date(
@@ -178,7 +184,18 @@ def _open(options: PrepareOptions, staging: Path) -> Source:
     if options.rendered is not None:
         return _render(options, staging)
     lists = None if options.split_lists is None else Path(options.split_lists).expanduser()
-    return open_source(options.source, staging=staging, sha256=options.sha256, split=options.split, split_lists=lists)
+    source = open_source(
+        options.source,
+        staging=staging,
+        sha256=options.sha256,
+        split=options.split,
+        split_lists=lists,
+        layout=options.layout,
+        follow_links=options.follow_links,
+    )
+    if source.has_split and not source.draws_val and options.val_ratio is not None:
+        raise InputError(f"--val-ratio {NO_EFFECT}", "remove it")
+    return source
 
 
 def _render(options: PrepareOptions, staging: Path) -> Source:

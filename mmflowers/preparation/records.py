@@ -37,12 +37,16 @@ class Source:
         files: Every file below it, sorted by path.
         description: The source in ``dataset.json``: kind, name, sha256 …; never an absolute path.
         has_split: Whether the files carry a split.
+        draws_val: Whether that split has no val, which is drawn out of train.
+        recognised: What was recognised in the source, a sentence for people.
     """
 
     root: Path
     files: list[SourceFile]
     description: dict[str, Any] = field(default_factory=dict)
     has_split: bool = False
+    draws_val: bool = False
+    recognised: str = field(default="", compare=False)
 
 
 @dataclass(slots=True)

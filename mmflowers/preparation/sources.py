@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from mmflowers.preparation.layouts import Layout, read_layout
+from mmflowers.preparation.layouts import LEADS_OUT, Kind, Layout, is_archive, read_layout, split_named, tables_in
 from mmflowers.preparation.lists import assign_splits, find_lists
 from mmflowers.preparation.records import Source
-from mmflowers.utils.errors import InputError, Problem, count, raise_all
+from mmflowers.preparation.splitting import shown
+from mmflowers.utils.errors import InputError, Problem, count, raise_all, some
 
 
 class Published(NamedTuple):
@@ -45,6 +46,8 @@ def open_source(
     sha256: str | None = None,
     split: Literal["keep", "redo"] | None = None,
     split_lists: Path | None = None,
+    layout: Kind | None = None,
+    follow_links: bool = False,
     cache: Path | None = None,
 ) -> Source:
     """Make the photos of a source available in a folder, and find out their classes and splits.
@@ -60,51 +63,66 @@ def open_source(
         split: Whether a split that the source already has is kept or ignored.
         split_lists: A folder with train.txt, val.txt and maybe test.txt and classes.txt; takes precedence over a split
             that the source already has.
+        layout: Whether folders with the names of splits are classes or splits; see ``read_layout``.
+        follow_links: Whether links may lead out of the source.
         cache: Folder for downloads; None for the operating system's cache folder.
 
     Raises:
         InputError: With every problem found: no such source, damaged or dangerous archives, no network, lists that
-            contradict the photos, no photo at all; and if the source is split already and ``split`` is None.
+            contradict the photos, no photo at all, an ambiguous layout; and if the source is split already and
+            ``split`` is None.
     """
     wanted = _checked_sha256(sha256)
     if split == "redo" and split_lists is not None:
         raise InputError("--split redo and --split-lists contradict each other", "give one of them")
     folder, description = _on_disk(source, staging, wanted, cache)
     name = source or description["name"]
-    layout = read_layout(folder)
-    if all(file.refusal for file in layout.files):
-        hint = "one folder for each class is needed: daisy/x.jpg, tulip/y.jpg …"
-        raise InputError(f"{name} has no photos in class folders{_reasons(layout)}", hint)
+    found = read_layout(folder, kind=layout, follow_links=follow_links)
+    if found.problem:
+        raise InputError(problems=[found.problem._replace(what=f"{name}: {found.problem.what}")])
+    if all(file.refusal for file in found.files):
+        raise InputError(f"{name} has no photos in class folders{_reasons(found)}", _hint_without_photos(found))
 
     given: str | None = None
-    lists = layout.lists
+    draws_val = False
+    lists = found.lists
     if split_lists is not None:
         lists = find_lists(split_lists)
         if lists is None:
             problem = "no such folder" if not split_lists.is_dir() else "no train.txt and val.txt in it"
             raise InputError(f"--split-lists {split_lists}: {problem}", "give the folder that has both lists")
         given = "given lists"
-    elif not (layout.split_folders or lists):
+    elif not (found.split_folders or lists):
         if split == "keep":
             hint = "remove --split, or name the lists with --split-lists DIR"
             raise InputError(f"--split keep: no split is found in {name}", hint)
     elif split is None:
         hint = "--split keep uses that split, --split redo draws a new one"
-        raise InputError(f"{name} is split already: {_existing_split(layout)}", hint)
+        if found.split_folders and "val" not in found.split_folders.values():
+            hint = "--split keep keeps test as it is and draws val out of train; --split redo pools all photos"
+        raise InputError(f"{name} is split already: {_existing_split(found)}", hint)
     elif split == "redo":
         given, lists = "redone", None
-        for file in layout.files:
+        for file in found.files:
             file.split = None
     elif lists:
         given = "its own lists"
     else:
-        given = "its own folders"
-        _check_split_folders(layout.split_folders)
+        _check_split_folders(found)
+        draws_val = "val" not in found.split_folders.values()
+        given = "its own folders" + (", val drawn out of train" if draws_val else "")
     description["split"] = given
     if lists is not None:
-        against_folders = split_lists is None and bool(layout.split_folders)
-        description["split_sha256"] = assign_splits(layout.files, lists, against_folders=against_folders)
-    return Source(layout.root, layout.files, description, has_split=split_lists is not None or split == "keep")
+        against_folders = split_lists is None and bool(found.split_folders)
+        description["split_sha256"] = assign_splits(found.files, lists, against_folders=against_folders)
+    return Source(
+        found.root,
+        found.files,
+        description,
+        has_split=split_lists is not None or split == "keep",
+        draws_val=draws_val,
+        recognised=_recognised(found, source, given),
+    )
 
 
 def _on_disk(
@@ -187,23 +205,53 @@ def _checked_sha256(text: str | None) -> str | None:
 def _existing_split(layout: Layout) -> str:
     found = []
     if layout.split_folders:
-        counts = Counter(file.path.split("/", 1)[0] for file in layout.files if not file.refusal)
+        counts = Counter(
+            next(part for part in file.path.split("/") if part in layout.split_folders)
+            for file in layout.files
+            if not file.refusal
+        )
         found.append("folders " + ", ".join(f"{name}/ ({counts[name]:,} files)" for name in layout.split_folders))
     if layout.lists:
         found.append("lists " + ", ".join(path.name for path in layout.lists.files.values()))
     return " and ".join(found)
 
 
-def _check_split_folders(split_folders: dict[str, str]) -> None:
+def _check_split_folders(layout: Layout) -> None:
+    """Refuse two folders side by side that mean the same split."""
+    tops = {file.path.split("/")[0] for file in layout.files}
     problems = []
     for split in ("train", "val"):
-        named = [f"{name}/" for name, meaning in split_folders.items() if meaning == split]
+        meanings = split_named(layout.split_folders)
+        named = [f"{name}/" for name, meaning in meanings.items() if meaning == split and name in tops]
         if len(named) > 1:
             problems.append(Problem(f"{' and '.join(named)} both mean {split}", "remove one of them, or --split redo"))
-        elif not named:
-            what = f"--split keep: there is no {split}/ beside the others"
-            problems.append(Problem(what, "--split redo draws a new split"))
     raise_all(problems)
+
+
+def _recognised(layout: Layout, source: str | Path | None, split: str | None) -> str:
+    """Return the sentences about a source that is taken, in one paragraph."""
+    said = list(layout.recognised)
+    for folder, number in layout.unlabelled.items():
+        place = f"{folder}/ of the unpacked archive"
+        if source is not None and Path(source).expanduser().is_dir():
+            place = shown(str(layout.root / folder))
+        said.append(
+            f"{count(number)} directly in {shown(folder)}/ {'has' if number == 1 else 'have'} no label and "
+            f"{'is' if number == 1 else 'are'} not used; a trained model labels them: python tools/predict.py {place}"
+        )
+    said.append(f"split: {split}" if split else "split: drawn from all photos")
+    return ". ".join(said)
+
+
+def _hint_without_photos(layout: Layout) -> str:
+    if any(file.refusal == LEADS_OUT for file in layout.files):
+        return "--follow-links reads what the links point to"
+    hint = "one folder for each class is needed: daisy/x.jpg, tulip/y.jpg …"
+    if tables := tables_in(layout):
+        hint += f"; {some(map(shown, tables))} may hold the labels"
+    if archives := [file.path for file in layout.files if is_archive(file.path)]:
+        hint += f"; unpack {some(map(shown, archives))}, or give one with --source"
+    return hint
 
 
 def _reasons(layout: Layout) -> str:

@@ -27,6 +27,7 @@ class Summary:
         notes: Lines worth a look.
         state: "written", "planned" (a dry run) or "up to date".
         seconds: The duration.
+        recognised: What was recognised in the source, one paragraph.
     """
 
     out: Path
@@ -37,6 +38,7 @@ class Summary:
     notes: list[str] = field(default_factory=list)
     state: Literal["written", "planned", "up to date"] = "written"
     seconds: float = 0.0
+    recognised: str = ""
 
     @property
     def classes(self) -> list[str]:
@@ -54,7 +56,8 @@ class Summary:
         return _sums(self.dropped, 1)
 
     def __str__(self) -> str:
-        lines = [self.table()]
+        lines = [f"recognised: {self.recognised}\n"] if self.recognised else []
+        lines.append(self.table())
         for what, reasons in (("dropped", self.dropped_by_reason), ("converted", self.converted)):
             lines += [f"{what}: {count:,} × {reason}" for reason, count in sorted(reasons.items())]
         for what, groups in (

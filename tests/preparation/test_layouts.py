@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mmflowers.preparation.layouts import OUTSIDE, read_layout
+from mmflowers.utils.errors import InputError
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="links, FIFOs and byte names as POSIX has them")
 
@@ -21,6 +22,10 @@ def fill(folder: Path, *paths: str) -> Path:
 def classes(folder: Path) -> dict[str, str | None]:
     """Path → class of the files that are to be inspected."""
     return {file.path: file.class_name for file in read_layout(folder).files if file.refusal is None}
+
+
+def classes_as(folder: Path, kind: str) -> dict[str, str | None]:
+    return {file.path: file.class_name for file in read_layout(folder, kind=kind).files if file.refusal is None}
 
 
 def refusals(folder: Path) -> dict[str, str]:
@@ -108,11 +113,148 @@ def test_photos_directly_in_a_split_folder_are_outside_every_class_folder(tmp_pa
     assert refusals(tmp_path) == {"val/c.jpg": OUTSIDE}
 
 
-@pytest.mark.parametrize("paths", [["train/a.jpg", "val/b.jpg", "plane/c.jpg"], ["train/old/a.jpg", "plane/c.jpg"]])
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["train/a.jpg", "bus/b.jpg", "car/c.jpg"],
+        ["train/old/a.jpg", "plane/c.jpg"],
+        ["Train/a.jpg", "Train/old/b.jpg", "plane/c.jpg"],
+        ["steam train/a.jpg", "validity/b.jpg", "tests of time/c.jpg"],
+    ],
+)
 def test_a_class_that_is_called_train_is_no_split(tmp_path, paths):
     layout = read_layout(fill(tmp_path, *paths))
     assert not layout.split_folders
     assert {file.class_name for file in layout.files} == {path.split("/")[0] for path in paths}
+
+
+@pytest.mark.parametrize(
+    ("paths", "splits"),
+    [
+        (["train/a.jpg", "val/b.jpg", "plane/c.jpg"], "train/ and val/"),
+        (["bus/a.jpg", "car/b.jpg", "test/c.jpg"], "test/"),
+        (["bus/a.jpg", "car/b.jpg", "test/bus/c.jpg", "test/car/d.jpg"], "test/"),
+        (["bus/a.jpg", "car/b.jpg", "train/bus/c.jpg"], "train/"),
+        (["train/rose/a.jpg", "train/daisy/b.jpg", "extra/c.jpg"], "train/"),
+    ],
+)
+def test_folders_that_may_be_splits_or_classes_are_a_question_that_either_option_answers(tmp_path, paths, splits):
+    fill(tmp_path, *paths)
+    with pytest.raises(InputError) as caught:
+        read_layout(tmp_path)
+    assert len(caught.value.problems) == 1
+    assert str(caught.value).startswith(f"{splits} ha")
+    assert "--layout classes makes each of the" in str(caught.value)
+    assert f"--layout splits makes {splits} " in str(caught.value)
+    layout = read_layout(tmp_path, kind="classes")
+    assert {file.path: file.class_name for file in layout.files} == {path: path.split("/")[0] for path in sorted(paths)}
+    assert not layout.split_folders
+    kept = {file.path: (file.split, file.class_name) for file in read_layout(tmp_path, kind="splits").files}
+    if "test/bus/c.jpg" in paths:
+        assert kept == {
+            "bus/a.jpg": ("train", "bus"),
+            "car/b.jpg": ("train", "car"),
+            "test/bus/c.jpg": ("test", "bus"),
+            "test/car/d.jpg": ("test", "car"),
+        }
+
+
+TRAINED = {"daisy", "rose"}
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train", "test"),
+        ("Training", "Testing"),
+        ("training_set", "test_set"),
+        ("x_train/x_train", "x_test/x_test"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("TrainImages", "TestImages"),
+        ("train/images", "validation/images"),
+        ("flowers_train", "flowers_dev"),
+        ("traindata", "test1"),
+        ("训练集", "测试集"),
+    ],
+)
+def test_folders_of_splits_never_become_classes_whatever_they_are_called(tmp_path, train, test):
+    fill(tmp_path, f"{train}/rose/a.jpg", f"{train}/daisy/b.jpg", f"{test}/1.jpg", f"{test}/2.jpg")
+    layout = read_layout(tmp_path)  # train/<class> beside a flat test/
+    assert {file.class_name for file in layout.files if not file.refusal} == TRAINED
+    assert layout.unlabelled == {test: 2}
+    assert not layout.split_folders
+    assert {file.split for file in layout.files if not file.refusal} == {None}
+
+    fill(tmp_path, f"{test}/rose/c.jpg")
+    layout = read_layout(tmp_path)
+    assert {file.class_name for file in layout.files if not file.refusal} == TRAINED
+    assert set(layout.split_folders) == {train.split("/")[0], test.split("/")[0]}
+    assert {file.split for file in layout.files if file.path.startswith(train)} == {"train"}
+    other = "val" if "val" in test or "dev" in test else "test"
+    assert {file.split for file in layout.files if file.path.startswith(test)} == {other}
+
+
+def test_a_third_folder_beside_train_and_test_is_left_out_and_said(tmp_path):
+    fill(tmp_path, "seg_train/seg_train/rose/a.jpg", "seg_test/seg_test/rose/b.jpg", "seg_pred/seg_pred/1.jpg")
+    layout = read_layout(tmp_path)
+    assert classes(tmp_path) == {"seg_test/seg_test/rose/b.jpg": "rose", "seg_train/seg_train/rose/a.jpg": "rose"}
+    assert "seg_pred/ is in no split: not used" in layout.recognised
+
+
+def test_a_class_that_is_only_in_test_is_no_class(tmp_path):
+    fill(tmp_path, "train/rose/a.jpg", "train/daisy/b.jpg", "test/rose/c.jpg", "test/unknown/d.jpg")
+    layout = read_layout(tmp_path)
+    assert refusals(tmp_path) == {"test/unknown/d.jpg": "in a class that only test/ has"}
+    assert {file.class_name for file in layout.files} == {"rose", "daisy", None}
+    assert layout.split_folders == {"test": "test", "train": "train"}
+    assert "unknown/ is in test only, so no class: not used" in layout.recognised
+    (tmp_path / "test/rose/c.jpg").unlink()
+    layout = read_layout(tmp_path)
+    assert not layout.split_folders
+    assert {file.split for file in layout.files} == {None}
+
+
+def test_splits_without_photos_to_train_on_are_a_problem_that_names_the_tables(tmp_path):
+    fill(tmp_path, "Training/1.jpg", "Testing/2.jpg", "Testing/rose/3.jpg", "meta.csv", "README.md")
+    problem = read_layout(tmp_path).problem
+    assert (
+        problem.what == "the photos in Training/ are in no class folders, so they have no labels; "
+        "meta.csv may hold the labels"
+    )
+    fill(tmp_path / "no train", "val/rose/1.jpg", "test/rose/2.jpg")
+    assert "there is no train/" in read_layout(tmp_path / "no train").problem.what
+
+
+def test_the_level_that_holds_the_classes_is_found_beside_scripts_and_pages(tmp_path):
+    fill(tmp_path, "scripts/run.py", "docs/index.html", "README.md", "labels.csv")
+    fill(tmp_path, "dataset/images/rose/a.jpg", "dataset/images/daisy/b.jpg", "dataset/notes.txt")
+    layout = read_layout(tmp_path)
+    assert layout.root == tmp_path / "dataset" / "images"
+    assert classes(tmp_path) == {"rose/a.jpg": "rose", "daisy/b.jpg": "daisy"}
+    assert layout.recognised[0].startswith("all photos are in dataset/images/; beside it, without photos: README.md, ")
+
+
+def test_a_split_inside_of_every_class_is_taken_from_there(tmp_path):
+    fill(tmp_path, "rose/train/a.jpg", "rose/test/b.jpg", "daisy/Train/c.jpg", "daisy/valid/d.jpg", "daisy/notes.txt")
+    layout = read_layout(tmp_path)
+    assert {file.path: (file.class_name, file.split) for file in layout.files if not file.refusal} == {
+        "daisy/Train/c.jpg": ("daisy", "train"),
+        "daisy/valid/d.jpg": ("daisy", "val"),
+        "rose/test/b.jpg": ("rose", "test"),
+        "rose/train/a.jpg": ("rose", "train"),
+    }
+    assert layout.split_folders == {"Train": "train", "valid": "val", "test": "test", "train": "train"}
+    fill(tmp_path, "tulip/e.jpg")
+    with pytest.raises(InputError, match=r"daisy/ and rose/ have folders of splits inside, but photos in tulip/ are"):
+        read_layout(tmp_path)
+    assert set(classes_as(tmp_path, "classes").values()) == {"rose", "daisy", "tulip"}
+
+
+def test_photos_of_nested_classes_belong_to_the_outer_class_and_that_is_said(tmp_path):
+    fill(tmp_path, "flower/rose/a.jpg", "flower/daisy/b.jpg", "tree/oak/c.jpg")
+    assert set(classes(tmp_path).values()) == {"flower", "tree"}
+    said = "photos in deeper folders belong to the class at the top, for example those of flower/daisy/ to flower"
+    assert said in read_layout(tmp_path).recognised[0]
 
 
 @pytest.mark.parametrize("place", ["", "meta/"])
@@ -161,6 +303,27 @@ def test_links_are_followed_to_files_of_the_source_only(tmp_path):
         "rose/to_fifo": "a FIFO, not a file",
         "rose/up": "a link to a folder of the source",
         "tulip": "a link that leads out of the source",
+    }
+
+
+@posix_only
+def test_links_out_of_the_source_are_followed_if_wanted_and_never_in_a_circle(tmp_path):
+    source = fill(tmp_path / "source", "rose/a.jpg", "daisy/b.jpg")
+    outside = fill(tmp_path / "outside", "c.jpg", "deep/d.jpg", ".hidden.jpg")
+    (outside / "back").symlink_to(source)
+    (outside / "deep" / "up").symlink_to(outside)
+    (source / "rose" / "out.jpg").symlink_to(outside / "c.jpg")
+    (source / "tulip").symlink_to(outside)
+    found = {file.path: file.refusal for file in read_layout(source, follow_links=True).files}
+    assert found == {
+        "daisy/b.jpg": None,
+        "rose/a.jpg": None,
+        "rose/out.jpg": None,
+        "tulip/.hidden.jpg": "hidden or a system file",
+        "tulip/back": "a link to a folder of the source",
+        "tulip/c.jpg": None,
+        "tulip/deep/d.jpg": None,
+        "tulip/deep/up": "a link that goes in a circle",
     }
 
 

@@ -1,6 +1,7 @@
 import functools
 import hashlib
 import http.server
+import os
 import shutil
 import socket
 import tarfile
@@ -245,16 +246,52 @@ def test_keeping_a_split_that_is_not_there_is_said_and_redoing_it_is_not(photos,
     assert open_source(photos, split="redo").description["split"] is None
 
 
-@pytest.mark.parametrize(
-    ("extra", "said"), [("valid/daisy/c.jpg", "both mean val"), ("../t/test/daisy/x.jpg", "there is no val/")]
-)
-def test_split_folders_that_are_ambiguous_or_incomplete_cannot_be_kept(open_source, tmp_path, extra, said):
-    folder = split_in_folders(tmp_path)
-    fill(folder, extra)
-    if extra.startswith(".."):
-        folder = fill(tmp_path / "t", "train/daisy/a.jpg")
-    assert said in error(open_source, folder, split="keep")
+def test_two_folders_of_one_split_cannot_be_kept(open_source, tmp_path):
+    folder = fill(split_in_folders(tmp_path), "valid/daisy/c.jpg")
+    assert "val/ and valid/ both mean val" in error(open_source, folder, split="keep")
     assert open_source(folder, split="redo").files
+
+
+def test_a_split_without_val_is_asked_about_with_a_hint_that_keeps_test_apart(open_source, tmp_path):
+    folder = fill(tmp_path / "t", "train/daisy/a.jpg", "test/daisy/x.jpg")
+    said = error(open_source, folder)
+    assert "--split keep keeps test as it is and draws val out of train; --split redo pools all photos" in said
+    source = open_source(folder, split="keep")
+    assert source.draws_val
+    assert splits(source) == {"test/daisy/x.jpg": "test", "train/daisy/a.jpg": "train"}
+
+
+def test_unlabelled_photos_beside_labelled_ones_are_counted_with_the_command_that_takes_them(open_source, tmp_path):
+    folder = fill(tmp_path / "s", "train/daisy/a.jpg", "train/rose/b.jpg", "test/1.jpg", "test/2.jpg")
+    source = open_source(folder)
+    assert paths(source) == ["train/daisy/a.jpg", "train/rose/b.jpg"]
+    assert "2 photos directly in test/ have no label and are not used" in source.recognised
+    assert f"tools/predict.py {folder}/test" in source.recognised
+    assert "no split is found" in error(open_source, folder, split="keep")
+
+
+def test_photos_without_class_folders_are_refused_with_the_tables_that_lie_there(open_source, tmp_path):
+    folder = fill(tmp_path / "s", "train/1.jpg", "test/2.jpg", "labels.csv", "README.txt")
+    said = error(open_source, folder)
+    assert (
+        "the photos in train/ are in no class folders, so they have no labels; labels.csv may hold the labels" in said
+    )
+    assert "labels.csv may hold the labels" in error(open_source, fill(tmp_path / "flat", "1.jpg", "labels.csv"))
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="links")
+def test_links_that_lead_out_name_the_option_that_reads_them(open_source, photos, tmp_path):
+    source = tmp_path / "linked"
+    source.mkdir()
+    for name in CLASSES:
+        (source / name).symlink_to(photos / name)
+    assert "· hint: --follow-links reads what the links point to" in error(open_source, source)
+    followed = open_source(source, follow_links=True)
+    assert paths(followed) == paths(open_source(photos))
+    assert {file.class_name for file in followed.files} == set(CLASSES)
+    (source / "tulip").mkdir()
+    fill(source, "tulip/a.jpg")
+    assert "3 links lead out of the source (daisy, dandelion, roses): --follow-links" in open_source(source).recognised
 
 
 def test_given_lists_go_before_a_split_that_the_source_brings(open_source, tmp_path):

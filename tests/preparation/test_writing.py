@@ -475,3 +475,34 @@ def test_killed_at_the_moments_that_matter_the_next_run_still_gives_the_same_byt
 def test_the_digest_does_not_depend_on_the_order():
     files = [("b/x", "1" * 64), ("a/x", "2" * 64)]
     assert digest(files) == digest(reversed(files)) != digest([("b/x", "2" * 64), ("a/x", "1" * 64)])
+
+
+def test_val_is_drawn_out_of_train_and_test_stays_as_it_is_if_the_split_has_no_val(tmp_path, out):
+    source = tmp_path / "source"
+    for label, name in enumerate(("daisy", "tulip")):
+        for index in range(10):
+            draw(source / "Training" / name / f"{index}.jpg", 100 * label + index)
+        for index in range(3):
+            draw(source / "Testing" / name / f"t{index}.jpg", 1000 + 100 * label + index)
+    draw(source / "Testing" / "unknown" / "u.jpg", 5000)
+    summary = make(source, out, split="keep")
+    assert summary.counts == {
+        "train": {"daisy": 8, "tulip": 8},
+        "val": {"daisy": 2, "tulip": 2},
+        "test": {"daisy": 3, "tulip": 3},
+    }
+    for path, row in rows(out).items():
+        assert (row["split"] == "test") == path.startswith("Testing/")
+        assert (row["verdict"] == "dropped") == ("unknown" in path)
+    assert json.loads((out / "dataset.json").read_text("utf-8"))["source"]["split"] == (
+        "its own folders, val drawn out of train"
+    )
+    said = str(make(source, out, split="keep", dry_run=True))
+    assert said.startswith(
+        "recognised: Testing/ is test, Training/ is train; 2 classes (daisy, tulip). unknown/ is in test only, "
+        "so no class: not used. split: its own folders, val drawn out of train\n"
+    )
+    assert make(source, out, split="keep").state == "up to date"
+    assert make(source, out, split="keep", val_ratio="0.5").counts["val"] == {"daisy": 5, "tulip": 5}
+    with pytest.raises(InputError, match=r"--val-ratio has no effect on a given split"):
+        make(out, tmp_path / "other", split="keep", val_ratio="0.5")

@@ -177,3 +177,9 @@ def test_the_benchmark_gives_a_ratio_and_a_peak(photos, tmp_path):
     if sys.platform == "linux":
         memory = json.loads(run_tool(BENCHMARK, "prepare", "--memory", 40, "--json", cwd=tmp_path).stdout)
         assert 10 < memory["peak_pss_mb"] <= memory["peak_rss_mb"] < 500
+
+
+def test_a_second_source_is_refused_instead_of_dropping_the_first(tmp_path):
+    ran = run_tool("prepare_flowers.py", "--source", "a", "--source", "b", cwd=tmp_path)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("error: --source is given twice")
