@@ -37,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     source.add_argument(
         "--follow-links", action="store_true", help="read the files and folders outside the source that links point to"
     )
+    source.add_argument(
+        "--zip-encoding", metavar="NAME", help="encoding of the file names in a zip that doesn't say it, such as gbk"
+    )
     source.add_argument("--rendered", type=int, metavar="N", help="render N synthetic flowers per class instead")
     source.add_argument(
         "--rendered-seed", type=int, default=0, metavar="N", help="random seed of the rendering (default: 0)"

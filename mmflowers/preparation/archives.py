@@ -21,8 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
+from mmflowers.preparation.zip_names import decoded_names
 from mmflowers.utils.downloads import looks_like_html
-from mmflowers.utils.errors import NAMED, InputError, Problem, shortened, some
+from mmflowers.utils.errors import NAMED, InputError, Problem, count, shortened, some
 from mmflowers.utils.files import creating_folder
 
 # Every file and folder costs time on the disk, however small the archive is that asks for it. A photo is never as small
@@ -36,6 +37,14 @@ RATIO_FREE_BYTES = 64 << 20  # up to here the ratio isn't limited
 # however long it claims to be.
 MAX_HEADER_BYTES = 64 << 20
 MAX_NAME_BYTES, MAX_PATH_CHARS = 255, 1024
+INNER = (
+    ".zip",
+    ".tar",
+    ".tgz",
+    ".tar.gz",
+    ".tar.bz2",
+    ".tar.xz",
+)  # archives in an archive that are unpacked, one level
 
 _COMPRESSIONS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _NOT_OURS = {
@@ -61,31 +70,42 @@ class _Member(NamedTuple):
     open: Callable[[], IO[bytes] | None]  # None of what isn't a regular file
 
 
+class _Unpacked(NamedTuple):
+    size: int  # bytes
+    members: int
+    files: set[str]
+    said: list[str]  # sentences about what people should know
+
+
 class _Bomb(Exception):
     """The archive asks for more than any archive of photos needs."""
 
 
-def unpack(archive: Path, staging: Path, *, sha256: str) -> Path:
+def unpack(archive: Path, staging: Path, *, sha256: str, encoding: str | None = None) -> Path:
     """Unpack a zip or tar archive (plain, gzip, bzip2 or xz; recognised by content) and return the folder.
 
     Nothing is written outside ``staging``, and the folder gets its name when it is complete; an existing folder is
-    returned unchanged. Backslashes in member names separate folders, as the tools on Windows mean them.
+    returned unchanged. Backslashes in member names separate folders, as the tools on Windows mean them. Archives in the
+    archive are unpacked into folders of their names, one level deep.
 
     Args:
         archive: The file.
         staging: A folder of this run alone; created if missing.
         sha256: Of the archive; the unpacked folder is named after it, so that a later run finds it.
+        encoding: Of a zip's file names that don't say theirs; None to find it out.
 
     Raises:
         InputError: It is no archive of these kinds, it is damaged or too large, or members are refused: paths that
-            are absolute or lead out, links, devices, encrypted or repeated members.
+            are absolute or lead out, links, devices, encrypted or repeated members; or the encoding of the file names
+            isn't clear.
     """
-    target = staging / unpacked_name(sha256)
+    target = staging / unpacked_name(sha256, encoding)
     if target.is_dir():
         return target
     try:
         with creating_folder(target) as folder:
-            _unpack(archive, folder)
+            said = _unpack_nested(archive, folder, encoding)
+            _notes(target).write_text("\n".join(said), "utf-8")
             if hasattr(os, "sync"):
                 os.sync()  # or a power cut could leave empty files in a folder whose name says that it is complete
     except OSError as error:
@@ -94,23 +114,66 @@ def unpack(archive: Path, staging: Path, *, sha256: str) -> Path:
     return target
 
 
-def unpacked_name(sha256: str) -> str:
+def unpacked_name(sha256: str, encoding: str | None = None) -> str:
     """Return the name of the folder below ``staging`` that holds the unpacked archive of this hash."""
-    return f"unpacked-{sha256[:32]}"
+    return f"unpacked-{sha256[:32]}{f'-{encoding}' if encoding else ''}"
 
 
-def _unpack(archive: Path, folder: Path) -> None:
+def said_of(unpacked: Path) -> list[str]:
+    """Return the sentences about an unpacked archive: the encoding of its names, archives in it."""
+    notes = _notes(unpacked)
+    return notes.read_text("utf-8").splitlines() if notes.exists() else []
+
+
+def _notes(unpacked: Path) -> Path:
+    return unpacked.with_name(f"{unpacked.name}.txt")
+
+
+def _unpack_nested(archive: Path, folder: Path, encoding: str | None) -> list[str]:
+    """Unpack an archive and the archives in it, all of them within the limits of the first."""
+    most = _limits(archive)
+    outer = _unpack(archive, folder, encoding, most)
+    said, inner = list(outer.said), []
+    left = [most[0] - outer.size, most[1] - outer.members]
+    for path in sorted(outer.files):
+        suffix = next((suffix for suffix in INNER if path.lower().endswith(suffix)), None)
+        packed, hidden = folder / path, any(part.startswith((".", "__MACOSX")) for part in path.split("/"))
+        target = folder / path[: -len(suffix or " ")]
+        if suffix is None or hidden or target.exists() or not packed.stem:
+            continue
+        limits = _limits(packed)
+        unpacked = _unpack(packed, target, encoding, (min(limits[0], left[0]), min(limits[1], left[1])))
+        left = [left[0] - unpacked.size, left[1] - unpacked.members]
+        packed.unlink()
+        inner.append(path)
+        said += unpacked.said
+    if inner:
+        said.append(
+            f"{count(len(inner), 'archive')} in {shortened(archive.name)} unpacked: {some(map(shortened, inner))}"
+        )
+    return said
+
+
+def _limits(archive: Path) -> tuple[int, int]:
+    """Return how many bytes and how many members are plausible for an archive."""
     size = archive.stat().st_size
-    max_bytes = min(MAX_TOTAL_BYTES, max(RATIO_FREE_BYTES, MAX_RATIO * size))
-    max_members = min(MAX_MEMBERS, FREE_MEMBERS + size // BYTES_PER_MEMBER)
+    return (
+        min(MAX_TOTAL_BYTES, max(RATIO_FREE_BYTES, MAX_RATIO * size)),
+        min(MAX_MEMBERS, FREE_MEMBERS + size // BYTES_PER_MEMBER),
+    )
+
+
+def _unpack(archive: Path, folder: Path, encoding: str | None, most: tuple[int, int]) -> _Unpacked:
+    max_bytes, max_members = most
     # Reason → the first members; names can be long, and as many as an archive has.
     refused: dict[str, list[str]] = defaultdict(list)
     counts: Counter[str] = Counter()
+    said: list[str] = []
     files: set[str] = set()
     folders = {""}
-    total, last = 0, ""
+    total, number, last = 0, 0, ""
     try:
-        for number, member in enumerate(_members(archive, max_bytes, max_members), start=1):
+        for number, member in enumerate(_members(archive, max_bytes, max_members, encoding, said), start=1):
             last = member.name
             total += member.size
             if total > max_bytes:
@@ -154,14 +217,15 @@ def _unpack(archive: Path, folder: Path) -> None:
         raise InputError(problems=[Problem(what, hint) for what in whats])
     if not files:
         raise InputError(f"{archive.name} holds no file")
+    return _Unpacked(total, max(number, len(files) + len(folders)), files, said)
 
 
-def _members(archive: Path, limit: int, most: int) -> Iterator[_Member]:
+def _members(archive: Path, limit: int, most: int, encoding: str | None, said: list[str]) -> Iterator[_Member]:
     with archive.open("rb") as file:
         head = file.read(tarfile.BLOCKSIZE)
         file.seek(0)
         if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-            yield from _zip_members(file, most)
+            yield from _zip_members(file, most, archive.name, encoding, said)
             return
         for magic, decompress in _COMPRESSIONS.items():
             if head.startswith(magic):
@@ -180,13 +244,19 @@ def _members(archive: Path, limit: int, most: int) -> Iterator[_Member]:
         yield from _tar_members(file, limit)
 
 
-def _zip_members(file: BinaryIO, most: int) -> Iterator[_Member]:
+def _zip_members(
+    file: BinaryIO, most: int, archive_name: str, encoding: str | None, said: list[str]
+) -> Iterator[_Member]:
     with zipfile.ZipFile(_Guarded(file, sys.maxsize)) as archive:
         if len(archive.infolist()) > most:  # before the first of them is written
             raise _Bomb(_too_many(most))
-        for info in archive.infolist():
+        names, used = decoded_names(archive.infolist(), archive_name, encoding)
+        if used:
+            first = next(name for name in names if not name.isascii())
+            said.append(f"file names of {shortened(archive_name)} read as {used}, for example {shortened(first)}")
+        for info, decoded in zip(archive.infolist(), names, strict=True):
             # ZipInfo.filename is cut at a NUL and has its separators changed: check the name in the archive.
-            name = info.orig_filename.replace("\\", "/")
+            name = decoded.replace("\\", "/")
             kind = stat.S_IFMT(info.external_attr >> 16)  # the mode, where a Unix tool packed it
             refusal = None
             if kind == stat.S_IFLNK:

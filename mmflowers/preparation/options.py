@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmflowers.preparation.decoding import MIN_SIDE
+from mmflowers.preparation.zip_names import known_encoding
 from mmflowers.utils.errors import Problem, failing, raise_all
 
 VAL_RATIO, TEST_RATIO = "0.2", "0"
@@ -21,7 +22,7 @@ class PrepareOptions:
 
     Attributes:
         out: The dataset folder; an older dataset of ours is replaced.
-        source, sha256, split, split_lists, layout, follow_links: See ``open_source``.
+        source, sha256, split, split_lists, layout, follow_links, zip_encoding: See ``open_source``.
         rendered: Instead of a source: the number of flowers to render per class.
         rendered_seed: Random seed of the rendering.
         duplicates: See ``duplicates.resolve``.
@@ -48,6 +49,7 @@ class PrepareOptions:
     split_lists: str | Path | None = None
     layout: Literal["classes", "splits"] | None = None
     follow_links: bool = False
+    zip_encoding: str | None = None
     duplicates: Literal["drop", "keep"] = "drop"
     val_ratio: str | float | None = None
     test_ratio: str | float | None = None
@@ -68,6 +70,10 @@ class PrepareOptions:
                 checks.append((self.has_given_split and not may_draw, f"{flag} {NO_EFFECT}", "remove it"))
         for flag, choice, choices in (("--duplicates", self.duplicates, DUPLICATES), ("--link", self.link, LINKS)):
             checks.append((choice not in choices, f"{flag} {choice} is unknown", f"one of {', '.join(choices)}"))
+        if self.zip_encoding is not None:
+            unknown = not known_encoding(self.zip_encoding)
+            hint = "give one that Python knows, such as gbk, shift_jis, euc_kr, cp437 or cp850"
+            checks.append((unknown, f"--zip-encoding {self.zip_encoding} is no encoding of text", hint))
         minima = (("--resize", self.resize, MIN_SIDE), ("--rendered", self.rendered, 1), ("--workers", self.workers, 1))
         for flag, number, least in minima:
             is_small = number is not None and number < least

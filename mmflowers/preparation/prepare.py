@@ -192,6 +192,7 @@ def _open(options: PrepareOptions, staging: Path) -> Source:
         split_lists=lists,
         layout=options.layout,
         follow_links=options.follow_links,
+        zip_encoding=options.zip_encoding,
     )
     if source.has_split and not source.draws_val and options.val_ratio is not None:
         raise InputError(f"--val-ratio {NO_EFFECT}", "remove it")

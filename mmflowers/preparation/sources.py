@@ -48,6 +48,7 @@ def open_source(
     split_lists: Path | None = None,
     layout: Kind | None = None,
     follow_links: bool = False,
+    zip_encoding: str | None = None,
     cache: Path | None = None,
 ) -> Source:
     """Make the photos of a source available in a folder, and find out their classes and splits.
@@ -65,6 +66,7 @@ def open_source(
             that the source already has.
         layout: Whether folders with the names of splits are classes or splits; see ``read_layout``.
         follow_links: Whether links may lead out of the source.
+        zip_encoding: Of the file names in a zip that don't say theirs; None to find it out.
         cache: Folder for downloads; None for the operating system's cache folder.
 
     Raises:
@@ -75,9 +77,13 @@ def open_source(
     wanted = _checked_sha256(sha256)
     if split == "redo" and split_lists is not None:
         raise InputError("--split redo and --split-lists contradict each other", "give one of them")
-    folder, description = _on_disk(source, staging, wanted, cache)
+    folder, description = _on_disk(source, staging, wanted, cache, zip_encoding)
     name = source or description["name"]
     found = read_layout(folder, kind=layout, follow_links=follow_links)
+    if description["kind"] != "folder":
+        from mmflowers.preparation.archives import said_of
+
+        found.recognised[:0] = said_of(folder)
     if found.problem:
         raise InputError(problems=[found.problem._replace(what=f"{name}: {found.problem.what}")])
     if all(file.refusal for file in found.files):
@@ -126,7 +132,7 @@ def open_source(
 
 
 def _on_disk(
-    source: str | Path | None, staging: Path, sha256: str | None, cache: Path | None
+    source: str | Path | None, staging: Path, sha256: str | None, cache: Path | None, encoding: str | None
 ) -> tuple[Path, dict[str, Any]]:
     """Return the folder of the source, downloaded and unpacked if necessary, and its description."""
     text = "" if source is None else os.fspath(source)
@@ -134,6 +140,8 @@ def _on_disk(
     if source is not None and path.is_dir():
         if sha256 is not None:
             raise InputError(f"--sha256 belongs to an archive, and {text} is a folder", "remove --sha256")
+        if encoding is not None:
+            raise InputError(f"--zip-encoding belongs to a zip, and {text} is a folder", "remove --zip-encoding")
         return path.resolve(), _description("folder", path.resolve().name)
 
     from mmflowers.preparation.archives import unpack  # late: a folder needs no HTTP, TLS and decompressors
@@ -157,8 +165,10 @@ def _on_disk(
             raise InputError(f"{text} can't be read ({error.strerror})") from error
         if sha256 not in (None, found):
             raise InputError(f"{text} has the sha256 {found}, not {sha256}", "download it again, or correct --sha256")
-        return unpack(path, staging, sha256=found), _description("archive", path.name, found)
-    return _fetch(archive, staging, cache, hint), _description(kind, file_name(archive.urls[0]), archive.sha256)
+        return unpack(path, staging, sha256=found, encoding=encoding), _description("archive", path.name, found)
+    return _fetch(archive, staging, cache, hint, encoding), _description(
+        kind, file_name(archive.urls[0]), archive.sha256
+    )
 
 
 def _checked_url(url: str, sha256: str | None) -> str:
@@ -177,17 +187,17 @@ def _checked_url(url: str, sha256: str | None) -> str:
     return sha256
 
 
-def _fetch(archive: Published, staging: Path, cache: Path | None, hint: str) -> Path:
+def _fetch(archive: Published, staging: Path, cache: Path | None, hint: str, encoding: str | None) -> Path:
     from mmflowers.preparation.archives import unpack, unpacked_name
     from mmflowers.utils.downloads import fetch
     from mmflowers.utils.files import cache_root
 
-    unpacked = staging / unpacked_name(archive.sha256)
+    unpacked = staging / unpacked_name(archive.sha256, encoding)
     if unpacked.is_dir():
         return unpacked
     path = fetch(archive.urls, sha256=archive.sha256, size=archive.size, folder=cache or cache_root(), hint=hint)
     print(f"unpacking {path.name}", file=sys.stderr, flush=True)
-    return unpack(path, staging, sha256=archive.sha256)
+    return unpack(path, staging, sha256=archive.sha256, encoding=encoding)
 
 
 def _description(kind: str, name: str, sha256: str | None = None) -> dict[str, Any]:
