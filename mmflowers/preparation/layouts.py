@@ -205,7 +205,7 @@ def _inner_splits(tops: dict[str, list[str]]) -> dict[str, str]:
         what += f"{_named(strays)} are in none"
         hint = "--layout classes ignores the inner folders and pools their photos; or move those photos into train/"
         raise InputError(what, hint)
-    return {name: split for named in inner.values() for name, split in named.items()}
+    return dict(sorted((name, split) for named in inner.values() for name, split in named.items()))
 
 
 def _read_classes(layout: Layout, tops: dict[str, list[str]], inner: dict[str, str]) -> None:

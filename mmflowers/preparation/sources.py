@@ -220,7 +220,9 @@ def _existing_split(layout: Layout) -> str:
             for file in layout.files
             if not file.refusal
         )
-        found.append("folders " + ", ".join(f"{name}/ ({counts[name]:,} files)" for name in layout.split_folders))
+        found.append(
+            "folders " + ", ".join(f"{name}/ ({count(counts[name], 'file')})" for name in layout.split_folders)
+        )
     if layout.lists:
         found.append("lists " + ", ".join(path.name for path in layout.lists.files.values()))
     return " and ".join(found)

@@ -2,6 +2,7 @@ import functools
 import hashlib
 import http.server
 import os
+import re
 import shutil
 import socket
 import tarfile
@@ -333,3 +334,21 @@ def test_a_folder_without_lists_is_no_answer_to_split_lists(photos, open_source,
     assert "no such folder" in error(open_source, photos, split_lists=tmp_path / "gone")
     assert "no train.txt and val.txt in it" in error(open_source, photos, split_lists=photos)
     assert "contradict" in error(open_source, photos, split_lists=photos, split="redo")
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "your-own-photos.md"
+ROWS = re.findall(r"^\| (`[^|]+`) \| ([^|]+) \|$", PAGE.read_text("utf-8").partition("## Layouts")[2], re.MULTILINE)
+
+
+def test_the_page_has_a_row_for_every_layout():
+    assert len(ROWS) == 17
+
+
+@pytest.mark.parametrize(("files", "said"), ROWS)
+def test_the_page_says_what_the_command_says_about_a_layout(open_source, tmp_path, files, said):
+    folder = fill(tmp_path / "photos", *re.findall("`([^`]+)`", files))
+    try:
+        found = open_source(folder).recognised
+    except InputError as refused:
+        found = str(refused)
+    assert said in found
