@@ -37,14 +37,7 @@ RATIO_FREE_BYTES = 64 << 20  # up to here the ratio isn't limited
 # however long it claims to be.
 MAX_HEADER_BYTES = 64 << 20
 MAX_NAME_BYTES, MAX_PATH_CHARS = 255, 1024
-INNER = (
-    ".zip",
-    ".tar",
-    ".tgz",
-    ".tar.gz",
-    ".tar.bz2",
-    ".tar.xz",
-)  # archives in an archive that are unpacked, one level
+INNER = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")  # in an archive: unpacked as well, one level deep
 
 _COMPRESSIONS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _NOT_OURS = {
@@ -139,7 +132,7 @@ def _unpack_nested(archive: Path, folder: Path, encoding: str | None) -> list[st
         suffix = next((suffix for suffix in INNER if path.lower().endswith(suffix)), None)
         packed, hidden = folder / path, any(part.startswith((".", "__MACOSX")) for part in path.split("/"))
         target = folder / path[: -len(suffix or " ")]
-        if suffix is None or hidden or target.exists() or not packed.stem:
+        if suffix is None or hidden or target.exists() or not _is_archive(packed):
             continue
         limits = _limits(packed)
         unpacked = _unpack(packed, target, encoding, (min(limits[0], left[0]), min(limits[1], left[1])))
@@ -152,6 +145,13 @@ def _unpack_nested(archive: Path, folder: Path, encoding: str | None) -> list[st
             f"{count(len(inner), 'archive')} in {shortened(archive.name)} unpacked: {some(map(shortened, inner))}"
         )
     return said
+
+
+def _is_archive(path: Path) -> bool:
+    """Return whether a file is an archive by its content, whole or damaged, and not by its extension alone."""
+    with path.open("rb") as file:
+        head = file.read(tarfile.BLOCKSIZE)
+    return head.startswith((b"PK\x03\x04", *_COMPRESSIONS)) or head[257:262] == b"ustar"
 
 
 def _limits(archive: Path) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmflowers.preparation.options import PrepareOptions
 from mmflowers.preparation.records import Record
-from mmflowers.preparation.sources import FLOWER_PHOTOS
+from mmflowers.preparation.sources import FLOWER_PHOTOS, VAL_DRAWN
 from mmflowers.preparation.splitting import shown
 from mmflowers.preparation.summary import Summary
 from mmflowers.version import __version__
@@ -46,6 +46,7 @@ def data_card(summary: Summary, records: Iterable[Record], source: dict[str, Any
         is_public=_is_public(source),
         table=summary.table(),
         seed=options.seed,
+        val_drawn=f"{float(options.val_share):g}" if str(source.get("split")).endswith(VAL_DRAWN) else "",
         shares=shares and ", ".join(f"{name} {float(share):g}" for name, share in shares.items() if share),
         files=verdicts.total(),
         kept=verdicts["kept"],

@@ -36,6 +36,7 @@ FLOWER_PHOTOS = Published(
     "4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c",
 )
 OTHER_SOURCES = "use your own photos with --source FOLDER_OR_ARCHIVE, or render flowers with --rendered 200"
+VAL_DRAWN = ", val drawn out of train"  # ends the description of such a split
 KINDS = "--source takes a folder, an archive or a URL"
 
 
@@ -116,7 +117,7 @@ def open_source(
     else:
         _check_split_folders(found)
         draws_val = "val" not in found.split_folders.values()
-        given = "its own folders" + (", val drawn out of train" if draws_val else "")
+        given = "its own folders" + (VAL_DRAWN if draws_val else "")
     description["split"] = given
     if lists is not None:
         against_folders = split_lists is None and bool(found.split_folders)

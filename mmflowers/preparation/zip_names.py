@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 import struct
 import unicodedata
@@ -40,9 +39,8 @@ def decoded_names(
     used = encoding or _find(raw, archive)
     try:
         return [name.decode(used) if isinstance(name, bytes) else name for name in names], used
-    except UnicodeDecodeError as error:
-        bad = error.object.decode("ascii", "backslashreplace")
-        what = f"--zip-encoding {used} doesn't fit {archive}: {shortened(bad)} is no name in it"
+    except UnicodeError as error:
+        what = f"--zip-encoding {used} doesn't fit the file names in {archive}"
         raise InputError(what, "remove --zip-encoding, or give another one") from error
 
 
@@ -104,9 +102,10 @@ def _find(raw: list[bytes], archive: str) -> str:
 def known_encoding(name: str) -> bool:
     """Return whether Python knows an encoding of text by this name."""
     try:
-        return codecs.lookup(name)._is_text_encoding
+        b"a".decode(name, "replace")
     except (LookupError, ValueError):
         return False
+    return True
 
 
 def _is_utf8(text: str) -> bool:

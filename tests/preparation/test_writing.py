@@ -497,6 +497,8 @@ def test_val_is_drawn_out_of_train_and_test_stays_as_it_is_if_the_split_has_no_v
     assert json.loads((out / "dataset.json").read_text("utf-8"))["source"]["split"] == (
         "its own folders, val drawn out of train"
     )
+    card = (out / "DATA_CARD.md").read_text("utf-8")
+    assert "- Split: as given by the source; 0.2 of each class in train drawn for val with seed 0.\n" in card
     said = str(make(source, out, split="keep", dry_run=True))
     assert said.startswith(
         "recognised: Testing/ is test, Training/ is train; 2 classes (daisy, tulip). unknown/ is in test only, "

@@ -1,5 +1,6 @@
 import io
 import struct
+import tarfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_names_that_could_be_in_several_encodings_are_a_question_that_the_option
 
 def test_an_encoding_that_does_not_fit_or_does_not_exist_is_refused(tmp_path):
     archive = undeclared_zip(tmp_path / "a.zip", {"玫瑰/a.jpg".encode("gbk"): b""})
-    with pytest.raises(InputError, match=r"--zip-encoding utf-8 doesn't fit a\.zip"):
+    with pytest.raises(InputError, match=r"--zip-encoding utf-8 doesn't fit the file names in a\.zip"):
         open_source(archive, staging=tmp_path / "staging", zip_encoding="utf-8")
     with pytest.raises(InputError, match="belongs to a zip"):
         open_source(tmp_path, staging=tmp_path / "staging", zip_encoding="gbk")
@@ -140,7 +141,12 @@ def test_archives_in_an_archive_are_unpacked_one_level_deep(tmp_path):
 
     third = zipped({"deep.jpg": b"d"})
     inner = {"rose.zip": zipped({"rose/1.jpg": b"1", "third.zip": third}), "tulip.ZIP": zipped({"2.jpg": b"2"})}
-    beside = {"daisy/3.jpg": b"3", "daisy.zip": zipped({"4.jpg": b"4"}), "__MACOSX/x.zip": b"no zip"}
+    beside = {
+        "daisy/3.jpg": b"3",
+        "daisy.zip": zipped({"4.jpg": b"4"}),
+        "__MACOSX/x.zip": b"no zip",
+        "daisy/5.zip": b"<html>",
+    }
     (tmp_path / "a.zip").write_bytes(zipped({f"flowers/{name}": data for name, data in {**inner, **beside}.items()}))
     source = open_source(tmp_path / "a.zip", staging=tmp_path / "staging")
     assert {file.path: file.class_name for file in source.files if not file.refusal} == {
@@ -148,9 +154,25 @@ def test_archives_in_an_archive_are_unpacked_one_level_deep(tmp_path):
         "rose/rose/1.jpg": "rose",
         "tulip/2.jpg": "tulip",
     }
-    assert {file.path for file in source.files if file.refusal} == {"__MACOSX/x.zip", "daisy.zip", "rose/third.zip"}
+    assert {file.path for file in source.files if file.refusal} == {
+        *("__MACOSX/x.zip", "daisy.zip", "daisy/5.zip", "rose/third.zip"),
+    }
     assert "2 archives in a.zip unpacked: flowers/rose.zip, flowers/tulip.ZIP" in source.recognised
     assert "daisy.zip is not opened" in source.recognised
+
+
+def test_an_archive_in_a_tar_may_have_any_name(tmp_path):
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.writestr("1.jpg", b"1")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("ros\udce9.zip", ".zip", "daisy\n.zip"):
+            info = tarfile.TarInfo(name)
+            info.size = len(inner.getvalue())
+            archive.addfile(info, io.BytesIO(inner.getvalue()))
+    source = open_source(tmp_path / "a.tar", staging=tmp_path / "staging")
+    assert {file.class_name for file in source.files if not file.refusal} == {"ros\udce9", "daisy\n"}
+    assert source.recognised.isprintable()
 
 
 def test_archives_in_an_archive_share_its_limits(tmp_path, monkeypatch):
