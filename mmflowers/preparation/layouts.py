@@ -230,8 +230,7 @@ def _read_classes(layout: Layout, tops: dict[str, list[str]], inner: dict[str, s
         folder = next(path.split("/")[0] for path in tops[deep[0]] if "/" in path)
         what += "; photos in deeper folders belong to the class at the top, for example those of "
         what += f"{shown(deep[0])}/{shown(folder)}/ to {shown(deep[0])}"
-    if named := split_named(tops):
-        what += f"; {_named(named)} {'is a class' if len(named) == 1 else 'are classes'} here, not a split"
+    what += _also_classes(tops)
     layout.recognised.append(what)
 
 
@@ -277,13 +276,22 @@ def _read_splits(layout: Layout, tops: dict[str, list[str]], splits: dict[str, s
             file.split = None
     layout.split_folders = used
     said = ", ".join(f"{shown(name)}/{shown(wrapped[name])} is {split}" for name, split in sorted(splits.items()))
-    layout.recognised.append(f"{said}; {count(len(trained), 'class', 'classes')} ({some(map(shown, sorted(trained)))})")
+    layout.recognised.append(
+        f"{said}; {count(len(trained), 'class', 'classes')} ({some(map(shown, sorted(trained)))})"
+        + _also_classes(known)
+    )
     if left_out := set(tops) - set(splits) - beside:
         layout.recognised.append(f"{_named(left_out)} {'is' if len(left_out) == 1 else 'are'} in no split: not used")
     if strange:
         layout.recognised.append(
             f"{_named(strange)} {'is' if len(strange) == 1 else 'are'} in test only, so no class: not used"
         )
+
+
+def _also_classes(classes: Iterable[str]) -> str:
+    """Return that classes have names of splits, if some have."""
+    named = split_named(classes)
+    return f"; {_named(named)} {'is a class' if len(named) == 1 else 'are classes'} here, not a split" if named else ""
 
 
 def _without_labels(layout: Layout, splits: dict[str, str]) -> Problem:

@@ -151,7 +151,7 @@ def assign_splits(files: Iterable[SourceFile], lists: Lists, *, against_folders:
         [
             (repeated, twice, "list each once"),
             (spanning, in_both, "list each once"),
-            (moved and against_folders, elsewhere, "--split redo draws a new split"),
+            (moved and against_folders, elsewhere, "correct the lists; --split redo pools all photos"),
             (unlabelled and labels, without, "give every line a label, or none"),
         ]
     )

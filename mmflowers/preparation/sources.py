@@ -104,9 +104,12 @@ def open_source(
             hint = "remove --split, or name the lists with --split-lists DIR"
             raise InputError(f"--split keep: no split is found in {name}", hint)
     elif split is None:
+        splits = {*found.split_folders.values(), *(lists.files if lists else ())}
         hint = "--split keep uses that split, --split redo draws a new one"
-        if found.split_folders and "val" not in found.split_folders.values():
+        if "val" not in splits and not lists:
             hint = "--split keep keeps test as it is and draws val out of train; --split redo pools all photos"
+        elif "test" in splits:
+            hint = "--split keep uses that split; --split redo pools all photos, those of test too, and draws a new one"
         raise InputError(f"{name} is split already: {_existing_split(found)}", hint)
     elif split == "redo":
         given, lists = "redone", None
@@ -237,7 +240,9 @@ def _check_split_folders(layout: Layout) -> None:
         meanings = split_named(layout.split_folders)
         named = [f"{name}/" for name, meaning in meanings.items() if meaning == split and name in tops]
         if len(named) > 1:
-            problems.append(Problem(f"{' and '.join(named)} both mean {split}", "remove one of them, or --split redo"))
+            problems.append(
+                Problem(f"{' and '.join(named)} both mean {split}", "rename one of them; --split redo pools all photos")
+            )
     raise_all(problems)
 
 

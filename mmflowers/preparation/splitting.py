@@ -200,6 +200,7 @@ def check_given(records: Iterable[Record]) -> None:
     records = list(records)
     got = Counter((record.photo_class, record.split) for record in records if record.verdict != "dropped")
     classes = sorted({class_name for class_name, _ in got})
+    has_test = any(split == "test" for _, split in got)
     problems = []
     if len(classes) < 2:
         problems.append(Problem(f"the given split has photos of {len(classes)} class", "at least two are needed"))
@@ -207,7 +208,9 @@ def check_given(records: Iterable[Record]) -> None:
         empty = [name for name in ("train", "val") if not got[class_name, name]]
         if empty:
             what = f"class {shown(class_name)!r} has no usable photo in the given {' and '.join(empty)}"
-            problems.append(Problem(what, "add some, remove the class, or draw a new split with --split redo"))
+            # A new split would train on the photos of test.
+            pooling = "" if has_test else ", or draw a new split with --split redo"
+            problems.append(Problem(what, f"add some, or remove the class{pooling}"))
     raise_all(_convertible_first(problems, records))
 
 

@@ -1,11 +1,15 @@
 import os
+import re
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mmflowers.preparation.layouts import OUTSIDE, read_layout
+from mmflowers.preparation.layouts import OUTSIDE, read_layout, split_named
 from mmflowers.utils.errors import InputError
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="links, FIFOs and byte names as POSIX has them")
@@ -192,6 +196,27 @@ def test_folders_of_splits_never_become_classes_whatever_they_are_called(tmp_pat
     assert {file.split for file in layout.files if file.path.startswith(train)} == {"train"}
     other = "val" if "val" in test or "dev" in test else "test"
     assert {file.split for file in layout.files if file.path.startswith(test)} == {other}
+
+
+NAMES = st.sampled_from(["train", "Test", "val", "x_train", "test_set", "images", "rose", "daisy", "tulip"])
+
+
+@given(paths=st.lists(st.lists(NAMES, max_size=3).map("/".join), min_size=1, max_size=6, unique=True))
+@settings(max_examples=300, deadline=None)
+def test_no_folder_of_a_split_becomes_a_class_in_silence(paths):
+    with tempfile.TemporaryDirectory() as folder:
+        fill(Path(folder), *(f"{path}/x.jpg" if path else "x.jpg" for path in paths))
+        try:
+            layout = read_layout(Path(folder))
+        except InputError as question:
+            assert "--layout classes" in str(question)
+            assert len(question.problems) == 1
+            return
+        said = ". ".join(layout.recognised)
+        used = {file.class_name for file in layout.files if file.refusal is None and file.class_name}
+        for name in split_named(used):
+            assert layout.problem or re.search(rf"{name}/.* (is a class|are classes) here, not a split", said)
+        assert len(layout.files) == len(paths)
 
 
 def test_a_third_folder_beside_train_and_test_is_left_out_and_said(tmp_path):

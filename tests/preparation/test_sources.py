@@ -262,6 +262,15 @@ def test_a_split_without_val_is_asked_about_with_a_hint_that_keeps_test_apart(op
     assert splits(source) == {"test/daisy/x.jpg": "test", "train/daisy/a.jpg": "train"}
 
 
+def test_the_hint_about_a_split_with_test_says_that_a_new_one_pools_its_photos(open_source, tmp_path):
+    folder = fill(split_in_folders(tmp_path), "test/daisy/c.jpg")
+    assert "--split redo pools all photos, those of test too" in error(open_source, folder)
+    (folder / "val.txt").write_text("val/daisy/b.jpg\n")
+    (folder / "train.txt").write_text("train/daisy/a.jpg\n")
+    (folder / "test.txt").write_text("test/daisy/c.jpg\n")
+    assert "--split redo pools all photos, those of test too" in error(open_source, folder)
+
+
 def test_unlabelled_photos_beside_labelled_ones_are_counted_with_the_command_that_takes_them(open_source, tmp_path):
     folder = fill(tmp_path / "s", "train/daisy/a.jpg", "train/rose/b.jpg", "test/1.jpg", "test/2.jpg")
     source = open_source(folder)

@@ -183,6 +183,19 @@ def test_a_given_split_without_photos_to_validate_a_class_on_is_refused():
     check_given(rows)
 
 
+def test_a_new_split_is_suggested_only_if_it_pools_no_test_photos():
+    rows = photos(daisy=3, rose=3)
+    for row, name in zip(rows, ("train", "val", "val", "train", "train", "train"), strict=True):
+        row.split = name
+    with pytest.raises(InputError, match="or draw a new split with --split redo"):
+        check_given(rows)
+    rows[2].split = "test"
+    with pytest.raises(
+        InputError, match=r"'rose' has no usable photo in the given val · hint: add some, or remove the class$"
+    ):
+        check_given(rows)
+
+
 def targets(*paths: str, extension: str | None = None) -> list[str]:
     rows = []
     for path in paths:
