@@ -79,9 +79,9 @@ class PrepareOptions:
             is_small = number is not None and number < least
             checks.append((is_small, f"{flag} {number} is too small", f"give a number from {least}"))
         if self.rendered is not None:
-            has_source = any(value is not None for value in (self.source, self.sha256, self.split, self.split_lists))
-            hint = "remove --source, --sha256, --split and --split-lists"
-            checks.append((has_source, "--rendered replaces the source", hint))
+            of_source = ("source", "sha256", "layout", "follow_links", "zip_encoding", "split", "split_lists")
+            given = [f"--{name.replace('_', '-')}" for name in of_source if getattr(self, name) not in (None, False)]
+            checks.append((given, "--rendered replaces the source", f"remove {' and '.join(given)}"))
             is_symlink = self.link == "symlink"
             checks.append((is_symlink, "--link symlink needs photos that stay where they are", "remove it"))
         problems = failing(checks)

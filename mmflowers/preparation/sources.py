@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -252,12 +253,12 @@ def _recognised(layout: Layout, source: str | Path | None, split: str | None) ->
     for folder, number in layout.unlabelled.items():
         place = f"{folder}/ of the unpacked archive"
         if source is not None and Path(source).expanduser().is_dir():
-            place = shown(str(layout.root / folder))
+            place = shlex.quote(shown(str(layout.root / folder)))
         said.append(
             f"{count(number)} directly in {shown(folder)}/ {'has' if number == 1 else 'have'} no label and "
             f"{'is' if number == 1 else 'are'} not used; a trained model labels them: python tools/predict.py {place}"
         )
-    said.append(f"split: {split}" if split else "split: drawn from all photos")
+    said.append(f"split: {split or 'drawn from all photos'}")
     return ". ".join(said)
 
 

@@ -110,6 +110,8 @@ def test_a_dataset_of_ours_is_a_source_too_and_its_split_is_asked_for(photos, tm
         (["--val-ratio", "0.9", "--test-ratio", "0.2"], 1),
         (["--val-ratio", "much", "--resize", "3", "--workers", "0", "--test-ratio", "-1"], 4),
         (["--rendered", "5", "--source", "x"], 1),
+        (["--rendered", "5", "--follow-links", "--zip-encoding", "gbk"], 1),
+        (["--zip-encoding", "klingon", "--split", "keep", "--test-ratio", "0.1"], 2),
         (["--link", "teleport"], 1),
         (["--outt", "x"], 1),
     ],
