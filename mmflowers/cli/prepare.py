@@ -4,6 +4,7 @@ examples:
   python tools/prepare_flowers.py                          # TensorFlow's public flower photos, downloaded once
   python tools/prepare_flowers.py --rendered 200           # synthetic flowers, no download
   python tools/prepare_flowers.py --source my_photos       # a folder of class folders, or an archive of one
+  python tools/prepare_flowers.py --source photos --labels labels.csv --image-column id --label-column species
   python tools/prepare_flowers.py --source photos --split-lists lists --duplicates keep
 """
 
@@ -44,6 +45,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     source.add_argument(
         "--rendered-seed", type=int, default=0, metavar="N", help="random seed of the rendering (default: 0)"
     )
+    labels = parser.add_argument_group("table of labels")
+    labels.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="table of the photos' classes (CSV, JSON, Parquet …); none: use the folders",
+    )
+    labels.add_argument("--image-column", metavar="NAME", help="its column of paths, names or ids of photos")
+    labels.add_argument("--label-column", metavar="NAME", help="its column of classes")
+    labels.add_argument("--split-column", metavar="NAME", help="its column of train, val and test")
     split = parser.add_argument_group("split")
     split.add_argument(
         "--split", choices=("keep", "redo"), help="keep the split that the source already has, or draw a new one"

@@ -19,7 +19,7 @@ from mmflowers.preparation.splitting import shown
 from mmflowers.utils.errors import NAMED, InputError, Problem, count, some
 
 # Words that name a split in the name of a folder: train, Training, x_train, test_set, validationData …
-_SPLIT_WORDS = {
+SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "训练", "训练集"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "eval", "evaluation", "验证", "验证集"), "val"),
     **dict.fromkeys(("test", "testing", "tst", "holdout", "测试", "测试集"), "test"),
@@ -144,9 +144,9 @@ def split_named(names: Iterable[str]) -> dict[str, str]:
     for name in names:
         spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
         words = [_GLUED.sub(r"\1", word) for word in re.findall(r"[^\W\d_]+", spaced)]
-        splits = [_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS]
+        splits = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
         if len(splits) == 1:
-            found[name] = splits[0], tuple(w for w in words if w not in _SPLIT_WORDS and w not in _FILLERS)
+            found[name] = splits[0], tuple(w for w in words if w not in SPLIT_WORDS and w not in _FILLERS)
     of_rest: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for split, rest in found.values():
         of_rest[rest].add(split)

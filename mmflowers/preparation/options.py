@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmflowers.preparation.decoding import MIN_SIDE
+from mmflowers.preparation.labels import NO_TABLE, LabelOptions
 from mmflowers.preparation.zip_names import known_encoding
 from mmflowers.utils.errors import Problem, failing, raise_all
 
@@ -23,6 +24,8 @@ class PrepareOptions:
     Attributes:
         out: The dataset folder; an older dataset of ours is replaced.
         source, sha256, split, split_lists, layout, follow_links, zip_encoding: See ``open_source``.
+        labels: The table with the classes of the photos; "none" to use the folders only.
+        image_column, label_column, split_column: Columns of that table, by name or by number from 1.
         rendered: Instead of a source: the number of flowers to render per class.
         rendered_seed: Random seed of the rendering.
         duplicates: See ``duplicates.resolve``.
@@ -50,6 +53,10 @@ class PrepareOptions:
     layout: Literal["classes", "splits"] | None = None
     follow_links: bool = False
     zip_encoding: str | None = None
+    labels: str | Path | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
     duplicates: Literal["drop", "keep"] = "drop"
     val_ratio: str | float | None = None
     test_ratio: str | float | None = None
@@ -80,14 +87,23 @@ class PrepareOptions:
             checks.append((is_small, f"{flag} {number} is too small", f"give a number from {least}"))
         if self.rendered is not None:
             of_source = ("source", "sha256", "layout", "follow_links", "zip_encoding", "split", "split_lists")
-            given = [f"--{name.replace('_', '-')}" for name in of_source if getattr(self, name) not in (None, False)]
+            names = (*of_source, "labels", "image_column", "label_column", "split_column")
+            given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) not in (None, False)]
             checks.append((given, "--rendered replaces the source", f"remove {' and '.join(given)}"))
             is_symlink = self.link == "symlink"
             checks.append((is_symlink, "--link symlink needs photos that stay where they are", "remove it"))
+        has_columns = any(value is not None for value in self.label_options[1:])
+        is_contradiction = str(self.labels) == NO_TABLE and has_columns
+        checks.append((is_contradiction, f"--labels {NO_TABLE} has no columns", "name the table with --labels FILE"))
         problems = failing(checks)
         if not problems and self.shares and self.shares["train"] <= 0:
             problems = [Problem("--val-ratio and --test-ratio leave nothing to train on", "their sum must be below 1")]
         raise_all(problems)
+
+    @property
+    def label_options(self) -> LabelOptions:
+        """The options about the table of labels."""
+        return LabelOptions(self.labels, self.image_column, self.label_column, self.split_column)
 
     @property
     def has_given_split(self) -> bool:

@@ -142,14 +142,14 @@ def _plan(
             if record.verdict != "dropped" and record.split is None:
                 record.drop("in no split")
     duplicates = resolve(records, policy=options.duplicates, has_split=source.has_split)
-    notes: list[str] = []
+    notes = list(source.notes)
     if source.draws_val:
         train = [record for record in records if record.split == "train"]
-        notes = split(train, val=options.val_share, seed=options.seed)
+        notes += split(train, val=options.val_share, seed=options.seed)
     if source.has_split:
         check_given(records)
     elif shares := options.shares:
-        notes = split(records, val=shares["val"], test=shares["test"], seed=options.seed)
+        notes += split(records, val=shares["val"], test=shares["test"], seed=options.seed)
     classes = name_targets(records)
     summary = summarize(target.out, records, classes, duplicates, notes)
     summary.recognised = source.recognised
@@ -193,6 +193,7 @@ def _open(options: PrepareOptions, staging: Path) -> Source:
         layout=options.layout,
         follow_links=options.follow_links,
         zip_encoding=options.zip_encoding,
+        labels=options.label_options,
     )
     if source.has_split and not source.draws_val and options.val_ratio is not None:
         raise InputError(f"--val-ratio {NO_EFFECT}", "remove it")

@@ -39,6 +39,7 @@ class Source:
         has_split: Whether the files carry a split.
         draws_val: Whether that split has no val, which is drawn out of train.
         recognised: What was recognised in the source, a sentence for people.
+        notes: Lines for the summary.
     """
 
     root: Path
@@ -47,6 +48,7 @@ class Source:
     has_split: bool = False
     draws_val: bool = False
     recognised: str = field(default="", compare=False)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)

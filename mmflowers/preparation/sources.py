@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
+from mmflowers.preparation.labels import LabelOptions, label_photos
 from mmflowers.preparation.layouts import LEADS_OUT, Kind, Layout, is_archive, read_layout, split_named, tables_in
 from mmflowers.preparation.lists import assign_splits, find_lists
 from mmflowers.preparation.records import Source
@@ -51,6 +52,7 @@ def open_source(
     layout: Kind | None = None,
     follow_links: bool = False,
     zip_encoding: str | None = None,
+    labels: LabelOptions | None = None,
     cache: Path | None = None,
 ) -> Source:
     """Make the photos of a source available in a folder, and find out their classes and splits.
@@ -69,6 +71,7 @@ def open_source(
         layout: Whether folders with the names of splits are classes or splits; see ``read_layout``.
         follow_links: Whether links may lead out of the source.
         zip_encoding: Of the file names in a zip that don't say theirs; None to find it out.
+        labels: The table that labels the photos, and its columns; see ``labels.label_photos``.
         cache: Folder for downloads; None for the operating system's cache folder.
 
     Raises:
@@ -81,7 +84,13 @@ def open_source(
         raise InputError("--split redo and --split-lists contradict each other", "give one of them")
     folder, description = _on_disk(source, staging, wanted, cache, zip_encoding)
     name = source or description["name"]
-    found = read_layout(folder, kind=layout, follow_links=follow_links)
+    labelled = label_photos(folder, labels or LabelOptions(), staging=staging)
+    if labelled:
+        found = Layout(labelled.root, labelled.files)
+        description["labels"] = labelled.description
+    else:
+        found = read_layout(folder, kind=layout, follow_links=follow_links)
+    table_split = labelled.split if labelled else ""
     if description["kind"] != "folder":
         from mmflowers.preparation.archives import said_of
 
@@ -100,24 +109,26 @@ def open_source(
             problem = "no such folder" if not split_lists.is_dir() else "no train.txt and val.txt in it"
             raise InputError(f"--split-lists {split_lists}: {problem}", "give the folder that has both lists")
         given = "given lists"
-    elif not (found.split_folders or lists):
+    elif not (found.split_folders or lists or table_split):
         if split == "keep":
             hint = "remove --split, or name the lists with --split-lists DIR"
             raise InputError(f"--split keep: no split is found in {name}", hint)
     elif split is None:
         splits = {*found.split_folders.values(), *(lists.files if lists else ())}
         hint = "--split keep uses that split, --split redo draws a new one"
-        if "val" not in splits and not lists:
+        if "val" not in splits and not lists and not table_split:
             hint = "--split keep keeps test as it is and draws val out of train; --split redo pools all photos"
         elif "test" in splits:
             hint = "--split keep uses that split; --split redo pools all photos, those of test too, and draws a new one"
-        raise InputError(f"{name} is split already: {_existing_split(found)}", hint)
+        raise InputError(f"{name} is split already: {table_split or _existing_split(found)}", hint)
     elif split == "redo":
         given, lists = "redone", None
         for file in found.files:
             file.split = None
     elif lists:
         given = "its own lists"
+    elif table_split:
+        given = "its table"
     else:
         _check_split_folders(found)
         draws_val = "val" not in found.split_folders.values()
@@ -133,6 +144,7 @@ def open_source(
         has_split=split_lists is not None or split == "keep",
         draws_val=draws_val,
         recognised=_recognised(found, source, given),
+        notes=labelled.notes if labelled else [],
     )
 
 
