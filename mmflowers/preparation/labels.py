@@ -117,7 +117,7 @@ def label_photos(folder: Path, options: LabelOptions, *, staging: Path) -> Label
     given = None if options.labels is None else _given(folder, Path(options.labels).expanduser())
     tables, problems = _read_tables(folder, walked, given, staging)
     if not tables:
-        if given or options.are_given:
+        if options.are_given or (problems and not _in_classes([path for path, _ in walked])):
             hint = "name the table with --labels FILE"
             raise InputError(problems=problems or [Problem("no table of labels is found in the source", hint)])
         return None
@@ -138,7 +138,8 @@ def label_photos(folder: Path, options: LabelOptions, *, staging: Path) -> Label
             if refusal is None and Path(path).suffix.lower() in PHOTO_EXTENSIONS and Path(path).name not in NAMES_FILES
         ]
     locator = _Locator(photos)
-    choices, problems = _choose(tables, locator, options, is_given=given is not None)
+    choices, unclear = _choose(tables, locator, options, is_given=given is not None)
+    problems += unclear
     if not options.are_given:
         choices, problems = _unambiguous(choices, problems, photos)
     if not choices:
@@ -180,7 +181,8 @@ def _read_tables(
         except OSError as error:
             problems.append(Problem(f"{name} can't be read ({error.strerror})"))
         except InputError as error:
-            problems += error.problems
+            if given or extension not in (".json", ".txt"):  # these can be anything
+                problems += error.problems
         else:
             table.split = _named_split(Path(name).stem) or _named_split(Path(name).parent.name)
             tables.append(table)
@@ -207,7 +209,7 @@ def _candidates(paths: Sequence[str]) -> list[str]:
 
 def _is_hub(paths: Sequence[str]) -> bool:
     """Whether these are the parts of a large Parquet file: ``train-00007-of-00100.parquet``."""
-    return all(re.search(r"-\d+-of-\d+", path) for path in paths)
+    return all(re.search(r"-\d+-of-\d+|/\d+\.parquet$", path) for path in paths)
 
 
 def _named_split(name: str) -> str | None:
@@ -225,6 +227,8 @@ class _Locator:
         for path in photos:
             stem = _stem(path)
             self._by_stem[stem].append(path)
+            if "/" in path:  # where many folders hold a photo of the same name
+                self._by_stem[f"{_folded(path.split('/')[-2])}/{stem}"].append(path)
             if stem.isdecimal() and len(stem) < 19:
                 self._by_number[int(stem)].append(path)
 
@@ -234,7 +238,8 @@ class _Locator:
         if not wanted or len(text) > 4096:
             return -1, []
         stem = _stem(wanted[-1])
-        photos = self._by_stem.get(stem)
+        photos = self._by_stem.get(f"{_folded(wanted[-2])}/{stem}") if len(wanted) > 1 else None
+        photos = photos or self._by_stem.get(stem)
         quality = 1
         if photos is None:
             number = int(stem) if stem.isdecimal() and len(stem) < 19 else -1
@@ -454,7 +459,7 @@ def _unambiguous(
 ) -> tuple[list[_Choice], list[Problem]]:
     """Keep what labels the photos without doubt; where they lie in class folders, those decide or are asked about."""
     folders = _class_folders(photos)
-    if len(folders) > 1 and not any(choice.tables[0].photos for choice in choices):
+    if folders and not any(choice.tables[0].photos for choice in choices):
         # A column that isn't called label or the like may be one of other things, such as who took the photos.
         sure = [choice for choice in choices if choice.is_sure and not _partial(choice, photos)]
         rivals = [choice for choice in sure if not _agrees(choice)]
@@ -466,7 +471,7 @@ def _unambiguous(
         hint = f"{_options(choice)} takes the classes from the table, --labels {NO_TABLE} from the folders"
         return [], [Problem(what, hint)]
     kept: list[_Choice] = []
-    for choice in choices:
+    for choice in sorted(choices, key=lambda choice: not _splits(choice)[0]):  # of those that agree one with a split
         if missing := _partial(choice, photos):
             what = f"{choice.name} (columns {_listed(choice.columns)}) names {missing}"
             problems.append(Problem(what, f"{_options(choice)} uses it, --labels {NO_TABLE} uses the folders"))
@@ -489,22 +494,30 @@ def _beside(found: Iterable[str], photos: Iterable[str]) -> list[str]:
 
 
 def _agrees(choice: _Choice) -> bool:
-    """Whether the folders of the photos have the names of their labels."""
-    same = sum(
-        any(_folded(part) == _folded(label) for part in path.split("/")[:-1])
-        for path, label in choice.labels_by_path().items()
-    )
-    return same >= _NAMED_SHARE * len(choice.found)
+    """Whether every label has a folder of photos to itself, and every folder a label."""
+    level = _class_level(choice.found) or 0
+    pairs = {(_parts(path)[level : level + 1], label) for path, label in choice.labels_by_path().items()}
+    return len(pairs) == len({folder for folder, _ in pairs}) == len({label for _, label in pairs})
 
 
-def _class_folders(photos: Iterable[str]) -> list[str]:
+def _class_level(photos: Iterable[str]) -> int | None:
+    """Return the first level of folders at which several can be classes, 0 for the top; None if there is none."""
+    levels: dict[int, set[str]] = defaultdict(set)
+    for parts in set(map(_parts, photos)):
+        for level, name in enumerate(parts):
+            if _folded(name) not in _NO_CLASSES and not _named_split(name):
+                levels[level].add(name)
+    return min((level for level, names in levels.items() if len(names) > 1), default=None)
+
+
+def _class_folders(photos: Sequence[str]) -> list[str]:
     """Return the names of the folders of photos that can be classes."""
-    names = {path.split("/")[-2] for path in photos if "/" in path}
-    return sorted(n for n in names if _folded(n) not in _NO_CLASSES and not _named_split(n) and n != "meta")
+    level = _class_level(photos)
+    return [] if level is None else sorted({parts[level] for parts in map(_parts, photos) if len(parts) > level})
 
 
 def _in_classes(paths: Iterable[str]) -> bool:
-    return len(_class_folders(path for path in paths if Path(path).suffix.lower() in PHOTO_EXTENSIONS)) > 1
+    return bool(_class_folders([path for path in paths if Path(path).suffix.lower() in PHOTO_EXTENSIONS]))
 
 
 def _label(
@@ -670,6 +683,11 @@ def _inside(path: Path, folder: Path) -> str:
 
 def _name(path: str) -> str:
     return path.rpartition("/")[2]
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """Return the names of the folders that a file lies in."""
+    return tuple(path.split("/")[:-1])
 
 
 def _folder(path: str) -> str:
