@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmflowers.preparation.layouts import PHOTO_EXTENSIONS, SPLIT_WORDS, walk
+from mmflowers.preparation.formats import EXTENSIONS as PHOTO_EXTENSIONS
+from mmflowers.preparation.layouts import SPLIT_WORDS, walk
 from mmflowers.preparation.records import SPLITS, SourceFile
 from mmflowers.preparation.tables import NAMES_FILES, OXFORD, TABLE_EXTENSIONS, Table, read_class_names, read_table
 from mmflowers.utils.errors import InputError, Problem, count, raise_all, shortened, some

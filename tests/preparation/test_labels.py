@@ -3,6 +3,7 @@ import functools
 import io
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -379,6 +380,26 @@ def test_folders_of_classes_decide_unless_a_table_contradicts_them(tmp_path, ope
     assert "the photos lie in folders (daisy, rose, tulip), but column species of other.csv has other classes" in said
     assert labels_of(opened(folder, labels="none")) == ALL
     assert labels_of(opened(folder, labels="other.csv")) == {number: f"s{number % 4}" for number in NUMBERS}
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "your-own-photos.md").read_text()
+EXAMPLES = re.findall(r", `([^`]+)`:\n\n```text\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize("name, text", EXAMPLES, ids=[name for name, _ in EXAMPLES])
+def test_the_examples_of_the_page_are_read(tmp_path, opened, name, text):
+    place = "train" if name.startswith("train/") else "photos"
+    folder = draw(tmp_path / "source", f"{place}/IMG_{{}}.jpg", [1, 2, 3])
+    write(folder / name, text)
+    write(folder / "classes.txt", "daisy\nrose\n")
+    source = opened(folder, "keep" if "validation" in text else None)
+    assert labels_of(source) == {1: "daisy", 2: "rose", 3: "daisy"}
+    if "validation" in text:
+        assert splits_of(source) == {1: "train", 2: "train", 3: "val"}
+
+
+def test_the_page_has_its_examples():
+    assert len(EXAMPLES) == 8
 
 
 def test_a_table_outside_the_source_labels_it(folder, opened, tmp_path):
