@@ -497,7 +497,7 @@ def _beside(found: Iterable[str], photos: Iterable[str]) -> list[str]:
 def _agrees(choice: _Choice) -> bool:
     """Whether every label has a folder of photos to itself, and every folder a label."""
     level = _class_level(choice.found) or 0
-    pairs = {(_parts(path)[level : level + 1], label) for path, label in choice.labels_by_path().items()}
+    pairs = {(_parts(path)[level : level + 1], label) for path, label in choice.labels_by_path().items() if label}
     return len(pairs) == len({folder for folder, _ in pairs}) == len({label for _, label in pairs})
 
 
@@ -562,7 +562,7 @@ def _label(
             file.refusal = "a table, not a photo" if is_table else "not a photo by its name"
             if path in is_photo:
                 file.refusal = f"no row in {choice.name}"
-    notes = [_said(choice, from_where) + said]
+    notes = [_said(choice, from_where) + said, *(table.note for table in choice.tables if table.note)]
     if choice.missing:
         notes.append(f"{count(len(choice.missing), 'row')} of {choice.name} without a photo: {some(choice.missing)}")
     if unnamed:

@@ -16,7 +16,8 @@ from typing import Any
 from mmflowers.utils.errors import InputError, count, shortened, some
 from mmflowers.utils.files import creating_folder
 
-TABLE_EXTENSIONS = {".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".mat"}
+_SPREADSHEETS = {".xlsx", ".xls", ".ods"}
+TABLE_EXTENSIONS = {".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".mat", *_SPREADSHEETS}
 OXFORD = ("imagelabels.mat", "setid.mat")  # Oxford 102 Flowers: labels, and the numbers of the photos of each split
 NAMES_FILES = (
     *(f"{name}.txt" for name in ("classes", "labels", "class_names", "classnames", "label_names", "categories")),
@@ -43,6 +44,7 @@ class Table:
         class_names: For a column of indices, the names of its classes, if the file itself has them.
         photos: The folder into which the images within the table were written; None if it has none.
         split: "train", "val" or "test" if the name of the file or of its folder says so.
+        note: What is worth a look in how it was read; "" if nothing is.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Table:
     class_names: dict[str, list[str]] = field(default_factory=dict)
     photos: Path | None = None
     split: str | None = None
+    note: str = ""
 
 
 def read_table(path: Path, name: str, *, images: Path | None = None) -> Table:
@@ -66,17 +69,21 @@ def read_table(path: Path, name: str, *, images: Path | None = None) -> Table:
         InputError: The file can't be read, has no rows, or is not what its extension says.
     """
     extension = path.suffix.lower()
+    if extension in _SPREADSHEETS:
+        raise InputError(f"{name} is a spreadsheet, which isn't read", "save it as CSV in your spreadsheet program")
     try:
         if extension == ".parquet":
             table = _read_parquet(path, name, images)
         elif extension == ".mat":
             table = _read_oxford(path.parent, name)
-        elif extension in (".json", ".jsonl", ".ndjson"):
-            table = _from_records(name, _json_records(_text(path), name, lines=extension != ".json"))
-        elif extension == ".txt":
-            table = _read_lines(_text(path), name)
         else:
-            table = _read_csv(_text(path), name)
+            text, is_guessed = _text(path)
+            if extension in (".json", ".jsonl", ".ndjson"):
+                table = _from_records(name, _json_records(text, name, lines=extension != ".json"))
+            else:
+                table = (_read_lines if extension == ".txt" else _read_csv)(text, name)
+            if is_guessed:
+                table.note = f"{name} isn't UTF-8 and was read as Windows-1252: check its names, or save it as UTF-8"
     except OSError as error:
         raise InputError(f"{name} can't be read ({error.strerror or error})") from error
     if not table.rows:
@@ -94,7 +101,7 @@ def read_class_names(path: Path) -> dict[int, str] | list[str]:
         InputError: The file is neither, or an index occurs twice.
     """
     try:
-        text = _text(path)
+        text, _ = _text(path)
     except OSError as error:
         raise InputError(f"{path} can't be read ({error.strerror})") from error
     pairs: list[tuple[int, str]] = []
@@ -128,15 +135,15 @@ def read_class_names(path: Path) -> dict[int, str] | list[str]:
     return dict(pairs)
 
 
-def _text(path: Path) -> str:
-    """Decode a text file: UTF-8 or UTF-16 by their byte order marks, else UTF-8, else Windows' Western code page."""
+def _text(path: Path) -> tuple[str, bool]:
+    """Decode a text file as UTF-16 by its byte order mark, as UTF-8, or, and then return True, as Windows-1252."""
     data = path.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16", "replace")
+        return data.decode("utf-16", "replace"), False
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig"), False
     except UnicodeDecodeError:
-        return data.decode("cp1252", "replace")
+        return data.decode("cp1252", "replace"), True
 
 
 def _read_csv(text: str, name: str) -> Table:
@@ -201,7 +208,7 @@ def _json_records(text: str, name: str, *, lines: bool) -> list[dict[str, Any]]:
     else:
         values = _parsed(text, name)
     if isinstance(values, dict):
-        values = _coco_records(values) if {"images", "annotations"} <= values.keys() else _pairs(values)
+        values = _coco_records(values, name) if {"images", "annotations"} <= values.keys() else _pairs(values)
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         raise InputError(f"{name} is no list of objects", "write one object for each photo: file_name and label")
     return values
@@ -221,7 +228,7 @@ def _pairs(values: dict[str, Any]) -> Any:
     return [{"file_name": key, "label": value} for key, value in values.items()]
 
 
-def _coco_records(values: dict[str, Any]) -> list[dict[str, Any]]:
+def _coco_records(values: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """Return image and category of every annotation of a COCO file, which most annotation tools can export."""
     try:
         images = {image["id"]: image["file_name"] for image in values["images"]}
@@ -229,7 +236,7 @@ def _coco_records(values: dict[str, Any]) -> list[dict[str, Any]]:
         labels = [(entry["image_id"], entry["category_id"]) for entry in values["annotations"]]
         labelled = [{"file_name": images[image], "category": names.get(label, label)} for image, label in labels]
     except (KeyError, TypeError) as error:
-        raise InputError(f"a COCO file without {error}", "export the annotations again") from error
+        raise InputError(f"{name} is no whole COCO file ({error})", "export the annotations again") from error
     known = {image for image, _ in labels}
     return labelled + [{"file_name": file, "category": None} for key, file in images.items() if key not in known]
 

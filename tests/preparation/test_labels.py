@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,9 @@ def test_separators_encodings_and_headers(folder, opened, delimiter, encoding, h
     rows = [("file", "class")] * header + [(f"photo_{n:03}.jpg", names[label(n)]) for n in NUMBERS]
     extension = "tsv" if delimiter == "\t" else "csv"
     write(folder / f"data.{extension}", table(rows, delimiter).encode(encoding))
-    assert labels_of(opened(folder)) == {number: names[label(number)] for number in NUMBERS}
+    source = opened(folder)
+    assert labels_of(source) == {number: names[label(number)] for number in NUMBERS}
+    assert ["Windows-1252" in note for note in source.notes] == [False, *[True] * (encoding == "cp1252")]
 
 
 def test_the_line_that_excel_writes_names_the_separator(folder, opened):
@@ -276,6 +279,34 @@ def test_kaggles_dog_breeds(tmp_path, opened):
         "5 photos in test/ without labels: not used",
     ]
     assert refusals(source)["test/020abc.jpg"] == "no row in labels.csv"
+
+
+def test_of_photos_with_one_name_that_in_the_folder_of_the_tables_split_is_meant(tmp_path, opened):
+    folder = draw(draw(tmp_path / "source", "train/{}.jpg"), "test/{}.jpg")
+    rows = [("id", "label"), *((n, n % 3) for n in NUMBERS)]
+    write(folder / "labels.csv", table(rows))
+    assert "12 rows of labels.csv could mean several photos" in problems(opened, folder)
+    (folder / "labels.csv").rename(folder / "train_labels.csv")
+    write(folder / "test.csv", table([("id",), *((n,) for n in NUMBERS)]))
+    found = {file.path: file.class_name for file in opened(folder).files if not file.refusal}
+    assert found == {f"train/{number}.jpg": str(number % 3) for number in NUMBERS}
+
+
+def test_a_table_and_its_photos_are_found_within_an_archive_and_its_folder(tmp_path, opened):
+    folder = draw(tmp_path / "packed" / "flowers", "all/{}.jpg")
+    write(folder / "docs" / "labels.csv", table([("id", "label"), *((n, label(n)) for n in NUMBERS)]))
+    source = opened(Path(shutil.make_archive(str(tmp_path / "flowers"), "zip", tmp_path / "packed")))
+    assert labels_of(source) == ALL
+    assert source.description["labels"]["tables"] == ["flowers/docs/labels.csv"]
+
+
+def test_classes_of_boxes_are_classes_of_photos_where_these_have_one_each(folder, opened):
+    rows = [(f"photo_{n:03}.jpg", 64, 48, label(n), x, x, x + 9, x + 9) for n in NUMBERS for x in range(n % 4 + 1)]
+    head = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
+    write(folder / "boxes.csv", table([head, *rows]))
+    assert labels_of(opened(folder)) == ALL
+    write(folder / "boxes.csv", table([head, *rows, (*rows[0][:3], "rose", 0, 0, 9, 9)]))
+    assert "different labels to 1 photo: images/photo_000.jpg (daisy, rose)" in problems(opened, folder)
 
 
 @pytest.mark.parametrize("quote", ["", '"', "'"])
@@ -461,6 +492,8 @@ def test_a_table_that_names_no_photo_or_is_damaged_is_said_if_it_is_given(folder
     assert "no column of a.csv names the photos (columns: x, y)" in problems(opened, folder, labels="a.csv")
     write(folder / "b.json", "{")
     assert "b.json is not JSON" in problems(opened, folder, labels="b.json")
+    write(folder / "e.xlsx", b"PK")
+    assert "save it as CSV" in problems(opened, folder, labels="e.xlsx")
     write(folder / "c.parquet", b"PAR1")
     if pytest.importorskip("pyarrow"):
         assert "c.parquet is damaged" in problems(opened, folder, labels="c.parquet")
