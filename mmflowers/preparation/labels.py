@@ -116,9 +116,10 @@ def label_photos(folder: Path, options: LabelOptions, *, staging: Path) -> Label
         return None
     walked = sorted(walk(folder))
     given = None if options.labels is None else _given(folder, Path(options.labels).expanduser())
+    photos = _photos(path for path, refusal in walked if refusal is None)
     tables, problems = _read_tables(folder, walked, given, staging)
     if not tables:
-        if options.are_given or (problems and not _in_classes([path for path, _ in walked])):
+        if options.are_given or (problems and not _class_folders(photos)):
             hint = "name the table with --labels FILE"
             raise InputError(problems=problems or [Problem("no table of labels is found in the source", hint)])
         return None
@@ -132,12 +133,6 @@ def label_photos(folder: Path, options: LabelOptions, *, staging: Path) -> Label
             for row in table.rows:
                 row[0] = row[0] and f"{table.photos.name}/{row[0]}" if table.photos else row[0]
         photos = [path for path, refusal in walked if refusal is None]
-    else:
-        photos = [
-            path
-            for path, refusal in walked
-            if refusal is None and Path(path).suffix.lower() in PHOTO_EXTENSIONS and Path(path).name not in NAMES_FILES
-        ]
     locator = _Locator(photos)
     choices, unclear = _choose(tables, locator, options, is_given=given is not None)
     problems += unclear
@@ -168,7 +163,7 @@ def _read_tables(
 ) -> tuple[list[Table], list[Problem]]:
     """Read the given table, or what can be one in the source; return also why some can't be read."""
     paths = [path for path, refusal in walked if refusal is None]
-    has_photos = any(Path(path).suffix.lower() in PHOTO_EXTENSIONS for path in paths)
+    has_photos = bool(_photos(paths))
     tables, problems = [], []
     for name in [_inside(given, folder)] if given else _candidates(paths):
         path = given or folder / name
@@ -462,8 +457,10 @@ def _unambiguous(
     folders = _class_folders(photos)
     if folders and not any(choice.tables[0].photos for choice in choices):
         # A column that isn't called label or the like may be one of other things, such as who took the photos.
-        sure = [choice for choice in choices if choice.is_sure and not _partial(choice, photos)]
-        rivals = [choice for choice in sure if not _agrees(choice)]
+        whole = [choice for choice in choices if not _partial(choice, photos)]
+        if mixed := [choice for choice in whole if _folder_names(choice) and not _in_classes([*choice.found])]:
+            return mixed, []  # ImageNet: train/ in folders, val/ in a list
+        rivals = [choice for choice in whole if choice.is_sure and not _folder_names(choice)]
         if not rivals:
             return [], []
         choice = rivals[0]
@@ -494,11 +491,15 @@ def _beside(found: Iterable[str], photos: Iterable[str]) -> list[str]:
     return [path for path in photos if _folder(path) in folders]
 
 
-def _agrees(choice: _Choice) -> bool:
-    """Whether every label has a folder of photos to itself, and every folder a label."""
-    level = _class_level(choice.found) or 0
-    pairs = {(_parts(path)[level : level + 1], label) for path, label in choice.labels_by_path().items() if label}
-    return len(pairs) == len({folder for folder, _ in pairs}) == len({label for _, label in pairs})
+def _folder_names(choice: _Choice) -> dict[str, str]:
+    """Return the class folder of each label, if every label has a folder of photos to itself; else nothing."""
+    level = _class_level(choice.found)
+    if level is None:
+        return {}
+    labels = {path: label for path, label in choice.labels_by_path().items() if label}
+    pairs = {(label, _parts(path)[level]) for path, label in labels.items() if len(_parts(path)) > level}
+    names = dict(pairs)
+    return names if len(pairs) == len(names) == len(set(names.values())) else {}
 
 
 def _class_level(photos: Iterable[str]) -> int | None:
@@ -517,8 +518,11 @@ def _class_folders(photos: Sequence[str]) -> list[str]:
     return [] if level is None else sorted({parts[level] for parts in map(_parts, photos) if len(parts) > level})
 
 
-def _in_classes(paths: Iterable[str]) -> bool:
-    return bool(_class_folders([path for path in paths if Path(path).suffix.lower() in PHOTO_EXTENSIONS]))
+def _in_classes(paths: Sequence[str]) -> bool:
+    """Whether all photos lie in folders that can be classes."""
+    photos = _photos(paths)
+    level = _class_level(photos)
+    return level is not None and all(len(_parts(path)) > level for path in photos)
 
 
 def _label(
@@ -633,6 +637,11 @@ def _class_names(choice: _Choice, place: Path) -> tuple[dict[str, str], str]:
         above = Path(choice.tables[0].name).parents
         candidates = [place / folder / sub / name for folder in above for sub in ("", "meta") for name in NAMES_FILES]
         files = [path for path in candidates if path.is_file() and str(path) not in choice.name]
+        if not files and (folders := _folder_names(choice)):
+            if stray := sorted(labels - folders.keys()):
+                what = f"{choice.name} has labels without a class folder: {some(stray)}"
+                raise InputError(what, "write the names of the classes into a classes.txt beside it")
+            return folders, ", their names from the folders"
         if not files:
             names = {label: str(index) for label, index in indices.items()}
             return names, "; the classes are called by their numbers, as no classes.txt beside the table names them"
@@ -680,6 +689,10 @@ def _listed(columns: Sequence[str]) -> str:
 def _inside(path: Path, folder: Path) -> str:
     resolved = path.resolve()
     return resolved.relative_to(folder).as_posix() if resolved.is_relative_to(folder) else path.name
+
+
+def _photos(paths: Iterable[str]) -> list[str]:
+    return [path for path in paths if Path(path).suffix.lower() in PHOTO_EXTENSIONS]
 
 
 def _name(path: str) -> str:

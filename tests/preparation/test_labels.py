@@ -326,6 +326,23 @@ def test_mmpretrains_flat_form(tmp_path, opened, quote, header, by):
     assert (labels_of(source), splits_of(source)) == (ALL, SPLITS)
 
 
+def test_imagenet_has_folders_for_train_and_a_list_for_val(tmp_path, opened):
+    folder = tmp_path / "source"
+    for number in NUMBERS:
+        draw(folder, f"train/{label(number)}/{{}}.JPEG" if split(number) == "train" else "val/val_{:08}.JPEG", [number])
+    draw(folder, "test/test_{:08}.JPEG", [4])
+    lines = [f"{label(n)}/{n}.JPEG {n % 3}\n" for n in NUMBERS if split(n) == "train"]
+    write(folder / "meta" / "train.txt", "".join(lines))
+    lines = [f"val_{n:08}.JPEG {n % 3}\n" for n in NUMBERS if split(n) == "val"]
+    write(folder / "meta" / "val.txt", "".join(lines))
+    write(folder / "meta" / "test.txt", "test_00000004.JPEG\n")
+    source = opened(folder, "keep")
+    assert (labels_of(source), splits_of(source)) == (ALL, SPLITS)
+    assert "their names from the folders" in source.notes[0]
+    write(folder / "meta" / "val.txt", "".join(lines)[:-2] + "7\n")
+    assert "labels without a class folder: 7" in problems(opened, folder)
+
+
 def test_oxford_102_flowers(tmp_path, opened):
     folder = draw(tmp_path / "source", "jpg/image_{:05}.jpg", [])
     for number in NUMBERS:
