@@ -265,9 +265,10 @@ def _read_parquet(path: Path, name: str, images: Path | None) -> Table:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
-            is_struct = pyarrow.types.is_struct
-            embedded = [f.name for f in schema if is_struct(f.type) and "bytes" in [part.name for part in f.type]]
-            plain = [f.name for f in schema if not pyarrow.types.is_nested(f.type) and "binary" not in str(f.type)]
+            binary = [f.name for f in schema if "binary" in str(f.type) and not pyarrow.types.is_nested(f.type)]
+            structs = [f for f in schema if pyarrow.types.is_struct(f.type)]
+            embedded = [*(f.name for f in structs if "bytes" in [part.name for part in f.type]), *binary]
+            plain = [f.name for f in schema if not pyarrow.types.is_nested(f.type) and f.name not in binary]
             table = Table(name, plain, [], class_names=_hub_names(schema.metadata))
             if embedded and images is not None:
                 table.columns = [embedded[0], *plain]
@@ -300,6 +301,7 @@ def _embedded_rows(file: Any, column: str, plain: list[str], folder: Path) -> It
         for row in batch.to_pylist():
             number += 1
             value = row[column] or {}
+            value = {"bytes": value} if isinstance(value, bytes) else value
             extension = Path(value.get("path") or "").suffix
             name = f"{number:07d}{extension if _IMAGE_EXTENSION.fullmatch(extension) else ''}"
             data = value.get("bytes")

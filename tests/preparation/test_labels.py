@@ -251,15 +251,14 @@ def test_hugging_faces_parquet_with_the_images_in_it(tmp_path, opened, names):
     }
 
 
-def test_parts_of_one_parquet_are_one_set(tmp_path, opened):
+@pytest.mark.parametrize("is_struct", [True, False])
+def test_parts_of_one_parquet_are_one_set(tmp_path, opened, is_struct):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     (tmp_path / "source").mkdir()
     for part in range(2):
         numbers = NUMBERS[part * 6 : part * 6 + 6]
-        columns = {
-            "image": [{"bytes": rendered(n), "path": "a.jpg"} for n in numbers],
-            "label": list(map(label, numbers)),
-        }
+        images = [{"bytes": rendered(n), "path": "a.jpg"} if is_struct else rendered(n) for n in numbers]
+        columns = {"image": images, "label": list(map(label, numbers))}
         parquet.write_table(pyarrow.table(columns), tmp_path / "source" / f"000{part}.parquet")
     assert labels_of(opened(tmp_path / "source")) == ALL
 

@@ -91,6 +91,25 @@ def test_given_lists_are_taken_over(photos, tmp_path):
         assert sorted(made.splitlines()) == sorted((lists / f"{name}.txt").read_text().splitlines())
 
 
+def test_a_table_of_labels_is_found_or_asked_about(photos, tmp_path):
+    (tmp_path / "source").mkdir()
+    rows = []
+    for path in sorted(photos.glob("*/*")):
+        path.rename(tmp_path / "source" / path.name)
+        rows.append(f"{path.stem};{path.parent.name};{'ab'[len(rows) % 2]}\n")
+    table = tmp_path / "source" / "labels.csv"
+    table.write_text("id;flower;side\n" + "".join(rows))
+    asked = run_tool(TOOL, "--source", "source", "--dry-run", cwd=tmp_path)
+    assert asked.returncode == 2
+    assert "which column of labels.csv has the classes? Its columns are id, flower, side" in asked.stderr
+    assert "hint: --labels labels.csv --image-column id --label-column NAME" in asked.stderr
+    told = ("--labels", "labels.csv", "--image-column", "id", "--label-column", "flower")
+    ran = run_tool(TOOL, "--source", "source", *told, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "| daisy  |     8 |   2 |       0 |" in ran.stdout
+    assert "note: labels: labels.csv, images in column id, classes in column flower" in ran.stdout
+
+
 def test_a_dataset_of_ours_is_a_source_too_and_its_split_is_asked_for(photos, tmp_path):
     assert run_tool(TOOL, "--source", photos, cwd=tmp_path).returncode == 0
     asked = run_tool(TOOL, "--source", "flower_dataset", "--out", "again", cwd=tmp_path)
