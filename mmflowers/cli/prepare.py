@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     labels.add_argument("--image-column", metavar="NAME", help="its column of paths, names or ids of photos")
     labels.add_argument("--label-column", metavar="NAME", help="its column of classes")
-    labels.add_argument("--split-column", metavar="NAME", help="its column of train, val and test")
+    labels.add_argument("--split-column", metavar="NAME", help="its column of train, val and test, or none")
     split = parser.add_argument_group("split")
     split.add_argument(
         "--split", choices=("keep", "redo"), help="keep the split that the source already has, or draw a new one"

@@ -17,7 +17,7 @@ from mmflowers.preparation.tables import NAMES_FILES, OXFORD, TABLE_EXTENSIONS, 
 from mmflowers.utils.errors import InputError, Problem, count, raise_all, shortened, some
 from mmflowers.utils.files import file_sha256
 
-NO_TABLE = "none"  # as --labels: use the folders
+NO_TABLE = "none"  # as --labels: use the folders; as --split-column: the table says no split
 
 _SPLITS = SPLIT_WORDS
 _SPLIT_COLUMNS = {"split", "splits", "subset", "set", "partition", "phase", "usage", "fold", "datasplit", "datasettype"}
@@ -220,6 +220,7 @@ class _Locator:
         self.photos = photos
         self._by_stem: dict[str, list[str]] = defaultdict(list)
         self._by_number: dict[int, list[str]] = defaultdict(list)
+        self._folders = {_folded(name) for parts in set(map(_parts, photos)) for name in parts}
         for path in photos:
             stem = _stem(path)
             self._by_stem[stem].append(path)
@@ -240,9 +241,11 @@ class _Locator:
         if photos is None:
             number = int(stem) if stem.isdecimal() and len(stem) < 19 else -1
             photos, quality = self._by_number.get(number, []), 0
+        folders = [_folded(part) for part in reversed(wanted[:-1])]
+        if folders and folders[0] in self._folders:  # a folder of another name may have been renamed
+            photos = [path for path in photos if folders[0] in map(_folded, _parts(path))]
         if not photos:
             return -1, []
-        folders = [_folded(part) for part in reversed(wanted[:-1])]
         if len(photos) > 1:
             ranked = [(_rank(path, wanted[-1], folders, place, split), path) for path in photos]
             best = max(ranked)[0]
@@ -296,9 +299,11 @@ def _choose_columns(tables: list[Table], locate: _Locator, options: LabelOptions
     """
     first = tables[0]
     table = Table(first.name, first.columns, [row for part in tables for row in part.rows], first.header)
-    split = _column(table, options.split_column, "--split-column")
-    if split is None:
+    split = None
+    if options.split_column is None:
         split = _find_split(table)
+    elif options.split_column != NO_TABLE:
+        split = _column(table, options.split_column, "--split-column")
     image = _column(table, options.image_column, "--image-column")
     label = _column(table, options.label_column, "--label-column")
     matches = _matches(tables, locate, [column for column in range(len(table.columns)) if column != label])
@@ -607,7 +612,7 @@ def _split_problems(choice: _Choice) -> list[Problem]:
     if not wrong or choice.split is None:
         return []
     what = f"column {choice.columns[choice.split]} of {choice.name} has unknown splits: {some(wrong)}"
-    return [Problem(what, f"splits are {', '.join(SPLITS)}; name another column with --split-column")]
+    return [Problem(what, f"splits are {', '.join(SPLITS)}; --split-column names another column, or {NO_TABLE}")]
 
 
 def _splits(choice: _Choice) -> tuple[dict[str, str], str]:

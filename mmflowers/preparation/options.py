@@ -25,7 +25,8 @@ class PrepareOptions:
         out: The dataset folder; an older dataset of ours is replaced.
         source, sha256, split, split_lists, layout, follow_links, zip_encoding: See ``open_source``.
         labels: The table with the classes of the photos; "none" to use the folders only.
-        image_column, label_column, split_column: Columns of that table, by name or by number from 1.
+        image_column, label_column, split_column: Columns of that table, by name or by number from 1;
+            split_column "none": the table says no split.
         rendered: Instead of a source: the number of flowers to render per class.
         rendered_seed: Random seed of the rendering.
         duplicates: See ``duplicates.resolve``.

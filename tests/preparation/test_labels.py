@@ -193,6 +193,13 @@ def test_a_split_column_is_a_split_that_is_asked_about(folder, opened):
     assert set(splits_of(source).values()) == {None}
 
 
+def test_a_column_that_is_called_split_but_has_none_can_be_ignored(folder, opened):
+    rows = [("file", "split", "label"), *((f"photo_{n:03}.jpg", f"part {n % 4}", label(n)) for n in NUMBERS)]
+    write(folder / "labels.csv", table(rows))
+    assert "unknown splits: part 0 (3), part 1 (3), part 2 (3) and 1 more" in problems(opened, folder)
+    assert labels_of(opened(folder, labels="labels.csv", label_column="label", split_column="none")) == ALL
+
+
 def test_fastai_marks_the_photos_of_val(folder, opened):
     rows = [("fname", "labels", "is_valid"), *((f"photo_{n:03}.jpg", label(n), split(n) == "val") for n in NUMBERS)]
     write(folder / "train.csv", table(rows))
@@ -289,6 +296,18 @@ def test_of_photos_with_one_name_that_in_the_folder_of_the_tables_split_is_meant
     write(folder / "test.csv", table([("id",), *((n,) for n in NUMBERS)]))
     found = {file.path: file.class_name for file in opened(folder).files if not file.refusal}
     assert found == {f"train/{number}.jpg": str(number % 3) for number in NUMBERS}
+
+
+def test_a_row_of_a_missing_photo_does_not_take_that_of_another_folder(tmp_path, opened):
+    folder = draw(tmp_path / "source", "images/{}/1.jpg")
+    (folder / "images/5/1.jpg").unlink()
+    (folder / "images/5").rmdir()
+    write(folder / "images/5/2.jpg", rendered(5))
+    rows = [("path", "label"), *((f"{n}/1.jpg", label(n)) for n in NUMBERS if n != 4)]
+    write(folder / "labels.csv", table(rows))
+    source = opened(folder, labels="labels.csv")
+    assert labels_of(source) == {number: name for number, name in ALL.items() if number not in (4, 5)}
+    assert "1 row of labels.csv without a photo: 5/1.jpg" in source.notes
 
 
 def test_a_table_and_its_photos_are_found_within_an_archive_and_its_folder(tmp_path, opened):
@@ -538,6 +557,19 @@ def test_a_dataset_is_made_and_made_again_when_the_table_changes(folder, tmp_pat
         table([("file", "label"), *((name, by if by != "tulip" else "lily") for name, by in rows)]),
     )
     assert make().classes == ["daisy", "lily", "rose"]
+
+
+def test_a_dataset_is_made_of_images_within_parquet_and_is_then_up_to_date(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "source").mkdir()
+    columns = {"image": [{"bytes": rendered(n), "path": "a.jpg"} for n in NUMBERS], "label": list(map(label, NUMBERS))}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "source" / "train.parquet")
+    options = PrepareOptions(out=tmp_path / "out", source=tmp_path / "source", val_ratio=0.25, workers=1)
+    assert prepare(options).counts == {"train": dict.fromkeys(CLASSES, 3), "val": dict.fromkeys(CLASSES, 1)}
+    assert prepare(options).state == "up to date"
+    written = {path.read_bytes(): path.parent.name for path in (tmp_path / "out").glob("*/*/*")}
+    assert written == {rendered(number): label(number) for number in NUMBERS}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
 def test_columns_without_a_table_are_a_contradiction(tmp_path):
