@@ -88,7 +88,16 @@ def test_a_file_too_small_for_its_pixels_is_dropped_and_says_so():
 # What the formats take at the most that is let through. Flat but for one part, so that they are small and quick to
 # make; 60 bytes a row and more, so that they aren't too small for their pixels.
 def largest(kind: str) -> bytes:
-    sides = {"webp": 7490, "webp alpha": 7400, "cmyk": 8600, "jpeg": 9900, "tiff float": 8500}
+    sides = {
+        "webp": 7490,
+        "webp alpha": 7400,
+        "cmyk": 8600,
+        "jpeg": 9900,
+        "tiff float": 8500,
+        "avif": 7490,
+        "jpeg 2000": 6700,
+        "jpeg of 200 megapixels": 14_130,
+    }
     side = sides.get(kind, 9900)
     patch = Image.effect_noise((700, 700), 60)
     mode = {"cmyk": "CMYK", "webp alpha": "RGBA", "tiff float": "F"}.get(kind, "RGB")
@@ -103,6 +112,9 @@ def largest(kind: str) -> bytes:
         "webp alpha": ("WEBP", dict(lossless=True, method=0, quality=0)),
         "tiff float": ("TIFF", dict(compression="tiff_adobe_deflate", exif=turned())),
         "gif": ("GIF", {}),
+        "avif": ("AVIF", dict(speed=10)),
+        "jpeg 2000": ("JPEG2000", dict(quality_layers=[100])),
+        "jpeg of 200 megapixels": ("JPEG", dict(exif=turned())),
     }
     format_, chosen = options[kind]
     return encode(image.convert("L") if kind == "gif" else image, format_, **chosen)
@@ -123,7 +135,11 @@ print(status.split("VmHWM:")[1].split()[0], found.verdict, found.reason, reason,
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak memory of a single program")
 @pytest.mark.parametrize(
-    "kind", ["jpeg", "cmyk", "webp", "webp alpha", "png", "png alpha", "png 16", "tiff float", "gif"]
+    "kind",
+    [
+        *("jpeg", "cmyk", "webp", "webp alpha", "png", "png alpha", "png 16", "tiff float", "gif", "avif", "jpeg 2000"),
+        "jpeg of 200 megapixels",
+    ],
 )
 def test_the_largest_photo_of_each_format_stays_below_1_gb(kind, tmp_path):
     (tmp_path / "photo").write_bytes(largest(kind))

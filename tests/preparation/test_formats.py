@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import re
 import struct
 import sys
 import zlib
@@ -16,6 +17,7 @@ from PIL import Image, ImageCms
 
 from mmflowers.preparation import decoding, inspection
 from mmflowers.preparation.decoding import decode
+from mmflowers.preparation.formats import OTHERS
 from mmflowers.preparation.inspection import examine, inspect_file
 from mmflowers.preparation.options import PrepareOptions
 from mmflowers.preparation.prepare import prepare
@@ -523,3 +525,30 @@ def test_a_jpeg_bomb_is_refused_by_its_header():
         data[frame + 5 : frame + 9] = struct.pack(">HH", side, side)
         found, _ = examine(bytes(data), ".jpg")
         assert found.reason.split(" (")[0] == reason
+
+
+# The documentation
+
+
+@pytest.mark.filterwarnings("ignore:Metadata Warning")
+def test_the_table_of_the_documentation_has_the_reasons_that_are_given():
+    page = (TOOLS.parent / "docs" / "your-own-photos.md").read_text().split("## Formats")[1]
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| ")][1:]
+    written = {reason for row in rows for reason in re.findall("`([^`]+)`", row[3])}
+    files = [(data, ".x") for data, *_ in CORPUS.values()]
+    files += [(data, Path(name).suffix) for name, (data, _) in NAMED.items()]
+    given = {reason for data, extension in files for reason in examine(data, extension)[0].reason.split("; ")}
+    others = {
+        "HEIF",
+        OTHERS["HEIC"][1],
+        "over 100 megapixels, decoded at 1/2 of the size",
+        "animated",
+    }  # of other tests
+    assert written <= given | others
+    # Those that aren't there, named by their kind: another camera, another number of bits.
+    assert {re.sub(r"\d+ bits|\(.*\)", "", reason) for reason in given - written} <= {
+        *(re.sub(r"\d+ bits|\(.*\)", "", reason) for reason in written),
+        *("BMP named .x", "JPEG named .x", "PNG named .x", "WEBP named .x", "camera raw: export it as JPEG"),
+        *("a video, not a photo", "damaged", "unsupported BMP bitfields layout: save it as PNG"),
+    }
+    assert {name for name in OTHERS if name not in page} == set()

@@ -153,7 +153,8 @@ def test_what_cannot_be_read_is_a_sentence_and_costs_the_others_nothing(
         answers.first.wait_for()
         half, note, read = answers.all_inner_texts()
         assert half.startswith(
-            "half.jpg can’t be read: truncated. Supported formats: JPEG, PNG, WebP, BMP, TIFF and GIF."
+            "half.jpg can’t be read: truncated. "
+            "Supported formats: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, JPEG 2000, PPM and TGA."
         )
         assert note.startswith("note.txt can’t be read: not an image. ")
         assert good.name in read

@@ -94,13 +94,17 @@ def test_photos_from_everywhere_get_a_row_each_and_bad_ones_a_reason(
     (photos / "text.png").write_text("no photo")
     (photos / "empty.jpg").touch()
     (photos / "notes.txt").touch()
+    (photos / "new.JXL").write_bytes(b"\xff\x0a" + bytes(100))
+    (photos / "camera.nef").write_bytes(b"II*\0" + bytes(100))
+    (photos / "live.mov").write_bytes(b"\0\0\0\x14ftypqt  " + bytes(100))
+    (tmp_path / "clip.mp4").write_bytes(b"\0\0\0\x14ftypmp42" + bytes(100))
     (tmp_path / "glob_1.jpg").write_bytes(photo)
     os.mkfifo(tmp_path / "fifo.jpg")
     with tarfile.open(tmp_path / "more.tar.gz", "w:gz") as archive:
         archive.add(photos / "good.jpg", "in/member.jpg")
     with tarfile.open(tmp_path / "evil.tar", "w") as archive:
         archive.add(photos / "good.jpg", "../out.jpg")
-    inputs = ["photos", "glob_*.jpg", "more.tar.gz", "evil.tar", "gone.jpg", "fifo.jpg"]
+    inputs = ["photos", "glob_*.jpg", "more.tar.gz", "evil.tar", "gone.jpg", "fifo.jpg", "clip.mp4"]
     inputs += [f"{server}/{name}.jpg" for name in ("rose", "page", "gone", "short", "liar", "moved")]
     result = run_tool(
         *("predict.py", *inputs, "--run", trained, "--out", "rows.jsonl", "--amp"),
@@ -108,8 +112,8 @@ def test_photos_from_everywhere_get_a_row_each_and_bad_ones_a_reason(
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
-    assert "skipped 1 file without the extension of an image" in result.stderr
-    assert result.stderr.splitlines()[-1] == "11 of 16 could not be read"
+    assert "skipped 2 files without the extension of an image" in result.stderr
+    assert result.stderr.splitlines()[-1] == "14 of 19 could not be read"
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     reasons = {row["path"].removeprefix(server): row["reason"] for row in rows}
     assert reasons.pop("evil.tar").startswith("evil.tar is refused, it holds paths that lead out of it")
@@ -121,6 +125,9 @@ def test_photos_from_everywhere_get_a_row_each_and_bad_ones_a_reason(
         **dict.fromkeys(good, ""),
         "photos/text.png": "not an image",
         "photos/empty.jpg": "empty",
+        "photos/new.JXL": "JPEG XL file: convert it with djxl photo.jxl photo.png",
+        "photos/camera.nef": "camera raw (NEF): export it as JPEG",
+        "clip.mp4": "a video (MP4), not a photo",
         "gone.jpg": "no such file",
         "fifo.jpg": "unreadable (not a regular file)",
         "/page.jpg": "it sends text/html, not an image",
