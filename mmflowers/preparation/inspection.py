@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmflowers.preparation.agreement import check_jpeg, digest, opencv_digest
+from mmflowers.preparation.agreement import check_jpeg, digest, is_usual_png, opencv_digest
 from mmflowers.preparation.damage import reduction
 from mmflowers.preparation.decoding import (
     HASH_SIDE,
@@ -31,6 +31,7 @@ from mmflowers.preparation.decoding import (
     spread,
 )
 from mmflowers.preparation.features import describe
+from mmflowers.preparation.formats import refusal
 from mmflowers.preparation.journal import Inspection, Journal
 from mmflowers.preparation.records import Record, Source, SourceFile
 from mmflowers.preparation.workers import Workers
@@ -110,13 +111,14 @@ def inspect_file(
 
     Whatever is wrong with the file is a verdict, never an exception.
     """
+    extension = os.path.splitext(path)[1]  # noqa: PTH122
     try:
         data, known = _read(path)
     except OSError as error:
         return Inspection(reason=f"unreadable ({error.strerror or type(error).__name__})")
     if data is None:
-        return known._replace(reason="absurdly large file")
-    found, converted = examine(data, os.path.splitext(path)[1], resize=resize)  # noqa: PTH122
+        return known._replace(reason=refusal(b"", extension) or "absurdly large file")
+    found, converted = examine(data, extension, resize=resize)
     found = found._replace(size=known.size, mtime_ns=known.mtime_ns, sha256=known.sha256)
     if found.verdict == "dropped":
         return found
@@ -195,8 +197,8 @@ def _examine_image(
     # Before getexif(), which loads a PNG, its failure would pass for a corrupt EXIF and a second load() do nothing.
     decoded = decode_fully(image, data) if format_ == "PNG" else None
     changes = _changes(image, data)
-    is_clear, is_usual = check_jpeg(data) if format_ == "JPEG" and not changes else (True, format_ == "JPEG")
-    if not is_clear:
+    is_clear, is_usual = check_jpeg(data) if format_ == "JPEG" else (True, format_ == "PNG" and is_usual_png(data))
+    if not is_clear and not changes:
         changes.append("unclear EXIF orientation")
     if unlike:
         changes.append("decoded differently by OpenCV")
@@ -221,7 +223,7 @@ def _examine_image(
     phash, thumbnail = perceptual_hash(reduced)
     features = describe(reduced)
     if is_compared:
-        digests = {digest(image), digest(decoded)}
+        digests = {digest(one) for one in ([image] if decoded is image else [image, decoded])}
         image.close()  # a WebP's decoders take the memory that is allowed to one of them
         decoded.close()
         if digests != {opencv_digest(data)}:

@@ -232,6 +232,11 @@ CORPUS = {
     "png, palette": (encode(PHOTO.convert("P"), "PNG"), rgb(PHOTO.convert("P")), 0),
     "png, RGBA": (encode(with_alpha("RGBA"), "PNG"), over_white(with_alpha("RGBA")), 0),
     "png, turned by EXIF": (encode(PHOTO, "PNG", exif=exif(6)), upright(6), 0),
+    "png, EXIF of ImageMagick": (
+        png(RGB, extra=chunk(b"tEXt", b"Raw profile type exif\0\nexif\n      32\n" + exif(6).tobytes().hex().encode())),
+        None,
+        0,
+    ),
     "png, gamma": (png(RGB, extra=chunk(b"gAMA", struct.pack(">I", 100_000))), RGB, 0),
     "png, significant bits": (png(RGB, extra=chunk(b"sBIT", b"\5\5\5")), RGB, 0),
     "png, 16-bit grey": (png(deep(16, GREY)), shallow(deep(16, GREY), 16), 0),

@@ -266,8 +266,10 @@ def test_a_file_without_permission_is_dropped_with_the_reason(tmp_path):
 
 def test_a_huge_file_is_hashed_but_not_read_into_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(inspection, "MAX_BYTES", 1000)
-    path = tmp_path / "film.jpg"
+    path = tmp_path / "film.mov"
     path.write_bytes(b"x" * 1001)
+    assert inspect_file(str(path)).reason == "a video (MOV), not a photo"
+    path = path.rename(tmp_path / "film.jpg")
     found = inspect_file(str(path))
     assert (found.reason, found.sha256) == ("absurdly large file", hashlib.sha256(b"x" * 1001).hexdigest())
 
