@@ -191,9 +191,8 @@ def _maximum(values: Array) -> Array:
 
 def _hash(patches: Array) -> tuple[Array, Array]:
     """Return for patches of shape (n, 21, 21) the hash of each, and how it was turned: an index of ``_MATRICES``."""
-    half = patches.reshape(-1, PATCH).astype(np.float32) @ _DCT.T
-    half = half.reshape(-1, PATCH, _FREQUENCIES).transpose(0, 2, 1).reshape(-1, PATCH)
-    low = (half @ _DCT.T).reshape(-1, _FREQUENCIES, _FREQUENCIES).transpose(0, 2, 1)
+    # Patch by patch: a single large product starts BLAS threads in every worker process.
+    low = _DCT @ (patches.astype(np.float32) @ _DCT.T)
     swapped = np.abs(low[:, 1, 0]) > np.abs(low[:, 0, 1])
     low = np.where(swapped[:, None, None], low.transpose(0, 2, 1), low)
     left, up = low[:, 0, 1] < 0, low[:, 1, 0] < 0
