@@ -99,7 +99,15 @@ def test_every_part_is_looked_up_in_our_registries(config: Config) -> None:
     assert "'mmpretrain'" not in repr(config._cfg_dict)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path, id=path.stem, marks=[] if path.stem.startswith(("resnet", "efficientnet_lite")) else pytest.mark.slow
+        )
+        for path in CONFIGS
+    ],
+)
 def test_the_checks_find_nothing(path: Path, dataset: Path) -> None:
     assert check_config(path, data=dataset, weights="none") == []
 

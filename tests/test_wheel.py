@@ -101,6 +101,7 @@ def test_a_wheel_holds_the_package_the_configs_and_the_tools_and_nothing_else(wh
     assert [name for name, path in expected.items() if held[name] != path.read_bytes()] == []
 
 
+@pytest.mark.slow
 def test_an_sdist_makes_the_same_wheel(source: Path, wheel: Path, tmp_path: Path) -> None:
     build = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
     call(sys.executable, "-c", build, tmp_path, cwd=source)

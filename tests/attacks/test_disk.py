@@ -238,6 +238,7 @@ def no_file_grows() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
+@pytest.mark.slow
 def test_check_says_its_findings_where_stdout_is_full(dataset: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools" / "check.py"), "--data", str(dataset), "--json"]
     with (tmp_path / "out").open("wb") as sink:

@@ -929,7 +929,14 @@ def findings_of(mistake: Mistake, tiny_config: Path) -> list[Finding]:
     return found
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=[mistake.title for mistake in MISTAKES])
+# Every third in `make test`, all in `make test` and `make test-slow` together.
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        pytest.param(mistake, id=mistake.title, marks=[pytest.mark.slow] if number % 3 else [])
+        for number, mistake in enumerate(MISTAKES)
+    ],
+)
 def test_a_silent_mistake_is_found(mistake: Mistake, here: Path, tiny_config: Path) -> None:
     if mistake.make is not None:
         mistake.make()

@@ -48,7 +48,7 @@ def top1(weights: dict, dataset: Path) -> float:
     "name, images, checkpoint, key",
     [
         pytest.param("torchvision", 40, "checkpoint.pth", "model", marks=pytest.mark.slow),
-        ("timm", 32, "last.pth.tar", "state_dict"),
+        pytest.param("timm", 32, "last.pth.tar", "state_dict", marks=pytest.mark.slow),
     ],
 )
 def test_an_adapter_counts_its_images_and_prints_what_its_weights_reach(

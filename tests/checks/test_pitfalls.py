@@ -88,6 +88,7 @@ def move_between_splits(folder: Path) -> None:
         edit(folder / f"{there}.txt", lambda lines, name=photo.name, split=there: [*lines, f"{split}/daisy/{name} 0"])
 
 
+@pytest.mark.slow
 def test_weights_that_the_model_names_are_checked_as_those_of_load_from(check, resnet18: Path) -> None:
     shutil.copy(resnet18, "resnet18.pth")
     state_dict = torch.load(resnet18, weights_only=True)
@@ -375,6 +376,7 @@ def test_17_mean_and_std_of_another_scale_or_backbone(check, resnet18: Path) -> 
     shown(check_config("lite.py"), "warning", "the weights were trained with [127.5, 127.5, 127.5]")
 
 
+@pytest.mark.slow
 def test_17_mean_std_and_channel_order_of_openmmlabs_weights(folder: Path) -> None:
     ours = ("datasets/flowers_224.py", "schedules/sgd_8e.py", "default_runtime.py")
     bases = [(ROOT / "configs" / "_base_" / name).as_posix() for name in ours]

@@ -149,7 +149,7 @@ MIXUP = [
         ([("iteration", 2)], {}),
         pytest.param([("iteration", 5)], {}, marks=pytest.mark.slow),
         pytest.param([("validation", 1)], {}, marks=pytest.mark.slow),
-        ([("validation", 2), ("iteration", 2), ("iteration", 1)], {}),
+        pytest.param([("validation", 2), ("iteration", 2), ("iteration", 1)], {}, marks=pytest.mark.slow),
         pytest.param([("iteration", 3), ("iteration", 4)], {"amp": True}, marks=pytest.mark.slow),
         pytest.param([("iteration", 3)], {"hooks": [EMA]}, marks=pytest.mark.slow),
         pytest.param([("validation", 1), ("iteration", 1)], {"hooks": [EMA]}, marks=pytest.mark.slow),

@@ -346,7 +346,8 @@ def test_a_folder_without_lists_is_no_answer_to_split_lists(photos, open_source,
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "your-own-photos.md"
-ROWS = re.findall(r"^\| (`[^|]+`) \| ([^|]+) \|$", PAGE.read_text("utf-8").partition("## Layouts")[2], re.MULTILINE)
+LAYOUTS = PAGE.read_text("utf-8").partition("## Layouts\n")[2].partition("\n## ")[0]
+ROWS = re.findall(r"^\| (`[^|]+`) \| ([^|]+) \|$", LAYOUTS, re.MULTILINE)
 
 
 def test_the_page_has_a_row_for_every_layout():

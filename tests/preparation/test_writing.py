@@ -416,6 +416,7 @@ def old_and_new(photos, out, tmp_path) -> tuple[dict[str, bytes], dict[str, byte
     return contents(out), contents(tmp_path / "new" / out.name)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_killed_at_any_moment_it_leaves_the_old_or_the_new_dataset_whole(photos, out, tmp_path, old_and_new):
     old, new = old_and_new

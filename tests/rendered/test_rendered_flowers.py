@@ -102,6 +102,7 @@ def test_colour_alone_tells_less_than_seventy_percent(flowers, mode):
     assert 0.3 < accuracy < 0.7, f"{mode} histograms reach {accuracy:.1%}"
 
 
+@pytest.mark.slow
 def test_no_two_pictures_are_near_duplicates(flowers):
     hashes = np.array([imagehash.phash(image).hash.ravel() for images in flowers.values() for image in images])
     distances = (hashes[:, None] != hashes[None]).sum(axis=-1)[np.triu_indices(len(hashes), 1)]

@@ -230,7 +230,7 @@ def test_what_keeps_a_report_from_being_made_is_said_all_at_once(run: Path, tmp_
         read_report_data([run])
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 1200), ("light", 360), ("dark", 360)])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 360)])
 def test_in_a_browser_it_follows_the_scheme_fits_the_width_and_asks_for_nothing(
     run: Path, browser, scheme: str, width: int
 ) -> None:
