@@ -58,7 +58,8 @@ def run_blocks(found: list[Block], page: str, house: Path) -> None:
     """Run blocks in order; none may fail, show a traceback or reach the internet."""
     venv = house.parent / "venv"
     environment = {
-        **os.environ,
+        # A `make` around the tests hands its own variables, such as VENV, to those of the page.
+        **{name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES")},
         "PATH": f"{venv / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "PYTHON_EXEC": str(venv / "bin" / "python"),  # torchrun's
