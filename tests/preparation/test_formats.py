@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pillow_heif
 import pytest
 from mmcv.transforms import LoadImageFromFile
 from pictures import encode, photo
@@ -447,7 +448,6 @@ def test_an_iphone_photo_says_what_to_install(data, without_pillow_heif):
 
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_an_iphone_photo_is_converted(orientation):
-    pillow_heif = pytest.importorskip("pillow_heif")
     pillow_heif.register_heif_opener()
     data = encode(PHOTO, "HEIF", quality=-1, chroma=444, matrix_coefficients=0, exif=exif(orientation).tobytes())
     found, converted = examine(data, ".heic")

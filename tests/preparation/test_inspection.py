@@ -250,7 +250,7 @@ def test_empty_and_unreadable_files_get_a_reason(tmp_path):
     assert inspect_file(str(tmp_path)).reason.startswith("unreadable")
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_fifo_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.jpg")
     assert inspect_file(str(tmp_path / "x.jpg")).reason == "unreadable (not a regular file)"
@@ -382,7 +382,7 @@ def crash_on_13(number: int) -> int:
     return number * number
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_worker_that_crashes_costs_one_file_not_the_run():
     with workers.Workers(crash_on_13, range(200), workers=2, crashed=lambda number: -number) as results:
         got = dict(results)

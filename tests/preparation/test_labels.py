@@ -8,10 +8,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import encode, photo
+from pyarrow import parquet
 from scipy.io import savemat
 
 from mmflowers.preparation import sources
@@ -171,7 +173,6 @@ def test_forms_of_json(folder, opened, name, text):
 
 
 def test_parquet_with_paths(folder, opened):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     columns = {"image_path": [f"images/photo_{n:03}.jpg" for n in NUMBERS], "label": [label(n) for n in NUMBERS]}
     columns["embedding"] = [[0.5, 1.5]] * len(NUMBERS)
     parquet.write_table(pyarrow.table(columns), folder / "labels.parquet")
@@ -237,7 +238,6 @@ def test_hugging_faces_image_folder(tmp_path, opened, name, validation):
 
 @pytest.mark.parametrize("names", [("train-00000-of-00001", "validation-00000-of-00001"), ("train/0000", "val/0000")])
 def test_hugging_faces_parquet_with_the_images_in_it(tmp_path, opened, names):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     folder = tmp_path / "source"
     features = {"image": {"_type": "Image"}, "label": {"names": ["rose", "tulip", "daisy"], "_type": "ClassLabel"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
@@ -260,7 +260,6 @@ def test_hugging_faces_parquet_with_the_images_in_it(tmp_path, opened, names):
 
 @pytest.mark.parametrize("is_struct", [True, False])
 def test_parts_of_one_parquet_are_one_set(tmp_path, opened, is_struct):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     (tmp_path / "source").mkdir()
     for part in range(2):
         numbers = NUMBERS[part * 6 : part * 6 + 6]
@@ -530,8 +529,7 @@ def test_a_table_that_names_no_photo_or_is_damaged_is_said_if_it_is_given(folder
     write(folder / "e.xlsx", b"PK")
     assert "save it as CSV" in problems(opened, folder, labels="e.xlsx")
     write(folder / "c.parquet", b"PAR1")
-    if pytest.importorskip("pyarrow"):
-        assert "c.parquet is damaged" in problems(opened, folder, labels="c.parquet")
+    assert "c.parquet is damaged" in problems(opened, folder, labels="c.parquet")
     write(folder / "d.csv", "file,label\na.jpg,rose,red\n")
     assert "1 row has more cells than the first row's 2: row 2" in problems(opened, folder, labels="d.csv")
 
@@ -560,7 +558,6 @@ def test_a_dataset_is_made_and_made_again_when_the_table_changes(folder, tmp_pat
 
 
 def test_a_dataset_is_made_of_images_within_parquet_and_is_then_up_to_date(tmp_path):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     (tmp_path / "source").mkdir()
     columns = {"image": [{"bytes": rendered(n), "path": "a.jpg"} for n in NUMBERS], "label": list(map(label, NUMBERS))}
     parquet.write_table(pyarrow.table(columns), tmp_path / "source" / "train.parquet")

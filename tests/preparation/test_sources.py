@@ -289,7 +289,7 @@ def test_photos_without_class_folders_are_refused_with_the_tables_that_lie_there
     assert "labels.csv may hold the labels" in error(open_source, fill(tmp_path / "flat", "1.jpg", "labels.csv"))
 
 
-@pytest.mark.skipif(not hasattr(os, "symlink"), reason="links")
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="this system has no symbolic links")
 def test_links_that_lead_out_name_the_option_that_reads_them(open_source, photos, tmp_path):
     source = tmp_path / "linked"
     source.mkdir()

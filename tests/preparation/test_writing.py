@@ -229,7 +229,7 @@ def test_awkward_names_survive(photos, out):
     assert {"tulip/ünï 花.jpg", "tulip/two  spaces.jpg"} <= on_disk
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_fifos_and_links_in_circles_are_rows_of_the_table_not_hangs(photos, out):
     os.mkfifo(photos / "daisy" / "pipe.jpg")
     (photos / "daisy" / "loop").symlink_to(photos / "daisy", target_is_directory=True)
@@ -417,7 +417,7 @@ def old_and_new(photos, out, tmp_path) -> tuple[dict[str, bytes], dict[str, byte
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_killed_at_any_moment_it_leaves_the_old_or_the_new_dataset_whole(photos, out, tmp_path, old_and_new):
     old, new = old_and_new
     source = state(photos)

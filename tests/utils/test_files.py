@@ -55,7 +55,7 @@ def test_those_who_wait_for_a_lock_get_it_one_after_the_other(tmp_path: Path) ->
     assert (len(most), max(most)) == (40, 1)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     lock = tmp_path / ".lock"
     with subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE) as process:
@@ -97,7 +97,7 @@ def test_a_hash_is_that_of_the_whole_file(size: int, tmp_path: Path) -> None:
     assert file_sha256(tmp_path / "x") == hashlib.sha256(data).hexdigest()
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="not a regular file"):
