@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmflowers.preparation.formats import EXTENSIONS as PHOTO_EXTENSIONS
-from mmflowers.preparation.layouts import SPLIT_WORDS, walk
+from mmflowers.preparation.layouts import CONTAINERS, SPLIT_WORDS, split_named, walk
 from mmflowers.preparation.records import SPLITS, SourceFile
 from mmflowers.preparation.tables import NAMES_FILES, OXFORD, TABLE_EXTENSIONS, Table, read_class_names, read_table
 from mmflowers.utils.errors import InputError, Problem, count, raise_all, shortened, some
@@ -19,7 +20,6 @@ from mmflowers.utils.files import file_sha256
 
 NO_TABLE = "none"  # as --labels: use the folders; as --split-column: the table says no split
 
-_SPLITS = SPLIT_WORDS
 _SPLIT_COLUMNS = {"split", "splits", "subset", "set", "partition", "phase", "usage", "fold", "datasplit", "datasettype"}
 _VAL_COLUMNS = {"isvalid", "isval", "valid", "validation"}  # fastai: true for the photos of val
 _LABEL_COLUMNS = {
@@ -28,10 +28,12 @@ _LABEL_COLUMNS = {
 }
 _FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _NO_CLASSES = {  # names of folders that say nothing of the photos in them
-    *("images", "image", "imgs", "img", "photos", "photo", "pictures", "pics", "jpg", "jpeg", "png", "data", "raw"),
-    *("dataset", "files", "all", "input", "unlabeled", "unlabelled"),
+    *CONTAINERS,
+    *("photo", "pics", "jpg", "jpeg", "png", "raw", "files", "all", "input", "unlabeled", "unlabelled"),
 }
-_SPLIT_NAME = re.compile(rf"(?:x_)?({'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?:[^a-z].*)?", re.IGNORECASE)
+_SPLIT_NAME = re.compile(
+    rf"(?:x_)?({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})(?:[^a-z].*)?", re.IGNORECASE
+)
 _NAMED_SHARE = 0.95  # of the photos, in a table that is found by itself
 _LEAST_SHARE = 0.5  # of the photos and of the rows, in any table
 _SAMPLE = 1000  # rows by which columns are told apart
@@ -46,6 +48,11 @@ class LabelOptions(NamedTuple):
     image_column: str | None = None
     label_column: str | None = None
     split_column: str | None = None
+
+    @property
+    def names_a_table(self) -> bool:
+        """Whether any of them asks for a table."""
+        return self.are_given and str(self.labels) != NO_TABLE
 
     @property
     def are_given(self) -> bool:
@@ -98,7 +105,7 @@ class _Choice:
         return {path: entries[0][0] for path, entries in self.found.items()}
 
 
-def label_photos(folder: Path, options: LabelOptions, *, staging: Path) -> Labelled | None:
+def label_photos(folder: Path, options: LabelOptions, *, staging: Path, follow_links: bool = False) -> Labelled | None:
     """Label the photos of a folder by a table, if one is given or is found without doubt.
 
     A table is found by itself if a column of it names at least 95 % of the photos in the folders that it names any
@@ -114,7 +121,7 @@ def label_photos(folder: Path, options: LabelOptions, *, staging: Path) -> Label
     """
     if options.labels is not None and str(options.labels) == NO_TABLE:
         return None
-    walked = sorted(walk(folder))
+    walked = sorted(walk(folder, follow_links=follow_links))
     given = None if options.labels is None else _given(folder, Path(options.labels).expanduser())
     photos = _photos(path for path, refusal in walked if refusal is None)
     tables, problems = _read_tables(folder, walked, given, staging)
@@ -180,7 +187,7 @@ def _read_tables(
             if given or extension not in (".json", ".txt"):  # these can be anything
                 problems += error.problems
         else:
-            table.split = _named_split(Path(name).stem) or _named_split(Path(name).parent.name)
+            table.split = _split_of_table(Path(name).stem) or _split_of_folder(Path(name).parent.name)
             tables.append(table)
     return tables, problems
 
@@ -208,9 +215,15 @@ def _is_hub(paths: Sequence[str]) -> bool:
     return all(re.search(r"-\d+-of-\d+|/\d+\.parquet$", path) for path in paths)
 
 
-def _named_split(name: str) -> str | None:
+def _split_of_table(name: str) -> str | None:
+    """Return the split that a table is of by its name: ``train.csv``, ``train_labels.csv``, ``val-00000-of-00002``."""
     match = _SPLIT_NAME.fullmatch(name)
-    return _SPLITS[match[1].lower()] if match else None
+    return SPLIT_WORDS[match[1].lower()] if match else None
+
+
+@functools.cache
+def _split_of_folder(name: str) -> str | None:
+    return split_named([name]).get(name)
 
 
 class _Locator:
@@ -259,7 +272,7 @@ def _rank(path: str, name: str, folders: list[str], place: str, split: str | Non
     alike = 0
     while alike < min(len(folders), len(above)) and folders[alike] == above[alike]:
         alike += 1
-    in_split = split is not None and any(_named_split(part) == split for part in parts[:-1])
+    in_split = split is not None and any(_split_of_folder(part) == split for part in parts[:-1])
     return alike, parts[-1] == name, bool(place) and path.startswith(f"{place}/"), in_split
 
 
@@ -386,7 +399,7 @@ def _find_split(table: Table) -> int | None:
     for column, name in enumerate(table.columns):
         plain = _plain(name)
         values = {row[column].lower() for row in table.rows} - {""}
-        is_split = bool(values) and values <= _SPLITS.keys() and len(values) > 1
+        is_split = bool(values) and values <= SPLIT_WORDS.keys() and len(values) > 1
         if (
             (plain in _SPLIT_COLUMNS and is_split)
             or plain == "split"
@@ -437,7 +450,7 @@ def _locate_rows(choice: _Choice, locate: _Locator) -> None:
             text = "" if choice.split is None else row[choice.split]
             if is_flag:
                 text = {0: "train", 1: "val"}.get(_FLAGS.get(text.lower(), -1), text)
-            split = _SPLITS.get(text.lower(), text) or table.split or ""
+            split = SPLIT_WORDS.get(text.lower(), text) or table.split or ""
             quality, photos = locate(row[choice.image], place, split or None)
             if len(photos) == 1 and quality >= 0:
                 choice.found.setdefault(photos[0], []).append((*_label_of(choice, row), split))
@@ -512,7 +525,7 @@ def _class_level(photos: Iterable[str]) -> int | None:
     levels: dict[int, set[str]] = defaultdict(set)
     for parts in set(map(_parts, photos)):
         for level, name in enumerate(parts):
-            if _folded(name) not in _NO_CLASSES and not _named_split(name):
+            if _folded(name) not in _NO_CLASSES and not _split_of_folder(name):
                 levels[level].add(name)
     return min((level for level, names in levels.items() if len(names) > 1), default=None)
 
@@ -621,7 +634,7 @@ def _splits(choice: _Choice) -> tuple[dict[str, str], str]:
     where = f"column {choice.columns[choice.split]}" if choice.split is not None else f"the names {choice.name}"
     if len(set(splits.values())) < 2:
         for path in choice.found:
-            named = [split for part in path.split("/")[:-1] if (split := _named_split(part))]
+            named = [split for part in path.split("/")[:-1] if (split := _split_of_folder(part))]
             if named:
                 splits[path] = named[0]
         where = "the folders of the photos"

@@ -16,6 +16,7 @@ from mmflowers.preparation.formats import EXTENSIONS as PHOTO_EXTENSIONS
 from mmflowers.preparation.lists import CLASSES_NAME, LIST_NAMES, Lists, find_lists
 from mmflowers.preparation.records import SourceFile
 from mmflowers.preparation.splitting import shown
+from mmflowers.preparation.tables import TABLE_EXTENSIONS
 from mmflowers.utils.errors import NAMED, InputError, Problem, count, some
 
 # Words that name a split in the name of a folder: train, Training, x_train, test_set, validationData …
@@ -24,10 +25,9 @@ SPLIT_WORDS = {
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "eval", "evaluation", "验证", "验证集"), "val"),
     **dict.fromkeys(("test", "testing", "tst", "holdout", "测试", "测试集"), "test"),
 }
-_CONTAINERS = {"images", "image", "imgs", "img", "photos", "pictures", "data", "dataset"}  # of photos, no class
-_FILLERS = {*_CONTAINERS, "set", "sets", "x", "seg", "split", "folder", "raw", "final"}  # beside the split's word
+CONTAINERS = {"images", "image", "imgs", "img", "photos", "pictures", "data", "dataset"}  # of photos, no class
+_FILLERS = {*CONTAINERS, "set", "sets", "x", "seg", "split", "folder", "raw", "final"}  # beside the split's word
 _GLUED = re.compile(r"(train|training|val|valid|validation|dev|test|testing)(sets?|data|images?|imgs?)")
-TABLE_EXTENSIONS = {".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".mat", ".xlsx", ".xls"}
 
 OUTSIDE = "outside every class folder"
 _SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}  # in lower case
@@ -304,6 +304,7 @@ def _without_labels(layout: Layout, splits: dict[str, str]) -> Problem:
         hint = "rename the folder to train on to train/, or make each folder a class with --layout classes"
     if tables := tables_in(layout):
         what += f"; {some(map(shown, tables))} may hold the labels"
+        hint += "; --labels FILE names a table of labels"
     return Problem(what, hint)
 
 
@@ -322,7 +323,7 @@ def _split_wrapper(paths: list[str]) -> str:
     prefix = ""
     while len(inner := {path[len(prefix) :].partition("/")[0] for path in paths}) == 1:
         name = inner.pop()
-        if any(f"{prefix}{name}" == path for path in paths) or not (name.lower() in _CONTAINERS or split_named([name])):
+        if any(f"{prefix}{name}" == path for path in paths) or not (name.lower() in CONTAINERS or split_named([name])):
             break
         prefix += f"{name}/"
     return prefix

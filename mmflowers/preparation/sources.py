@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from mmflowers.preparation.labels import LabelOptions, label_photos
 from mmflowers.preparation.layouts import LEADS_OUT, Kind, Layout, is_archive, read_layout, split_named, tables_in
-from mmflowers.preparation.lists import assign_splits, find_lists
+from mmflowers.preparation.lists import Lists, assign_splits, find_lists
 from mmflowers.preparation.records import Source
 from mmflowers.preparation.splitting import shown
 from mmflowers.utils.errors import InputError, Problem, count, raise_all, some
@@ -84,7 +84,10 @@ def open_source(
         raise InputError("--split redo and --split-lists contradict each other", "give one of them")
     folder, description = _on_disk(source, staging, wanted, cache, zip_encoding)
     name = source or description["name"]
-    labelled = label_photos(folder, labels or LabelOptions(), staging=staging)
+    labels = labels or LabelOptions()
+    if layout is not None and labels.names_a_table:
+        raise InputError("--layout says that folders are classes, and --labels that a table does", "give one of them")
+    labelled = None if layout else label_photos(folder, labels, staging=staging, follow_links=follow_links)
     if labelled:
         found = Layout(labelled.root, labelled.files)
         description["labels"] = labelled.description
@@ -114,9 +117,9 @@ def open_source(
             hint = "remove --split, or name the lists with --split-lists DIR"
             raise InputError(f"--split keep: no split is found in {name}", hint)
     elif split is None:
-        splits = {*found.split_folders.values(), *(lists.files if lists else ())}
+        splits = _splits(found, lists, bool(table_split))
         hint = "--split keep uses that split, --split redo draws a new one"
-        if "val" not in splits and not lists and not table_split:
+        if "val" not in splits and not lists:
             hint = "--split keep keeps test as it is and draws val out of train; --split redo pools all photos"
         elif "test" in splits:
             hint = "--split keep uses that split; --split redo pools all photos, those of test too, and draws a new one"
@@ -127,12 +130,11 @@ def open_source(
             file.split = None
     elif lists:
         given = "its own lists"
-    elif table_split:
-        given = "its table"
     else:
-        _check_split_folders(found)
-        draws_val = "val" not in found.split_folders.values()
-        given = "its own folders" + (VAL_DRAWN if draws_val else "")
+        if not table_split:
+            _check_split_folders(found)
+        draws_val = "val" not in _splits(found, lists, bool(table_split))
+        given = ("its table" if table_split else "its own folders") + (VAL_DRAWN if draws_val else "")
     description["split"] = given
     if lists is not None:
         against_folders = split_lists is None and bool(found.split_folders)
@@ -229,6 +231,13 @@ def _checked_sha256(text: str | None) -> str | None:
     return digits
 
 
+def _splits(layout: Layout, lists: Lists | None, of_table: bool) -> set[str | None]:
+    """Return the splits that folders, lists or a table of the source name."""
+    if of_table:
+        return {file.split for file in layout.files}
+    return {*layout.split_folders.values(), *(lists.files if lists else ())}
+
+
 def _existing_split(layout: Layout) -> str:
     found = []
     if layout.split_folders:
@@ -279,7 +288,7 @@ def _hint_without_photos(layout: Layout) -> str:
         return "--follow-links reads what the links point to"
     hint = "one folder for each class is needed: daisy/x.jpg, tulip/y.jpg …"
     if tables := tables_in(layout):
-        hint += f"; {some(map(shown, tables))} may hold the labels"
+        hint += f"; {some(map(shown, tables))} may hold the labels: --labels FILE"
     if archives := [file.path for file in layout.files if is_archive(file.path)]:
         hint += f"; unpack {some(map(shown, archives))}, or give one with --source"
     return hint

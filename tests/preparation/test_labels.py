@@ -62,8 +62,9 @@ def table(rows, delimiter=",") -> str:
 
 @pytest.fixture
 def opened(tmp_path):
-    def open_source(source: Path, split=None, **columns) -> Source:
-        return sources.open_source(source, staging=tmp_path / "staging", split=split, labels=LabelOptions(**columns))
+    def open_source(source: Path, split=None, layout=None, follow_links=False, **columns) -> Source:
+        options = dict(split=split, layout=layout, follow_links=follow_links, labels=LabelOptions(**columns))
+        return sources.open_source(source, staging=tmp_path / "staging", **options)
 
     return open_source
 
@@ -192,6 +193,26 @@ def test_a_split_column_is_a_split_that_is_asked_about(folder, opened):
     source = opened(folder, "redo")
     assert not source.has_split
     assert set(splits_of(source).values()) == {None}
+
+
+def test_of_a_table_with_train_and_test_alone_val_is_drawn_out_of_train(folder, opened):
+    rows = [(f"photo_{number:03}", label(number), "test" if number >= 9 else "train") for number in NUMBERS]
+    write(folder / "labels.csv", table([("id", "label", "split"), *rows]))
+    assert "--split keep keeps test as it is and draws val out of train" in problems(opened, folder)
+    found = opened(folder, split="keep")
+    assert found.draws_val and found.description["split"] == "its table, val drawn out of train"
+    assert {number for number, split in splits_of(found).items() if split == "test"} == {9, 10, 11}
+
+
+def test_options_about_folders_and_links_count_beside_a_table(folder, tmp_path, opened):
+    rows = [(f"photo_{number:03}.jpg", label(number)) for number in NUMBERS]
+    write(folder / "labels.csv", table([("file", "label"), *rows]))
+    assert set(labels_of(opened(folder, layout="classes")).values()) == {"images"}
+    assert "give one of them" in problems(opened, folder, layout="classes", labels="labels.csv")
+    elsewhere = (folder / "images").rename(tmp_path / "elsewhere")
+    (folder / "images").symlink_to(elsewhere)
+    assert "--follow-links" in problems(opened, folder)
+    assert labels_of(opened(folder, follow_links=True)) == ALL
 
 
 def test_a_column_that_is_called_split_but_has_none_can_be_ignored(folder, opened):
