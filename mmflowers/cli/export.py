@@ -51,13 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         with importing():
             from mmflowers.engine.testing import last_run
             from mmflowers.export.export import export
-            from mmflowers.utils.errors import InputError
 
-        try:
-            work_dir = args.run or last_run(Path("work_dirs"))
-        except InputError as error:
-            hint = "train one with python tools/train.py CONFIG, or choose another one with --run"
-            raise InputError(error.problems[0].what, hint) from error
+        work_dir = args.run or last_run(Path("work_dirs"), "choose another one with --run")
         done = export(
             work_dir,
             args.out,
