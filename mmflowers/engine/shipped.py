@@ -32,5 +32,5 @@ def find_config(config: str | Path) -> Path:
             print(f"config: {shipped[name]}, which mmflowers ships; there is no file {path} here", file=sys.stderr)
         return shipped[name]
     close = difflib.get_close_matches(name, shipped, 1)
-    hint = f"{close[0]} is meant? mmflowers" if close else "mmflowers"
+    hint = f"did you mean {close[0]}? mmflowers" if close else "mmflowers"
     raise InputError(f"no config at {path}", f"{hint} ships {', '.join(shipped)}")

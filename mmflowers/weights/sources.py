@@ -50,7 +50,7 @@ def resolve_source(source: str) -> str:
     if name not in table:
         close = difflib.get_close_matches(name, table, 3)
         what = f"no weights at {source}: MMEngine's table for {scheme}:// has no {name}"
-        raise InputError(what, f"{' or '.join(close)} is meant?" if close else f"it has {', '.join(sorted(table))}")
+        raise InputError(what, f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(sorted(table))}")
     address = table[name]
     if "://" not in address:  # of the user's own open_mmlab.json
         address = str(Path(mmengine_weights._get_mmengine_home(), address))
