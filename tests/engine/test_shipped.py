@@ -48,7 +48,10 @@ def test_a_file_that_is_there_comes_first(elsewhere: Path, capsys: pytest.Captur
     ("name", "meant"),
     [
         ("resnet50_flower.py", "did you mean resnet50_flowers? "),
-        ("mine/resnet50_flowers.py", "did you mean resnet50_flowers? "),  # a file of the user's own may be meant as well
+        (
+            "mine/resnet50_flowers.py",
+            "did you mean resnet50_flowers? ",
+        ),  # a file of the user's own may be meant as well
         ("_base_/data.py", ""),
         ("xyz", ""),
         ("configs", ""),
