@@ -30,7 +30,7 @@ from mmflowers.preparation.decoding import (
     refusing_damage,
     spread,
 )
-from mmflowers.preparation.features import describe
+from mmflowers.preparation.features import LONG_SIDE, describe
 from mmflowers.preparation.formats import refusal
 from mmflowers.preparation.journal import Inspection, Journal
 from mmflowers.preparation.records import Record, Source, SourceFile
@@ -221,7 +221,8 @@ def _examine_image(
         size = decoded.size
     reduced = _reduce(decoded)
     phash, thumbnail = perceptual_hash(reduced)
-    features = describe(reduced)
+    # Enlarged, small images are smooth blobs that resemble each other: comparing them would take hours, for nothing.
+    features = describe(reduced) if max(size) >= LONG_SIDE else b""
     if is_compared:
         digests = {digest(one) for one in ([image] if decoded is image else [image, decoded])}
         image.close()  # a WebP's decoders take the memory that is allowed to one of them

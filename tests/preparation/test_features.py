@@ -126,6 +126,14 @@ def test_images_of_any_size_have_features_unless_they_are_too_narrow_for_a_patch
     assert bool(describe(Image.effect_noise(size, 60))) == has_some
 
 
+def test_photos_too_small_for_detail_have_no_features():
+    for side, has_some in ((32, False), (95, False), (96, True), (2000, True)):
+        data = io.BytesIO()
+        Image.effect_noise((side, side // 2), 60).save(data, "PNG")
+        found, _ = examine(data.getvalue(), ".png")
+        assert bool(found.features) == has_some, side
+
+
 def test_a_flat_image_has_no_feature_and_no_copy():
     flat = describe(Image.new("RGB", (200, 150), "red"))
     assert len(Features.from_bytes(flat).points) == 0
